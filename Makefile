@@ -1,0 +1,36 @@
+# The first use of any target makes .venv from requirements.lock. The size of a run is `profile`, the first line of params.yaml.
+.DEFAULT_GOAL := help
+.PHONY: help repro ablation base test sync lab
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export OMP_NUM_THREADS ?= 2
+
+help:      ## this list
+	@grep -E '^[a-z]+: .*##' Makefile | sed 's/:[^#]*##/ -/'
+
+repro: .venv/installed  ## the main arm, from scenes to report
+	dvc repro report labels
+
+ablation: .venv/installed  ## every arm, and the table that compares them
+	dvc repro ablation
+
+base: .venv/installed  ## train the shipped base student again (hours of CPU, minutes of GPU)
+	python -m papermill -k python3 --log-output --no-progress-bar -p out data/base nbs/pipeline/base.ipynb data/base.ipynb
+
+test: .venv/installed  ## all tests, then every notebook of the library
+	HF_HUB_OFFLINE=1 python -m pytest
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 nbdev_test --n_workers 2
+
+sync: .venv/installed  ## notebooks -> library and README
+	nbdev_clean
+	nbdev_export
+	python -m jupyter nbconvert --log-level WARN --to markdown --output-dir . --output README nbs/index.ipynb
+	git diff --stat
+
+lab: .venv/installed  ## JupyterLab on the notebooks
+	jupyter lab nbs
+
+.venv/installed: requirements.lock pyproject.toml
+	python3 -m venv .venv
+	.venv/bin/pip install --quiet --require-hashes -r requirements.lock
+	.venv/bin/pip install --quiet --no-deps --no-build-isolation -e .
+	touch $@
