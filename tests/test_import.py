@@ -1,0 +1,35 @@
+"The library imports fast, and without the tools of its notebooks."
+import subprocess, sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+MODULES = ["world2vlm"] + [f"world2vlm.{p.stem}" for p in sorted((ROOT / "world2vlm").glob("[!_]*.py"))]
+TOOLS = ("nbdev", "fastcore", "execnb", "dvc", "papermill", "IPython", "jupytext", "pytest", "hypothesis")
+PROBE = """
+import sys, time
+
+class Block:
+    "Hides the notebook tools."
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {tools!r}: raise ImportError(f"{{name}} is not for the library")
+
+sys.meta_path.insert(0, Block())
+start = time.perf_counter()
+import {module}
+print(time.perf_counter() - start)
+"""
+
+
+def seconds(module: str) -> float:
+    "Time a fresh interpreter takes to import `module`."
+    code = PROBE.format(tools=TOOLS, module=module)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return float(done.stdout)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_import(module):
+    assert min(seconds(module) for _ in range(3)) < 1.0
