@@ -1,9 +1,20 @@
 "Settings: what is accepted, what is refused, and that every section of params.yaml is read by its stage."
+import json
+import signal
+import subprocess
+import sys
 from dataclasses import dataclass, field
+from typing import Literal
 
+import numpy as np
 import pytest
+from hypothesis import given, settings, strategies as st
 
-from world2vlm.config import ConfigError, from_dict, load_params, merged, repo_root, stage
+from world2vlm.config import (ConfigError, Rejects, from_dict, load_params, merged, read_rejects, read_yaml, reject_line, remedy, repo_root,
+                              stage, write_json)
+
+settings.register_profile("shared machine", deadline=None, derandomize=True)
+settings.load_profile("shared machine")
 
 
 @dataclass(frozen=True)
@@ -83,3 +94,108 @@ def test_root_is_found_from_below(tmp_path, monkeypatch):
     (tmp_path / "a/b").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "a/b")
     assert repo_root() == tmp_path.resolve()
+
+
+@pytest.mark.parametrize("written, expected", [("1e-5", 1e-5), ("2E6", 2e6), ("1.5e3", 1.5e3), ("-3e-1", -0.3), ("+1e1", 10.0)])
+def test_the_remedy_for_a_number_is_a_number(written, expected):
+    assert isinstance(read_yaml(written, "x"), str)
+    assert read_yaml(remedy(written).split("write ")[1], "x") == expected
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_every_float_can_be_written(value):
+    read = read_yaml(repr(value), "x")
+    found = read if isinstance(read, float) else read_yaml(remedy(read).split("write ")[1], "x")
+    assert found == value
+
+
+@dataclass(frozen=True)
+class Careful:
+    mode: Literal["lora", "full"] = "lora"
+    rate: float = 1.0
+    name: str = "a"
+
+    def __post_init__(self):
+        if self.rate < 0: raise ValueError(f"rate is {self.rate}, at least 0 is wanted")
+
+
+@pytest.mark.parametrize("data, message", [
+    (dict(mode="lorra"), "toy.mode: 'lorra' is none of lora, full; did you mean lora?"),
+    (dict(rat=1), "toy.rat: unknown setting; Careful has mode, rate, name; did you mean rate?"),
+    (dict(name=False), "toy.name: False is bool, str is wanted; put it in quotes"),
+    (dict(rate=-1), "toy: rate is -1.0, at least 0"),
+    (None, "toy: None is no mapping"),
+])
+def test_messages_help(data, message):
+    with pytest.raises(ConfigError) as e: from_dict(Careful, data, "toy")
+    assert message in str(e.value)
+
+
+@pytest.mark.parametrize("profile, arm, message", [
+    ("mini", "main", "params.yaml: profiles.mini.toy.rate: 'x' is str"),  # the arm would hide it
+    ("small", "main", None),
+    ("small", "", None),
+    ("small", "typo", "params.yaml: arms.typo.toy.rte: unknown setting"),
+    ("smal", None, "profiles.smal: not in params.yaml; there are mini, small; did you mean small?"),
+])
+def test_a_slip_is_reported_where_it_stands(profile, arm, message):
+    params = dict(toy=None, profiles=dict(mini=dict(toy=dict(rate="x")), small=None), arms=dict(main=dict(toy=dict(rate=2)), typo=dict(toy=dict(rte=2))))
+    if message is None:
+        assert stage(Careful, "toy", profile, arm, params).rate == (2.0 if arm else 1.0)
+        return
+    with pytest.raises(ConfigError) as e: stage(Careful, "toy", profile, arm, params)
+    assert message in str(e.value)
+
+
+@pytest.mark.parametrize("text, message", [
+    ("sft: {lr: 1, lr: 2}", "lr stands twice in the mapping of line 1"),
+    ("sft: [1", "no valid YAML"),
+    ("- 1", "no mapping of sections"),
+    ("", "no mapping of sections"),
+    ("sft: {}\nprofiles: {mini: 3}", "profiles.mini: 3 is no mapping"),
+])
+def test_a_broken_file_is_refused(tmp_path, text, message):
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(ConfigError) as e: load_params(tmp_path / "params.yaml")
+    assert message in str(e.value) and "params.yaml" in str(e.value)
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="no such file"): load_params(tmp_path / "params.yaml")
+
+
+def test_yaml_anchors_may_be_overridden():
+    assert read_yaml("a: &a {x: 1, y: 2}\nb: &b {<<: *a, x: 3}\nc: {<<: *b, y: 4}", "x")["c"] == dict(x=3, y=4)
+
+
+def test_json_is_sorted_whole_and_ends_in_a_newline(tmp_path):
+    path = write_json(tmp_path / "new/metrics.json", dict(b=np.float32(0.5), a=np.arange(2), c=Careful()))
+    assert path.read_bytes() == write_json(tmp_path / "again.json", dict(c=Careful(), a=[0, 1], b=0.5)).read_bytes()
+    assert path.read_text().endswith("}\n") and list(json.loads(path.read_text())) == ["a", "b", "c"]
+    with pytest.raises(ValueError): write_json(path, dict(loss=float("nan")))
+    assert json.loads(path.read_text())["b"] == 0.5 and [p.name for p in path.parent.iterdir()] == ["metrics.json"]
+
+
+rows = st.lists(st.tuples(st.text(st.characters(exclude_categories=["Cs"])), st.sampled_from(["imagine", "supervise"]), st.text(st.characters(exclude_categories=["Cs"]))), unique=True, min_size=1, max_size=5)
+
+
+@given(rows, st.data())
+def test_a_log_cut_anywhere_resumes_to_the_same_bytes(tmp_path_factory, rows, data):
+    path = tmp_path_factory.mktemp("log") / "rejects.jsonl"
+    whole = "".join(reject_line(*row) + "\n" for row in rows).encode()
+    path.write_bytes(whole[:data.draw(st.integers(0, len(whole)))])
+    log = Rejects(path)
+    for row in rows: log.add(*row)
+    assert path.read_bytes() == whole and [tuple(r.values()) for r in read_rejects(path)] == rows and len(log) == len(rows)
+
+
+def test_a_killed_writer_leaves_whole_lines(tmp_path):
+    path = tmp_path / "rejects.jsonl"
+    code = "import sys, itertools; from world2vlm.config import Rejects\nlog = Rejects(sys.argv[1])\nfor i in itertools.count(): log.add(f'room-{i}', 'imagine', 'collision'); print(i, flush=True)"
+    writer = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True)
+    for _ in range(20): writer.stdout.readline()
+    writer.send_signal(signal.SIGKILL)
+    writer.wait()
+    writer.stdout.close()
+    found = [r["input"] for r in read_rejects(path)]
+    assert len(found) >= 20 and found == [f"room-{i}" for i in range(len(found))]
