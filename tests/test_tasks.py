@@ -1,0 +1,368 @@
+import re
+from collections import Counter
+from dataclasses import replace
+from itertools import combinations, product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from world2vlm.actions import KINDS, Action, Ranges, format_actions, plan, sample
+from world2vlm.config import from_dict
+from world2vlm.rewards import BOX, iou, paper_reward
+from world2vlm.scenes import Instance, rooms
+from world2vlm.tasks import (BOX_UNIT, TASKS, Rules, answer_class, balance, balance_report, box_options, class_of, convert_boxes, differ, edited,
+                             edits, end_pose, false_claim, fate, motion_options, read_motion, read_yes, settle, trades, usual)
+from world2vlm.transport import Transition, candidates, footprint, transitions
+from world2vlm.worldmodels import load
+
+A = Action
+RULES = Rules(move=(0.2, 1.5), turn=(10, 60))
+RANGES = Ranges(move=(0.2, 1.5, 0.1), turn=(10, 60, 10))
+WALKS = ("single", "single", "forward_turn", "turn_forward", "shift_forward_turn")
+
+
+def simulated(n, seed, walks=WALKS, size=(48, 48)) -> list[Transition]:
+    "Transitions of both evidences from `n` rooms."
+    rng, found = np.random.default_rng(seed), []
+    for scene in rooms(n, seed=seed, size=size):
+        ways = [plan(sample(rng, preset, RANGES)) for preset in walks]
+        for teacher in ("simulator", "reprojection"):
+            found += [transitions(scene, r)[-1] for r in load(teacher).imagine(scene, ways, reject=lambda why, way: None)]
+    return found
+
+
+@pytest.fixture(scope="module")
+def views(): return simulated(10, seed=3)
+
+
+@pytest.fixture(scope="module")
+def examples(views):
+    "Every task at every transition, with the transition."
+    rng = np.random.default_rng(0)
+    return [(e, t) for t in views for task in TASKS.values() for _ in range(2) for e in task.derive(t, rng, RULES)]
+
+
+def settled(e): return TASKS[e.task].kind.unpack(e.target[TASKS[e.task].kind.name])
+
+
+def test_every_task_and_phrasing_is_derived(examples):
+    assert {(e.task, e.phrasing) for e, _ in examples} == set(product(TASKS, RULES.phrasings))
+    assert {e.evidence for e, _ in examples} == {"exact", "transport"}
+    for e, t in examples:
+        assert len(e.images) == (1 if e.task in ("D1", "D2") else 2) and e.images[0] is t.image_before
+        assert e.direction == ("inverse" if e.task in ("A1", "A2", "A3", "D3") else "forward")
+        assert sum(v is not None for v in e.target.values()) == 1 and set(e.target) == {"actions", "box", "yes"}
+        assert "{" not in e.question + e.answer
+
+
+def test_the_gold_answer_of_every_phrasing_earns_everything(examples):
+    for e, _ in examples:
+        parts = TASKS[e.task].score(e.answer, e)
+        assert all(v == 1.0 for v in parts.values()), (e.question, e.answer, parts)
+        assert TASKS[e.task].parse(e.answer, e) == settled(e)
+
+
+def test_direct_gold_answers_earn_the_papers_reward_too(examples):
+    for e, _ in examples:
+        if e.phrasing == "direct": assert paper_reward(e.task, e.answer, e.answer)["overall"] == pytest.approx(1)
+
+
+def test_wrong_letters_earn_less(examples):
+    for e, _ in examples:
+        for letter in set(e.choices or ()) - {e.answer}:
+            parts = TASKS[e.task].score(letter, e)
+            assert parts["overall"] < 0.95 and parts["format"] == 1.0
+
+
+def test_option_texts_count_as_their_letters(examples):
+    for e, _ in examples:
+        for letter, option in (e.choices or {}).items():
+            wanted = TASKS[e.task].score(letter, e)["overall"]
+            for text in (f"{letter}. {option}", f"({letter})", letter.lower(), option, f"The answer is {letter}."):
+                assert TASKS[e.task].score(text, e)["overall"] == wanted
+
+
+@settings(max_examples=60, deadline=None)
+@given(text=st.one_of(st.text(max_size=60), st.from_regex(r"(move|turn) (left|right|forward) -?\d{1,4}(\.\d)? (meters|degrees)"),
+                      st.lists(st.floats(-9e3, 9e3), min_size=3, max_size=5).map(str)))
+def test_any_response_gets_marks_between_zero_and_one(examples, text):
+    for e in {e.task + e.phrasing: e for e, _ in examples}.values():
+        parts = TASKS[e.task].score(text, e)
+        assert list(parts)[:2] == ["overall", "format"] and all(0 <= v <= 1 for v in parts.values())
+    assert TASKS["A1"].score("", examples[0][0])["overall"] == 0
+
+
+def test_parts_are_the_same_for_every_response(examples):
+    for e in {e.task: e for e, _ in examples}.values():
+        assert TASKS[e.task].score("", e).keys() == TASKS[e.task].score(e.answer, e).keys()
+
+
+# The eight defects of the release, each shown absent
+
+def test_defect_1_a_turn_to_the_right_carries_the_picture_to_the_left():
+    scene = next(s for s in rooms(20, seed=3, size=(64, 64)))
+    for kind, sign in (("turn_right", -1), ("turn_left", 1)):
+        [rollout] = load("simulator").imagine(scene, [plan([A(kind, 10)])])
+        t = transitions(scene, rollout)[0]
+        [e] = TASKS["A2"].derive(t, np.random.default_rng(0), Rules(phrasings=("direct",)))
+        assert e.answer == f"{kind.replace('_', ' ')} 10 degrees"
+        for d1 in TASKS["D1"].derive(t, np.random.default_rng(0), Rules(objects=9)):
+            before = footprint(next(i.mask for i in scene.instances if str(i.id) == d1.id.split("/")[-1]))
+            assert sign * (sum(d1.target["box"][::2]) - sum(before[::2])) > 0
+
+
+def test_defect_2_letters_and_sentences_of_yes_no_tasks_earn_their_reward(examples):
+    for e, _ in examples:
+        if e.task not in ("A4", "D2", "D4") or e.phrasing == "direct": continue
+        assert paper_reward(e.task, e.answer, e.answer)["overall"] == 0  # what the release gives to its own gold answer
+        other = "AB"[e.answer == "A"] if e.choices else {"yes": "No, it is not.", "no": "Yes."}["yes" if e.target["yes"] else "no"]
+        assert [TASKS[e.task].score(text, e)["overall"] for text in (e.answer, other)] == [1.0, 0.0]
+
+
+def at_the_border(size=64):
+    "An object that the left border cuts, 3 m ahead in an empty scene, and its scene."
+    scene = next(rooms(1, seed=3, size=(size, size)))
+    mask = np.zeros((size, size), bool)
+    mask[24:40, :12] = True
+    return replace(scene, depth=np.full((size, size), 3.0, np.float32), instances=[Instance(1, "red chair", mask)])
+
+
+@pytest.mark.parametrize("degrees, gone", [(0.5, False), (3, False), (60, True)])
+def test_defect_3_an_object_at_the_border_is_gone_only_when_geometry_says_so(degrees, gone):
+    scene = at_the_border()
+    [rollout] = load("reprojection", max_unseen=1.0).imagine(scene, [plan([A("turn_right", degrees)])])
+    [e] = TASKS["D2"].derive(transitions(scene, rollout)[0], np.random.default_rng(0))
+    assert e.target["yes"] is gone
+
+
+def test_defect_3_exact_labels_follow_the_true_ids(examples):
+    for e, t in examples:
+        if e.task != "D2" or e.evidence != "exact": continue
+        left = int((t.ids_after == int(e.id.split("/")[-1])).sum())
+        assert left == 0 or not e.target["yes"] or left <= 0.1 * next(i.mask.sum() for i in t.scene.instances if str(i.id) == e.id.split("/")[-1])
+        assert left > 0 or e.target["yes"]
+
+
+def shown_boxes(e): return [tuple(float(v) / 1000 for v in m.groups()) for m in BOX.finditer(e.question.split("\n")[0])]
+
+
+def test_defect_4_boxes_in_the_second_view_belong_to_the_true_object(examples):
+    for e, t in examples:
+        if e.task not in ("D3", "D4") or e.evidence != "exact": continue
+        me = next(i for i in t.scene.instances if str(i.id) == e.id.split("/")[-1])
+        before, after = shown_boxes(e)
+        assert before == pytest.approx(footprint(me.mask), abs=1e-3)
+        owner = [i for i in t.scene.instances if (box := footprint(t.ids_after == i.id)) and after == pytest.approx(box, abs=1e-3)]
+        assert owner and class_of(owner[0]) == class_of(me)
+        assert (me.id in {i.id for i in owner}) == (True if e.task == "D3" else e.target["yes"])
+
+
+@pytest.mark.parametrize("name, words", [("A1", ("forward", "backward", "left", "right")), ("A2", ("left", "right"))])
+def test_defect_5_no_question_names_the_direction_it_asks_for(name, words, examples):
+    task = TASKS[name]
+    for text in (*task.stems, task.hint, task.remark):
+        assert {w for w in words if re.search(rf"\b{w}\b", text)} in (set(), set(words))
+    for e, _ in examples:
+        if e.task == name and e.phrasing != "choice": assert {w for w in words if re.search(rf"\b{w}\b", e.question)} in (set(), set(words))
+
+
+def test_defect_5_options_do_not_point_at_the_truth(examples):
+    for e, _ in examples:
+        if e.task not in ("A1", "A2") or not e.choices: continue
+        [kinds, amounts] = zip(*[(a.kind, a.amount) for [a] in map(read_motion, e.choices.values())])
+        assert set(Counter(kinds).values()) | set(Counter(amounts).values()) <= {1, 2, 4}
+        assert len({(Counter(kinds)[k], Counter(amounts)[v]) for k, v in zip(kinds, amounts)}) == 1  # every option looks alike
+
+
+def test_defect_6_metres_and_degrees_stay_apart(examples):
+    for e, t in examples:
+        if e.target["actions"] is None: continue
+        turned = sum(a["amount"] for a in e.target["actions"] if a["kind"].startswith("turn"))
+        assert turned == sum(a.amount for a in t.actions if a.is_turn)  # presets turn once
+        assert np.allclose(end_pose(settled(e)), t.pose, atol=1e-6)  # metres and degrees lead to the pose of the view
+
+
+def test_defect_7_no_false_claim_is_true_and_no_true_claim_false(examples):
+    for e, t in examples:
+        if e.task != "A4": continue
+        claim = read_motion(max(re.findall(r"(?:(?:move|turn) \w+ [\d.]+ \w+(?:; )?)+", e.question), key=len))
+        assert e.target["yes"] == np.allclose(end_pose(claim), t.pose, atol=1e-6)
+        assert len(claim) == len(settle(t.actions)) and usual(claim)
+
+
+def test_defect_7_wrong_options_are_wrong(examples):
+    for e, t in examples:
+        if not e.choices: continue
+        typed = [TASKS[e.task].kind.read(v) for v in e.choices.values()]
+        assert len(typed) == (2 if e.target["yes"] is not None else 4) and typed["ABCD".index(e.answer)] == settled(e)
+        if e.target["actions"]: assert all(differ(a, b) for a, b in combinations(typed, 2))
+        if e.target["box"]: assert all(iou(a, b) < RULES.overlap for a, b in combinations(typed, 2))
+
+
+def test_defect_8_what_is_left_out_is_counted(views):
+    for t in views[:30]:
+        for name in ("D1", "D2", "D3", "D4"):
+            count = Counter()
+            made = TASKS[name].derive(t, np.random.default_rng(0), replace(RULES, objects=99), count)
+            assert len(made) + count.total() == len(candidates(t.scene, RULES.area))
+            assert all(reason.startswith(f"{name}: ") for reason in count)
+
+
+def test_defect_8_the_same_seed_gives_the_same_examples(views):
+    def run(seed):
+        rng = np.random.default_rng(seed)
+        return [(e.id, e.question, e.answer, e.choices) for t in views[:12] for task in TASKS.values() for e in task.derive(t, rng, RULES)]
+    assert run(5) == run(5) != run(6)
+
+
+def test_ids_are_unique(views):
+    rng = np.random.default_rng(0)
+    ids = [e.id for t in views for task in TASKS.values() for e in task.derive(t, rng, RULES)]
+    assert len(set(ids)) == len(ids)
+
+
+# Motions
+
+actions = st.lists(st.tuples(st.sampled_from(KINDS), st.integers(1, 15)).map(lambda p: A(p[0], p[1] * (10 if "turn" in p[0] else 0.1))), max_size=5)
+
+
+@given(actions)
+def test_settling_keeps_the_end_and_is_final(motion):
+    form = settle(motion)
+    assert np.allclose(end_pose(form), end_pose(motion), atol=1e-9)
+    assert settle(form) == form and settle([a.opposite for a in reversed(motion)] + motion) == ()
+    assert not form or read_motion(format_actions(form)) == form
+
+
+@given(actions, st.integers(0, 99))
+def test_false_claims_end_elsewhere(motion, seed):
+    truth = settle(motion)
+    claim = false_claim(truth, np.random.default_rng(seed), RULES) if truth else None
+    assert claim is None or (differ(claim, truth, RULES) and len(claim) == len(truth))
+
+
+def test_every_preset_has_false_claims_of_every_kind_and_options():
+    rng = np.random.default_rng(0)
+    for preset in WALKS:
+        for _ in range(60):
+            truth = settle(sample(rng, preset, RANGES))
+            options = motion_options(truth, rng, RULES)
+            assert false_claim(truth, rng, RULES) and options and all(map(usual, options))
+    truth = settle([A("turn_left", 30), A("forward", 1)])
+    assert {e[0] for e in edits(truth) + trades(truth)} == {"swap", "mirror", "kind", "amount", "trade"}
+    assert edited(truth, ("swap", 0, None)) == (A("forward", 1), A("turn_left", 30))
+
+
+def test_the_order_of_two_moves_is_not_asked_for():
+    e = Rules(phrasings=("direct",))
+    scene = next(rooms(1, seed=3, size=(48, 48)))
+    truth = settle([A("forward", 0.2), A("left", 0.2)])
+    assert truth == settle([A("left", 0.2), A("forward", 0.2)])
+    [rollout] = load("reprojection").imagine(scene, [plan([A("forward", 0.2), A("left", 0.2)])])
+    [example] = TASKS["A3"].derive(transitions(scene, rollout)[-1], np.random.default_rng(0), e)
+    for text in ("move forward 0.2 meters; move left 0.2 meters", "move left 0.2 meters; move forward 0.2 meters"):
+        assert TASKS["A3"].score(text, example)["overall"] == 1.0
+    assert TASKS["A3"].derive(transitions(scene, rollout)[0], np.random.default_rng(0), e) == []
+
+
+def test_scores_fall_with_the_error(examples):
+    e = next(e for e, _ in examples if e.task == "A2" and e.phrasing == "direct")
+    [true] = settled(e)
+    marks = [TASKS["A2"].score(format_actions([A(true.kind, true.amount * f)]), e)["overall"] for f in (1, 1.1, 1.5, 2, 5)]
+    assert marks == sorted(marks, reverse=True) and marks[0] == 1 and marks[-1] == pytest.approx(0.4)
+    assert TASKS["A2"].score(format_actions([true.opposite]), e)["overall"] == 0
+    twice = f"{format_actions([true])}; move forward 1 meters"
+    assert TASKS["A2"].score(twice, e)["overall"] == pytest.approx(0.5)
+
+
+# Objects
+
+def test_visibility_rule():
+    assert [fate(s, Rules(seen=0.5, gone=0.1)) for s in (0.5, 0.49, 0.11, 0.1)] == ["seen", "ambiguous", "ambiguous", "gone"]
+    with pytest.raises(ValueError, match="gone < seen"): Rules(seen=0.1, gone=0.1)
+    assert from_dict(Rules, {"seen": 0.3, "turn": [10, 60]}, "tasks").turn == (10.0, 60.0)
+
+
+def test_an_object_is_named_by_its_label_only_where_that_is_enough():
+    scene = at_the_border()
+    other = np.roll(scene.instances[0].mask, 30, 1)
+    crowd = replace(scene, instances=[*scene.instances, Instance(2, "red chair", other)])
+    for s, boxes in ((scene, 0), (crowd, 1)):
+        [rollout] = load("reprojection").imagine(s, [plan([A("turn_right", 3)])])
+        for e in TASKS["D2"].derive(transitions(s, rollout)[0], np.random.default_rng(0)):
+            assert len(shown_boxes(e)) == boxes and (BOX_UNIT["thousandths"] in e.question) == bool(boxes)
+
+
+def test_d4_needs_another_object_of_the_class():
+    scene = at_the_border()
+    crowd = replace(scene, instances=[Instance(k, label, np.roll(scene.instances[0].mask, 24 * k - 10, 1))
+                                      for k, label in ((1, "red chair"), (2, "blue chair"))])
+    lone = replace(crowd, instances=[crowd.instances[0], replace(crowd.instances[1], label="blue lamp")])
+    count, rng = Counter(), np.random.default_rng(0)
+    made = {}
+    for s in (lone, crowd):
+        [rollout] = load("reprojection").imagine(s, [plan([A("turn_right", 3)])])
+        made[s.instances[1].label] = [e for _ in range(40) for e in TASKS["D4"].derive(transitions(s, rollout)[0], rng, count=count)]
+    assert made["blue lamp"] == [] and count["D4: no other of its class in the second view"] == 80
+    assert 20 < sum(e.target["yes"] for e in made["blue chair"]) < 60
+    assert not any("red" in e.question for e in made["blue chair"])  # a colour would answer the question
+
+
+def test_box_options_form_a_square():
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        x, y, w, h = rng.uniform((0.2, 0.2, 0.1, 0.1), (0.6, 0.6, 0.2, 0.2))
+        truth = (x, y, x + w, y + h)
+        wrong = box_options(truth, (x + 0.1, y, x + w + 0.1, y + h), rng)
+        assert all(iou(a, b) < 0.5 for a, b in combinations([truth, *wrong], 2))
+
+
+# Balance
+
+def test_letters_and_yes_no_are_even(examples):
+    four = Counter(e.answer for e, _ in examples if e.choices and len(e.choices) == 4)
+    two = Counter(e.answer for e, _ in examples if e.choices and len(e.choices) == 2)
+    assert min(four.values()) > 0.5 * max(four.values()) and min(two.values()) > 0.6 * max(two.values())
+    yes = Counter(e.target["yes"] for e, _ in examples if e.task == "A4")
+    assert 0.6 < yes[True] / yes[False] < 1.6
+
+
+def test_balance_evens_out_each_evidence_and_drops_nothing_else(examples):
+    made = [e for e, _ in examples]
+    made = [replace(e, split="test" if i % 3 else "train") for i, e in enumerate(made)]
+    even = balance(made, np.random.default_rng(0))
+    assert [e for e in made if e.task != "D2"] == [e for e in even if e.task != "D2"]
+    counts = Counter((e.evidence, e.split, e.target["yes"]) for e in even if e.task == "D2")
+    assert len(counts) == 8 and all(counts[(*key, True)] == counts[(*key, False)] for key in product(("exact", "transport"), ("train", "test")))
+    mirrored = Counter(map(answer_class, balance([e for e in made if e.task in ("A1", "A2")], np.random.default_rng(0), ("A1", "A2"))))
+    assert mirrored["left"] == mirrored["right"] and mirrored["turn_left"] == mirrored["turn_right"]
+    report = balance_report(even)
+    assert report["D2"]["answers"]["yes"] == report["D2"]["answers"]["no"] and set(report) == set(TASKS)
+    assert sum(report["A4"]["phrasings"].values()) == sum(report["A4"]["answers"].values())
+
+
+# Text
+
+@pytest.mark.parametrize("text, said", [("yes", True), ("TRUE!", True), ("No, it stays", False), ("I say: no", False), ("it is not true", None),
+                                        ("maybe", None), ("", None), ("It isn't so, false", None)])
+def test_yes_and_no_in_words(text, said): assert read_yes(text) is said
+
+
+@given(st.lists(st.integers(0, 1000), min_size=4, max_size=4))
+def test_boxes_survive_the_way_to_large_pictures_and_back(box):
+    text = f"{BOX_UNIT['thousandths']} From {box} to bbox {box[::-1]}?"
+    there = convert_boxes(text, "pixels", (1932, 1092))
+    assert "in pixels" in there and "1932 wide" in there and "1000" not in there.split("?")[0].split("high.")[0]
+    assert convert_boxes(there, "pixels", (1932, 1092), back=True) == text
+    assert convert_boxes(text, "thousandths", (64, 64)) == text
+
+
+def test_boxes_in_pixels():
+    assert convert_boxes("at [500, 250, 1000, 1000] now", "pixels", (200, 100)) == "at [100, 25, 200, 100] now"
+    assert convert_boxes("bbox [100.4, 25, 200, 100].", "pixels", (200, 100), back=True) == "bbox [502, 250, 1000, 1000]."
+    with pytest.raises(ValueError, match="box unit 'cm'"): convert_boxes("", "cm", (1, 1))
+
+
+def test_unknown_phrasing_is_an_error(views):
+    with pytest.raises(ValueError, match="choose direct"): TASKS["A4"].derive(views[0], np.random.default_rng(0), Rules(phrasings=("song",)))
