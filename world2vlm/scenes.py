@@ -9,13 +9,14 @@ __all__ = ['Reject', 'FORMATS', 'MAX_PIXELS', 'DAMAGED', 'KEYS', 'SUFFIXES', 'ch
            'fit', 'inside', 'check_entry', 'read_lines', 'read_list', 'entries', 'instances_of', 'named', 'photo',
            'check_new', 'entry_name', 'photos', 'count_photos']
 
-# %% ../nbs/04_scenes.ipynb #4bd4e12f
+# %% ../nbs/04_scenes.ipynb #25b56989
 import json
 import struct
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -23,7 +24,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from .camera import check_pose, intrinsics
 from .simulator import Room
 
-# %% ../nbs/04_scenes.ipynb #2f898b94
+# %% ../nbs/04_scenes.ipynb #bb52c4e6
 def check_K(
     K: np.ndarray | list,  # [3, 3] pixels
     size: tuple[int, int],  # width and height of the picture `K` belongs to, pixels
@@ -40,7 +41,7 @@ def check_K(
         raise ValueError(f"wrong K: principal point outside of the {size[0]}x{size[1]} picture; give pixels of that picture")
     return K
 
-# %% ../nbs/04_scenes.ipynb #114e512e
+# %% ../nbs/04_scenes.ipynb #c53c5117
 def check_array(
     name: str,  # how the message calls it
     value: np.ndarray,  # to check
@@ -53,7 +54,7 @@ def check_array(
     if len(value.shape) != len(shape) or any(want not in (None, got) for want, got in zip(shape, value.shape)):
         raise ValueError(f"{name}: expected shape {list(shape)}, got {list(value.shape)}")
 
-# %% ../nbs/04_scenes.ipynb #42d24f55
+# %% ../nbs/04_scenes.ipynb #f82ba080
 @dataclass(frozen=True, eq=False)
 class Instance:
     "One object of a scene; ValueError for a part of the wrong kind."
@@ -66,7 +67,7 @@ class Instance:
         if not isinstance(self.label, str) or not self.label.strip(): raise ValueError(f"label: expected a text, got {self.label!r}")
         check_array(f"mask of {self.label}", self.mask, bool, (None, None))
 
-# %% ../nbs/04_scenes.ipynb #b5e522b7
+# %% ../nbs/04_scenes.ipynb #d9a68584
 @dataclass(frozen=True, eq=False)
 class RoomView:
     "Where an anchor stands in a simulated room; ValueError unless the pose is one."
@@ -77,7 +78,7 @@ class RoomView:
         if type(self.seed) is not int or self.seed < 0: raise ValueError(f"room seed: expected an int >= 0, got {self.seed!r}")
         object.__setattr__(self, "pose", check_pose(self.pose, "room pose"))
 
-# %% ../nbs/04_scenes.ipynb #4d046c5e
+# %% ../nbs/04_scenes.ipynb #1f9f8979
 def check_depth(
     depth: np.ndarray,  # [H, W] metres
 ) -> None:
@@ -85,7 +86,7 @@ def check_depth(
     if not np.isfinite(depth).all(): raise ValueError("depth holds NaN or infinite values: write 0 where it is unknown")
     if (depth < 0).any(): raise ValueError("depth holds negative values: write z-depth in metres, 0 where it is unknown")
 
-# %% ../nbs/04_scenes.ipynb #fe303115
+# %% ../nbs/04_scenes.ipynb #58393924
 @dataclass(frozen=True, eq=False)
 class Scene:
     "One anchor view, its camera and what is known of its content; ValueError for parts that do not fit together."
@@ -103,7 +104,7 @@ class Scene:
     @property
     def size(self) -> tuple[int, int]: return self.image.shape[1], self.image.shape[0]  # width, height
 
-# %% ../nbs/04_scenes.ipynb #b8cee68e
+# %% ../nbs/04_scenes.ipynb #42d85811
 def check_scene(
     scene: Scene,  # its `K` becomes float64
 ) -> None:
@@ -118,7 +119,7 @@ def check_scene(
     if len(set(ids)) != len(ids): raise ValueError(f"instances of {scene.id}: one id is used twice")
     for one in scene.instances or []: check_array(f"{scene.id}: mask of {one.label}", one.mask, bool, scene.image.shape[:2])
 
-# %% ../nbs/04_scenes.ipynb #17fd6025
+# %% ../nbs/04_scenes.ipynb #cefd187b
 def sub_seed(
     seed: int,  # of the data set
     index: int,  # number of the scene
@@ -127,7 +128,7 @@ def sub_seed(
     "An independent seed for each try at each scene."
     return int(np.random.SeedSequence([seed, index, attempt]).generate_state(1)[0])
 
-# %% ../nbs/04_scenes.ipynb #8ad78ed3
+# %% ../nbs/04_scenes.ipynb #ceb5c77e
 def view_scene(
     id: str,  # of the scene
     room: Room,  # where
@@ -140,10 +141,10 @@ def view_scene(
     found = [Instance(int(i), label, seen.ids == i) for i, label in room.instances.items() if (seen.ids == i).any()]
     return Scene(id, seen.image, K, seen.depth, found, source="room", licence="Apache-2.0", room=RoomView(room.seed, pose))
 
-# %% ../nbs/04_scenes.ipynb #0eb21db3
+# %% ../nbs/04_scenes.ipynb #aa449faf
 Reject = Callable[[str, str], object]  # reject(input, reason), told once of each thing that is left out
 
-# %% ../nbs/04_scenes.ipynb #a7c9ea32
+# %% ../nbs/04_scenes.ipynb #6c7efd32
 def room_scene(
     index: int,  # number of the scene, >= 0
     seed: int,  # of the data set
@@ -162,7 +163,7 @@ def room_scene(
         else: return view_scene(id, room, pose, K, size)
     raise RuntimeError(f"{id}: none of {tries} rooms has a start pose; widen fov_deg or allow more tries")
 
-# %% ../nbs/04_scenes.ipynb #84deba37
+# %% ../nbs/04_scenes.ipynb #8d975adf
 def rooms(
     n: int,  # how many scenes
     seed: int,  # of the data set
@@ -174,40 +175,41 @@ def rooms(
     "Scenes `start` to `start + n - 1` of the rooms of `seed`."
     for index in range(start, start + n): yield room_scene(index, seed, size, fov_deg, reject)
 
-# %% ../nbs/04_scenes.ipynb #e48d4102
+# %% ../nbs/04_scenes.ipynb #f0b31559
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 MAX_PIXELS = 50_000_000  # 150 MB as RGB
 DAMAGED = (OSError, SyntaxError, ValueError, EOFError, KeyError, TypeError, struct.error)  # what a decoder may raise
 
-# %% ../nbs/04_scenes.ipynb #82b192d6
+# %% ../nbs/04_scenes.ipynb #391925c1
 def read_header(
-    path: Path,  # file to open
+    file: BinaryIO,  # open for reading
     max_pixels: int = MAX_PIXELS,  # refuse larger pictures
 ) -> Image.Image:  # not decoded yet
-    "The picture at `path` by its header; ValueError with one plain reason when it should not be decoded."
-    if not path.is_file(): raise ValueError("the file is missing")
-    if path.stat().st_size == 0: raise ValueError("the file is empty")
+    "The picture in `file` by its header; ValueError with one plain reason when it should not be decoded."
     try:
         with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
-            picture = Image.open(path, formats=FORMATS)
+            picture = Image.open(file, formats=FORMATS)
     except Image.DecompressionBombError: raise ValueError(f"too large: over {max_pixels / 1e6:g} megapixels") from None
-    except UnidentifiedImageError: raise ValueError(f"not a picture: the content is none of {', '.join(FORMATS)}") from None
+    except UnidentifiedImageError: raise ValueError(f"not a picture: no readable {', '.join(FORMATS[:-1])} or {FORMATS[-1]}") from None
     width, height = picture.size
     if width * height <= max_pixels: return picture
     raise ValueError(f"too large: {width}x{height} is over {max_pixels / 1e6:g} megapixels; scale it down or raise max_pixels")
 
-# %% ../nbs/04_scenes.ipynb #f89c23b2
+# %% ../nbs/04_scenes.ipynb #20a56aff
 def open_picture(
     path: Path,  # file to open
     max_pixels: int = MAX_PIXELS,  # refuse larger pictures before decoding
 ) -> Image.Image:  # decoded
     "The picture at `path`; ValueError with one plain reason when there is none."
-    picture = read_header(path, max_pixels)
-    try: picture.load()
-    except DAMAGED as error: raise ValueError(f"damaged picture: {error}") from None
+    if not path.is_file(): raise ValueError("the file is missing")
+    if path.stat().st_size == 0: raise ValueError("the file is empty")
+    with path.open("rb") as file:
+        picture = read_header(file, max_pixels)
+        try: picture.load()
+        except DAMAGED as error: raise ValueError(f"damaged picture: {error}") from None
     return picture
 
-# %% ../nbs/04_scenes.ipynb #be8cac93
+# %% ../nbs/04_scenes.ipynb #86790a2f
 def upright_rgb(
     picture: Image.Image,  # any mode but floating point
 ) -> np.ndarray:  # uint8 [H, W, 3]
@@ -221,7 +223,7 @@ def upright_rgb(
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
     return np.array(picture.convert("RGB"))
 
-# %% ../nbs/04_scenes.ipynb #707c6c31
+# %% ../nbs/04_scenes.ipynb #428fbd0a
 def open_npy(
     path: Path,  # .npy file
 ) -> np.ndarray:  # mapped, not read
@@ -230,7 +232,7 @@ def open_npy(
     try: return np.load(path, mmap_mode="r", allow_pickle=False)
     except DAMAGED: raise ValueError("not a readable .npy array") from None
 
-# %% ../nbs/04_scenes.ipynb #5dbfbe4a
+# %% ../nbs/04_scenes.ipynb #07d64fbb
 def read_map(
     path: Path,  # .npy or .png
     size: tuple[int, int],  # width and height it must have, pixels
@@ -241,7 +243,7 @@ def read_map(
     if values.shape == (size[1], size[0]): return np.array(values)
     raise ValueError(f"wrong shape: the map has {list(values.shape)}, the upright picture {[size[1], size[0]]}")
 
-# %% ../nbs/04_scenes.ipynb #4fb9d534
+# %% ../nbs/04_scenes.ipynb #0f9232f9
 def read_depth(
     path: Path,  # .npy floats in metres, or 16-bit .png in millimetres
     size: tuple[int, int],  # width and height of the upright picture, pixels
@@ -255,7 +257,7 @@ def read_depth(
     check_depth(depth)
     return depth
 
-# %% ../nbs/04_scenes.ipynb #223269a5
+# %% ../nbs/04_scenes.ipynb #e1e32269
 def read_instances(
     path: Path,  # .png (8 or 16 bits) or .npy of integers
     labels: dict[str, str],  # id, written as a text, to label
@@ -270,7 +272,7 @@ def read_instances(
             raise ValueError(f"labels: {key!r}: {label!r} is no pair of an id and a text")
     return ids.astype(np.uint16)
 
-# %% ../nbs/04_scenes.ipynb #9840057c
+# %% ../nbs/04_scenes.ipynb #15f42cdc
 def cover(
     old: tuple[int, int],  # width and height of the picture, pixels
     new: tuple[int, int],  # width and height wanted, pixels
@@ -279,7 +281,7 @@ def cover(
     scale = max(new[0] / old[0], new[1] / old[1])
     return max((old[0] - new[0] / scale) / 2, 0.0), max((old[1] - new[1] / scale) / 2, 0.0), scale
 
-# %% ../nbs/04_scenes.ipynb #c9ba975b
+# %% ../nbs/04_scenes.ipynb #a704d0ac
 def fit_map(
     values: np.ndarray,  # [H, W]
     size: tuple[int, int],  # width and height wanted, pixels
@@ -291,7 +293,7 @@ def fit_map(
     rows = np.minimum(top + (np.arange(size[1]) + 0.5) / scale, height - 1).astype(int)
     return values[np.ix_(rows, columns)]
 
-# %% ../nbs/04_scenes.ipynb #5d2a2404
+# %% ../nbs/04_scenes.ipynb #024718a4
 def fit(
     image: np.ndarray,  # uint8 [H, W, 3]
     K: np.ndarray,  # [3, 3] pixels of `image`
@@ -304,7 +306,7 @@ def fit(
     shift, zoom = np.array([[0, 0, left], [0, 0, top], [0, 0, 0]]), np.diag([scale, scale, 1])
     return np.array(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS, box=box)), zoom @ (K - shift)
 
-# %% ../nbs/04_scenes.ipynb #d371b5dc
+# %% ../nbs/04_scenes.ipynb #9a5426c7
 def inside(
     folder: Path,  # the only place to read from
     name: str,  # relative path with forward slashes
@@ -318,11 +320,11 @@ def inside(
     if path.is_relative_to(folder.resolve()): return path
     raise ValueError(f"path leaves the folder: {name!r} is a link to elsewhere")
 
-# %% ../nbs/04_scenes.ipynb #5148533a
+# %% ../nbs/04_scenes.ipynb #ee8060d0
 KEYS = {"file": str, "id": str, "K": list, "fov_deg": (int, float), "depth": str, "ids": str, "labels": dict,
         "source": str, "licence": str}
 
-# %% ../nbs/04_scenes.ipynb #984f4774
+# %% ../nbs/04_scenes.ipynb #1f48c332
 def check_entry(
     entry: dict,  # one object of a manifest
 ) -> dict:  # the same
@@ -337,7 +339,7 @@ def check_entry(
     if ("ids" in entry) != ("labels" in entry): raise ValueError("manifest: ids and labels belong together, give both or none")
     return entry
 
-# %% ../nbs/04_scenes.ipynb #2ad892e1
+# %% ../nbs/04_scenes.ipynb #8d9e1860
 def read_lines(
     path: Path,  # manifest.jsonl
 ) -> list:  # one object a line that is not blank; None where the line is no JSON
@@ -347,7 +349,7 @@ def read_lines(
         except (ValueError, RecursionError): return None
     return [load(line) for line in path.read_bytes().splitlines() if line.strip()]
 
-# %% ../nbs/04_scenes.ipynb #aaca2082
+# %% ../nbs/04_scenes.ipynb #ce853541
 def read_list(
     path: Path,  # manifest.json
 ) -> list:  # of objects
@@ -357,10 +359,10 @@ def read_list(
     if not isinstance(listed, list): raise ValueError(f"{path}: expected a list of objects")
     return listed
 
-# %% ../nbs/04_scenes.ipynb #93cc7a51
+# %% ../nbs/04_scenes.ipynb #3cfbc6ee
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
-# %% ../nbs/04_scenes.ipynb #be1bff9e
+# %% ../nbs/04_scenes.ipynb #feff762e
 def entries(
     folder: Path | str,  # pictures, with or without a manifest
 ) -> list:  # objects of the manifest, unchecked
@@ -374,7 +376,7 @@ def entries(
     files = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
     return [{"file": name} for name in sorted(files)]
 
-# %% ../nbs/04_scenes.ipynb #02c29ef3
+# %% ../nbs/04_scenes.ipynb #ad65ab7a
 def instances_of(
     ids: np.ndarray,  # integers [H, W]
     labels: dict[str, str],  # id, written as a text, to label
@@ -383,7 +385,7 @@ def instances_of(
     masks = {key: ids == int(key) for key in labels}
     return [Instance(int(key), label, masks[key]) for key, label in labels.items() if masks[key].any()]
 
-# %% ../nbs/04_scenes.ipynb #0c58b7e5
+# %% ../nbs/04_scenes.ipynb #d4bd12cb
 def named(
     reader: Callable,  # of (path, ...), raises ValueError
     path: Path,  # file to read
@@ -393,7 +395,7 @@ def named(
     try: return reader(path, *args)
     except ValueError as error: raise ValueError(f"{path.name}: {error}") from None
 
-# %% ../nbs/04_scenes.ipynb #576d225e
+# %% ../nbs/04_scenes.ipynb #1f45549e
 def photo(
     folder: Path,  # holds every file that `entry` names
     entry: dict,  # one checked object of a manifest
@@ -416,7 +418,7 @@ def photo(
     about = {"source": entry.get("source", "photo"), "licence": entry.get("licence", "unknown")}
     return Scene(entry.get("id", entry["file"]), image, K, depth, found, **about)
 
-# %% ../nbs/04_scenes.ipynb #795a00ad
+# %% ../nbs/04_scenes.ipynb #5d5664c6
 def check_new(
     entry: dict,  # one object of a manifest
     seen: set[str],  # names so far; gets the new one
@@ -426,7 +428,7 @@ def check_new(
     if name in seen: raise ValueError(f"duplicate id: {name!r} is used before")
     seen.add(name)
 
-# %% ../nbs/04_scenes.ipynb #e706ac8e
+# %% ../nbs/04_scenes.ipynb #137d679f
 def entry_name(
     entry: dict | None,  # one object of a manifest, unchecked
     position: int,  # in the list, from 0
@@ -435,7 +437,7 @@ def entry_name(
     name = entry.get("file") if isinstance(entry, dict) else None
     return name if isinstance(name, str) and name else f"entry {position} of the manifest"
 
-# %% ../nbs/04_scenes.ipynb #046089ff
+# %% ../nbs/04_scenes.ipynb #c7281c97
 def photos(
     folder: Path | str,  # pictures, with or without a manifest
     size: tuple[int, int] | None = None,  # width and height wanted, pixels; None keeps each picture's own
@@ -458,7 +460,7 @@ def photos(
         if scene: yield scene
         elif position >= start: reject(entry_name(entry, position), reason)
 
-# %% ../nbs/04_scenes.ipynb #472a9c7a
+# %% ../nbs/04_scenes.ipynb #5b99dbb2
 def count_photos(
     folder: Path | str,  # pictures, with or without a manifest
 ) -> int:  # entries, good or bad
