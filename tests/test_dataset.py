@@ -296,13 +296,23 @@ def test_a_missing_shard_stops_reading_before_the_first_row(tmp_path):
     with pytest.raises(ValueError, match="missing examples-00001-of-00002.parquet; run the stage 'supervise' again"): next(read("examples", tmp_path))
 
 
-def test_rows_of_a_wrong_inside_are_refused(tmp_path):
-    "Columns are right, the picture in one cell is not."
+@pytest.mark.parametrize("column, value, message", [
+    ("image", {"bytes": b"no picture", "path": None}, "cannot identify"), ("K", [[0.0] * 3] * 3, "wrong K"), ("depth", [1.0, 2.0], "reshape")])
+def test_rows_of_a_wrong_inside_are_refused(tmp_path, column, value, message):
+    "Columns are right, one cell is not."
     path = write_shard("scenes", tmp_path, 0, 1, lambda index, reject: SCENES[:1])
     rows = pq.read_table(path).to_pylist()
-    rows[0]["image"]["bytes"] = b"no picture"
+    rows[0][column] = value
     pq.write_table(pa.Table.from_pylist(rows, features("scenes").arrow_schema), path)
-    with pytest.raises(ValueError, match="damaged shard"): list(read("scenes", tmp_path))
+    with pytest.raises(ValueError, match=f"{path.name}: damaged shard .*{message}"): list(read("scenes", tmp_path))
+
+
+def test_a_shard_of_older_columns_is_made_again(tmp_path):
+    path = write_shard("scenes", tmp_path, 0, 1, lambda index, reject: SCENES[:1])
+    before, old = path.read_bytes(), pq.read_table(path).drop_columns("licence")
+    label = pq.read_metadata(path).metadata[b"world2vlm"]  # it still calls itself a shard of this recipe
+    pq.write_table(old.replace_schema_metadata({"world2vlm": label}), path)
+    assert write_shard("scenes", tmp_path, 0, 1, lambda index, reject: SCENES[:1]).read_bytes() == before
 
 
 def test_choosing_rows(tmp_path):

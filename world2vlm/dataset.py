@@ -7,13 +7,13 @@ __all__ = ['KINDS', 'TEXTS', 'GROUP_ROWS', 'GROUP_BYTES', 'PLAIN', 'Make', 'COUN
            'scene_features', 'rollout_features', 'example_features', 'features', 'encode', 'to_png', 'from_png',
            'cells', 'arrays', 'scene_row', 'row_scene', 'rollout_row', 'row_rollout', 'dumps', 'example_row',
            'row_example', 'to_row', 'from_row', 'bytes_of', 'row_groups', 'scene_of', 'leaves', 'open_writer',
-           'write_rows', 'damaged', 'read_footer', 'note', 'is_made', 'shard_name', 'write_shard', 'picture_bytes',
-           'sha256', 'shard_stats', 'total', 'rows_of', 'card', 'write_text', 'drop_strays', 'finish', 'lost',
-           'write_shards', 'shards', 'check_columns', 'chosen', 'dict_rows', 'read_shard', 'read', 'check_stats',
-           'check_rows', 'validate', 'split_of', 'to_messages', 'to_trl', 'store_picture', 'to_swift', 'ReleaseRecord',
+           'write_rows', 'damaged', 'read_footer', 'note', 'check_columns', 'is_made', 'shard_name', 'write_shard',
+           'picture_bytes', 'sha256', 'shard_stats', 'total', 'rows_of', 'card', 'write_text', 'drop_strays', 'finish',
+           'lost', 'write_shards', 'shards', 'chosen', 'dict_rows', 'read_shard', 'read', 'check_stats', 'check_rows',
+           'validate', 'split_of', 'to_messages', 'to_trl', 'store_picture', 'to_swift', 'ReleaseRecord',
            'parse_record', 'release_record', 'read_release']
 
-# %% ../nbs/09_dataset.ipynb #ba984960
+# %% ../nbs/09_dataset.ipynb #ace9d09b
 import hashlib
 import io
 import json
@@ -33,10 +33,10 @@ from .scenes import Instance, Reject, RoomView, Scene, inside, photos
 from .tasks import Example, convert_boxes
 from .worldmodels import Rollout
 
-# %% ../nbs/09_dataset.ipynb #855987fe
+# %% ../nbs/09_dataset.ipynb #66678950
 KINDS = ("scenes", "rollouts", "examples")
 
-# %% ../nbs/09_dataset.ipynb #0946a6d5
+# %% ../nbs/09_dataset.ipynb #1d64950e
 def matrix(
     n: int,  # rows and columns
 ) -> object:  # a datasets.List of `n` lists of `n` float64
@@ -44,7 +44,7 @@ def matrix(
     from datasets import List, Value
     return List(List(Value("float64"), length=n), length=n)
 
-# %% ../nbs/09_dataset.ipynb #2e889bb7
+# %% ../nbs/09_dataset.ipynb #3a6010be
 def scene_features() -> dict:  # column to type
     "Columns of the kind scenes."
     from datasets import Image, List, Value
@@ -53,7 +53,7 @@ def scene_features() -> dict:  # column to type
     return {"id": text, "image": Image(), "K": matrix(3), "depth": List(Value("float32")), "instances": instances,
             "source": text, "licence": text, "room": {"seed": whole, "pose": matrix(4)}}
 
-# %% ../nbs/09_dataset.ipynb #770d7f25
+# %% ../nbs/09_dataset.ipynb #1414fb9e
 def rollout_features() -> dict:  # column to type
     "Columns of the kind rollouts."
     from datasets import Image, List, Value
@@ -62,17 +62,17 @@ def rollout_features() -> dict:  # column to type
             "poses": List(matrix(4)), "keyframes": List(whole), "images": List(Image()), "ids": List(Image()),
             "fidelity": List({"name": text, "value": number})}
 
-# %% ../nbs/09_dataset.ipynb #6d28ba78
+# %% ../nbs/09_dataset.ipynb #b2fd1da8
 TEXTS = ("id", "task", "direction", "question", "answer", "scene_id", "teacher", "split", "evidence", "phrasing")
 
-# %% ../nbs/09_dataset.ipynb #e046998e
+# %% ../nbs/09_dataset.ipynb #92f90f3a
 def example_features() -> dict:  # column to type
     "Columns of the kind examples; the typed target is JSON, because its fields differ from task to task."
     from datasets import Image, List, Value
     texts = {name: Value("string") for name in TEXTS}
     return {**texts, "images": List(Image()), "target": Value("string"), "choices": List({"letter": Value("string"), "text": Value("string")})}
 
-# %% ../nbs/09_dataset.ipynb #4a831f36
+# %% ../nbs/09_dataset.ipynb #09c46ec1
 def features(
     kind: str,  # one of `KINDS`
 ) -> dict:  # datasets.Features, column to type
@@ -82,7 +82,7 @@ def features(
     if kind not in tables: raise ValueError(f"unknown kind {kind!r}: choose one of {', '.join(KINDS)}")
     return Features(tables[kind]())
 
-# %% ../nbs/09_dataset.ipynb #fba4eba0
+# %% ../nbs/09_dataset.ipynb #5c671497
 @lru_cache(maxsize=8)
 def encode(
     data: bytes,  # rows of pixels
@@ -94,7 +94,7 @@ def encode(
     Image.fromarray(np.frombuffer(data, dtype).reshape(shape)).save(file, "PNG", compress_level=6)
     return file.getvalue()
 
-# %% ../nbs/09_dataset.ipynb #52fc1582
+# %% ../nbs/09_dataset.ipynb #df036524
 def to_png(
     array: np.ndarray,  # uint8 [H, W, 3] or [H, W], bool [H, W] or uint16 [H, W]
 ) -> bytes:  # a PNG file
@@ -103,7 +103,7 @@ def to_png(
         raise ValueError(f"no PNG for {array.dtype} of shape {list(array.shape)}")
     return encode(array.tobytes(), array.shape, array.dtype.str)
 
-# %% ../nbs/09_dataset.ipynb #0cf6403d
+# %% ../nbs/09_dataset.ipynb #065926b2
 def from_png(
     data: bytes,  # made by `to_png`
 ) -> np.ndarray:  # bool, uint8 or uint16, as it was
@@ -112,21 +112,21 @@ def from_png(
         if picture.mode == "1": return np.array(picture.convert("L")) > 0  # Pillow's own True is stored as 255, and sums to 255
         return np.array(picture, np.uint16 if picture.mode.startswith("I") else np.uint8)
 
-# %% ../nbs/09_dataset.ipynb #b3b67dac
+# %% ../nbs/09_dataset.ipynb #6777db94
 def cells(
     arrays: Iterable[np.ndarray] | None,  # pictures
 ) -> list[dict] | None:  # {"bytes", "path"} each, as `datasets` stores a picture
     "The cells of a column of pictures."
     return None if arrays is None else [{"bytes": to_png(array), "path": None} for array in arrays]
 
-# %% ../nbs/09_dataset.ipynb #a994df6a
+# %% ../nbs/09_dataset.ipynb #f4d4485f
 def arrays(
     cells: list[dict] | None,  # {"bytes"} each
 ) -> list[np.ndarray] | None:  # decoded
     "The pictures of a column."
     return None if cells is None else [from_png(cell["bytes"]) for cell in cells]
 
-# %% ../nbs/09_dataset.ipynb #f078ffc0
+# %% ../nbs/09_dataset.ipynb #907c246c
 def scene_row(
     scene: Scene,  # to store
 ) -> dict:  # of the kind scenes
@@ -138,7 +138,7 @@ def scene_row(
     return {"id": scene.id, "image": cells([scene.image])[0], "K": scene.K.tolist(), "depth": depth, "instances": instances,
             "source": scene.source, "licence": scene.licence, "room": room}
 
-# %% ../nbs/09_dataset.ipynb #920c846f
+# %% ../nbs/09_dataset.ipynb #94e3e2a9
 def row_scene(
     row: dict,  # of the kind scenes
 ) -> Scene:  # as it was
@@ -149,7 +149,7 @@ def row_scene(
     view = room and RoomView(room["seed"], np.array(room["pose"]))
     return Scene(row["id"], image, np.array(row["K"]), depth, instances, row["source"], row["licence"], view)
 
-# %% ../nbs/09_dataset.ipynb #c93c0d5f
+# %% ../nbs/09_dataset.ipynb #ebbc13a3
 def rollout_row(
     rollout: Rollout,  # to store
 ) -> dict:  # of the kind rollouts
@@ -160,7 +160,7 @@ def rollout_row(
             "poses": np.asarray(rollout.poses, np.float64).tolist(), "keyframes": [int(k) for k in rollout.keyframes],
             "images": cells(rollout.images), "ids": cells(rollout.ids), "fidelity": fidelity}
 
-# %% ../nbs/09_dataset.ipynb #ad896ce6
+# %% ../nbs/09_dataset.ipynb #000c2fb7
 def row_rollout(
     row: dict,  # of the kind rollouts
 ) -> Rollout:  # as it was
@@ -172,7 +172,7 @@ def row_rollout(
                    poses=np.array(row["poses"], np.float64), keyframes=tuple(row["keyframes"]),
                    images=np.stack(arrays(row["images"])), ids=ids, fidelity=fidelity)
 
-# %% ../nbs/09_dataset.ipynb #91d41644
+# %% ../nbs/09_dataset.ipynb #b3bb683e
 def dumps(
     value: object,  # of plain types, numpy numbers and arrays
 ) -> str:  # one line
@@ -182,7 +182,7 @@ def dumps(
         raise TypeError(f"JSON cannot carry {type(part).__name__}")
     return json.dumps(value, sort_keys=True, ensure_ascii=False, default=plain)
 
-# %% ../nbs/09_dataset.ipynb #41fbd761
+# %% ../nbs/09_dataset.ipynb #afc04c96
 def example_row(
     example: Example,  # to store
 ) -> dict:  # of the kind examples
@@ -192,7 +192,7 @@ def example_row(
     return {**{name: getattr(example, name) for name in TEXTS}, "images": cells(example.images),
             "target": dumps(example.target), "choices": choices}
 
-# %% ../nbs/09_dataset.ipynb #305595b8
+# %% ../nbs/09_dataset.ipynb #854597b1
 def row_example(
     row: dict,  # of the kind examples
 ) -> Example:  # as it was
@@ -201,7 +201,7 @@ def row_example(
     choices = None if given is None else {c["letter"]: c["text"] for c in given}
     return Example(**{name: row[name] for name in TEXTS}, images=arrays(row["images"]), target=json.loads(row["target"]), choices=choices)
 
-# %% ../nbs/09_dataset.ipynb #b549b600
+# %% ../nbs/09_dataset.ipynb #4beffaa7
 def to_row(
     kind: str,  # one of `KINDS`
     item: Scene | Rollout | Example,  # of that kind
@@ -211,7 +211,7 @@ def to_row(
     if isinstance(item, wanted): return convert(item)
     raise ValueError(f"{kind} hold {wanted.__name__}, got {type(item).__name__}")
 
-# %% ../nbs/09_dataset.ipynb #40b8001a
+# %% ../nbs/09_dataset.ipynb #18c94578
 def from_row(
     kind: str,  # one of `KINDS`
     row: dict,  # column to value
@@ -219,7 +219,7 @@ def from_row(
     "The dataclass of a `row`."
     return {"scenes": row_scene, "rollouts": row_rollout, "examples": row_example}[kind](row)
 
-# %% ../nbs/09_dataset.ipynb #5cc28e64
+# %% ../nbs/09_dataset.ipynb #a808b5c1
 def bytes_of(
     value: object,  # a cell or a row
 ) -> Iterator[bytes]:  # every picture in it
@@ -229,11 +229,11 @@ def bytes_of(
     elif isinstance(value, list):
         for part in value: yield from bytes_of(part)
 
-# %% ../nbs/09_dataset.ipynb #f8437a9b
+# %% ../nbs/09_dataset.ipynb #730a9d58
 GROUP_ROWS = 256  # close a row group at the next scene from here on,
 GROUP_BYTES = 64 << 20  # or from so many bytes of different pictures
 
-# %% ../nbs/09_dataset.ipynb #4214d831
+# %% ../nbs/09_dataset.ipynb #7171571a
 def row_groups(
     rows: Iterable[dict],  # rows of one scene stand together
     max_rows: int = GROUP_ROWS,  # close a group at the next scene from here on
@@ -252,14 +252,14 @@ def row_groups(
         group.append(row)
     if group: yield group
 
-# %% ../nbs/09_dataset.ipynb #a32a0dc7
+# %% ../nbs/09_dataset.ipynb #e14bbcc8
 def scene_of(
     row: dict,  # of any kind
 ) -> str:  # id of a scene
     "The scene that a row belongs to."
     return row["scene_id"] if "scene_id" in row else row["id"]
 
-# %% ../nbs/09_dataset.ipynb #8f36815a
+# %% ../nbs/09_dataset.ipynb #f27b0ee4
 def leaves(
     schema: object,  # a pyarrow.Schema
 ) -> list[str]:  # dotted names
@@ -271,10 +271,10 @@ def leaves(
     stored = pq.read_metadata(pa.BufferReader(sink.getvalue())).schema
     return [stored.column(i).path for i in range(len(stored))]
 
-# %% ../nbs/09_dataset.ipynb #da893efe
+# %% ../nbs/09_dataset.ipynb #b120663e
 PLAIN = {"scenes": ("image", "depth"), "rollouts": ("images", "ids", "poses"), "examples": ()}  # columns without a dictionary
 
-# %% ../nbs/09_dataset.ipynb #ddfb75c8
+# %% ../nbs/09_dataset.ipynb #e6bbdc98
 def open_writer(
     file: io.BufferedWriter,  # open for writing
     kind: str,  # one of `KINDS`
@@ -287,7 +287,7 @@ def open_writer(
     return pq.ParquetWriter(file, schema, compression="zstd", compression_level=3, use_dictionary=shared, use_byte_stream_split=split,
                             dictionary_pagesize_limit=1 << 30, write_page_checksum=True)
 
-# %% ../nbs/09_dataset.ipynb #f4072949
+# %% ../nbs/09_dataset.ipynb #b3583d22
 def write_rows(
     file: io.BufferedWriter,  # open for writing
     kind: str,  # one of `KINDS`
@@ -303,7 +303,7 @@ def write_rows(
             writer.write_table(pa.Table.from_pylist(group, schema=writer.schema), row_group_size=len(group))
         writer.add_key_value_metadata({key: dumps(value) for key, value in {**notes, "picture_bytes": shown}.items()})
 
-# %% ../nbs/09_dataset.ipynb #09a344a5
+# %% ../nbs/09_dataset.ipynb #e0021f9d
 def damaged(
     path: Path,  # a shard
     error: Exception,  # why it cannot be read
@@ -312,7 +312,7 @@ def damaged(
     reason = (str(error) or type(error).__name__).splitlines()[0]
     return ValueError(f"{path}: damaged shard ({reason}); delete this file and run its stage again, which makes only what is missing")
 
-# %% ../nbs/09_dataset.ipynb #6ee8aa5c
+# %% ../nbs/09_dataset.ipynb #b280425d
 def read_footer(
     path: Path,  # a shard
 ) -> object:  # a pyarrow.parquet.FileMetaData
@@ -322,7 +322,7 @@ def read_footer(
     try: return pq.read_metadata(path)
     except (pa.ArrowException, OSError) as error: raise damaged(path, error) from None
 
-# %% ../nbs/09_dataset.ipynb #5a2638a1
+# %% ../nbs/09_dataset.ipynb #947ef263
 def note(
     path: Path,  # a shard
     key: str,  # "world2vlm", "rejects" or "picture_bytes"
@@ -330,16 +330,31 @@ def note(
     "What the footer of a shard says; ValueError when the shard is damaged."
     return json.loads((read_footer(path).metadata or {}).get(key.encode(), b"null"))
 
-# %% ../nbs/09_dataset.ipynb #08d89cce
+# %% ../nbs/09_dataset.ipynb #25c524ad
+def check_columns(
+    kind: str,  # one of `KINDS`
+    path: Path,  # a shard
+    schema: object,  # its pyarrow.Schema
+) -> None:
+    "ValueError naming the columns of a shard that are not those of `kind`."
+    wanted, got = ({f.name: f.type for f in s} for s in (features(kind).arrow_schema, schema))
+    if wrong := sorted(name for name in wanted.keys() | got.keys() if wanted.get(name) != got.get(name)):
+        raise ValueError(f"{path}: this is no shard of {kind}, wrong columns: {', '.join(wrong)}")
+
+# %% ../nbs/09_dataset.ipynb #aad40a47
 def is_made(
     path: Path,  # a shard
     label: dict,  # its kind and recipe
 ) -> bool:  # True when it need not be made again
-    "Whether a whole shard with this `label` is there."
-    try: return path.exists() and note(path, "world2vlm") == json.loads(dumps(label))
+    "Whether a whole shard with this `label` and today's columns is there."
+    import pyarrow.parquet as pq
+    try:
+        if not path.exists() or note(path, "world2vlm") != json.loads(dumps(label)): return False
+        check_columns(label["kind"], path, pq.read_schema(path))
     except ValueError: return False
+    return True
 
-# %% ../nbs/09_dataset.ipynb #593a0242
+# %% ../nbs/09_dataset.ipynb #b0e80590
 def shard_name(
     kind: str,  # one of `KINDS`
     index: int,  # number of the shard, from 0
@@ -348,10 +363,10 @@ def shard_name(
     "The file of one shard."
     return f"{kind}-{index:05d}-of-{n_shards:05d}.parquet"
 
-# %% ../nbs/09_dataset.ipynb #32574e25
+# %% ../nbs/09_dataset.ipynb #1d79c21c
 Make = Callable[[int, Reject], Iterable]  # make(shard index, reject) -> its items, the same ones at each call
 
-# %% ../nbs/09_dataset.ipynb #d11d1dca
+# %% ../nbs/09_dataset.ipynb #304bec31
 def write_shard(
     kind: str,  # one of `KINDS`
     folder: Path | str,  # made when missing
@@ -373,7 +388,7 @@ def write_shard(
     os.replace(temporary, path)
     return path
 
-# %% ../nbs/09_dataset.ipynb #6f4fc01e
+# %% ../nbs/09_dataset.ipynb #1f93e65e
 def picture_bytes(
     path: Path,  # a shard
 ) -> tuple[int, int]:  # bytes that the rows show, bytes on the disk
@@ -382,19 +397,19 @@ def picture_bytes(
     chunks = (footer.row_group(g).column(c) for g in range(footer.num_row_groups) for c in range(footer.num_columns))
     return note(path, "picture_bytes"), sum(c.total_compressed_size for c in chunks if c.path_in_schema.endswith("bytes"))
 
-# %% ../nbs/09_dataset.ipynb #db1761d2
+# %% ../nbs/09_dataset.ipynb #f77c9b7f
 COUNTED = {"scenes": ("source", "licence"), "rollouts": ("teacher",),
            "examples": ("task", "direction", "split", "evidence", "phrasing", "teacher")}
 STAGES = {"scenes": "scenes", "rollouts": "imagine", "examples": "supervise"}  # who makes them
 
-# %% ../nbs/09_dataset.ipynb #597a41ca
+# %% ../nbs/09_dataset.ipynb #da674dfc
 def sha256(
     path: Path,  # a file
 ) -> str:  # 64 hex digits
     "Fingerprint of a file."
     with path.open("rb") as file: return hashlib.file_digest(file, "sha256").hexdigest()
 
-# %% ../nbs/09_dataset.ipynb #447f88d8
+# %% ../nbs/09_dataset.ipynb #75b485c9
 def shard_stats(
     kind: str,  # one of `KINDS`
     path: Path,  # a shard
@@ -408,7 +423,7 @@ def shard_stats(
     return {"about": about, "counts": counts, "scenes": set(table[key].to_pylist()), "pictures": picture_bytes(path),
             "rejects": note(path, "rejects")}
 
-# %% ../nbs/09_dataset.ipynb #e9f3c393
+# %% ../nbs/09_dataset.ipynb #98ece1ea
 def total(
     kind: str,  # one of `KINDS`
     parts: list[dict],  # `shard_stats` of every shard
@@ -423,7 +438,7 @@ def total(
             "picture_bytes": {"shown": shown, "stored": stored}, "counts": counts, "rejects": sum(reasons.values()),
             "reasons": dict(reasons), "recipe": recipe, "shards": [p["about"] for p in parts]}
 
-# %% ../nbs/09_dataset.ipynb #64f4ddb4
+# %% ../nbs/09_dataset.ipynb #b09cfb13
 ABOUT = {
     "id": "name of the row, unique", "image": "the anchor view", "K": "intrinsics in pixels of the picture, pixel centres at +0.5",
     "depth": "z-depth in metres, row by row, 0 = unknown; null = none", "instances": "objects: label and mask; null = not annotated",
@@ -435,7 +450,7 @@ ABOUT = {
     "question": "text, boxes in 0-1000", "answer": "text that earns the full reward", "target": "the typed answer, JSON",
     "split": "by scene", "evidence": "what fixed the label", "phrasing": "direct, choice or sentence", "choices": "of a multiple choice; null = none"}
 
-# %% ../nbs/09_dataset.ipynb #4dd4f589
+# %% ../nbs/09_dataset.ipynb #f4b1b31b
 def rows_of(
     *rows: tuple,  # cells; the first row is the head
 ) -> list[str]:  # lines
@@ -443,7 +458,7 @@ def rows_of(
     lines = [f"| {' | '.join(map(str, row))} |" for row in rows]
     return ["", lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]
 
-# %% ../nbs/09_dataset.ipynb #560203c0
+# %% ../nbs/09_dataset.ipynb #beab679d
 def card(
     stats: dict,  # content of stats.json
     licence: str = "unknown",  # of the data set as a whole
@@ -459,7 +474,7 @@ def card(
     tables = rows_of(("column", "type", "meaning"), *columns) + rows_of(("counted by", "rows"), *counts)
     return "\n".join([*head, says, *tables, *(rows_of(("made with", "value"), *recipe) if recipe else [])]) + "\n"
 
-# %% ../nbs/09_dataset.ipynb #5f037978
+# %% ../nbs/09_dataset.ipynb #c0db3090
 def write_text(
     path: Path,  # in a folder that exists
     text: str,  # its content
@@ -469,7 +484,7 @@ def write_text(
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 
-# %% ../nbs/09_dataset.ipynb #21e9351e
+# %% ../nbs/09_dataset.ipynb #4ba80a2d
 def drop_strays(
     kind: str,  # one of `KINDS`
     folder: Path,  # a data set
@@ -480,7 +495,7 @@ def drop_strays(
         ours = re.fullmatch(rf"{kind}-\d{{5,}}-of-\d{{5,}}\.(parquet|tmp)|(stats\.json|rejects\.jsonl|README\.md)\.tmp", path.name)
         if ours and path.name not in names: path.unlink()
 
-# %% ../nbs/09_dataset.ipynb #331050da
+# %% ../nbs/09_dataset.ipynb #101cd06a
 def finish(
     kind: str,  # one of `KINDS`
     folder: Path | str,  # holds every shard
@@ -500,7 +515,7 @@ def finish(
     write_text(folder / "stats.json", json.dumps(stats, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
     return stats
 
-# %% ../nbs/09_dataset.ipynb #342c6c00
+# %% ../nbs/09_dataset.ipynb #024d4366
 def lost(
     folder: Path,  # a data set
     kind: str,  # one of `KINDS`
@@ -509,7 +524,7 @@ def lost(
     "The one error for missing files: the folder, the files, the remedy."
     return ValueError(f"{folder}: missing {', '.join(names)}; run the stage {STAGES[kind]!r} again, which makes only what is missing")
 
-# %% ../nbs/09_dataset.ipynb #2331ae44
+# %% ../nbs/09_dataset.ipynb #60c5ea28
 def write_shards(
     kind: str,  # one of `KINDS`
     folder: Path | str,  # made when missing
@@ -525,7 +540,7 @@ def write_shards(
         write_shard(kind, folder, index, n_shards, make, recipe)
     return finish(kind, folder, n_shards, recipe, licence)
 
-# %% ../nbs/09_dataset.ipynb #a1c93d64
+# %% ../nbs/09_dataset.ipynb #812dc2fd
 def shards(
     kind: str,  # one of `KINDS`
     folder: Path | str,  # a data set
@@ -539,18 +554,7 @@ def shards(
     if missing := sorted(set(wanted) - found.keys()): raise lost(folder, kind, missing)
     return [found[name] for name in wanted]
 
-# %% ../nbs/09_dataset.ipynb #122d5ca7
-def check_columns(
-    kind: str,  # one of `KINDS`
-    path: Path,  # a shard
-    schema: object,  # its pyarrow.Schema
-) -> None:
-    "ValueError naming the columns of a shard that are not those of `kind`."
-    wanted, got = ({f.name: f.type for f in s} for s in (features(kind).arrow_schema, schema))
-    if wrong := sorted(name for name in wanted.keys() | got.keys() if wanted.get(name) != got.get(name)):
-        raise ValueError(f"{path}: this is no shard of {kind}, wrong columns: {', '.join(wrong)}")
-
-# %% ../nbs/09_dataset.ipynb #93dc12b2
+# %% ../nbs/09_dataset.ipynb #f22d78fd
 def chosen(
     batch: object,  # a pyarrow.RecordBatch
     where: dict[str, str | list[str]],  # column to the value or the values that it may have
@@ -564,7 +568,7 @@ def chosen(
         batch = batch.filter(pc.is_in(batch[column], values))
     return batch
 
-# %% ../nbs/09_dataset.ipynb #db1415eb
+# %% ../nbs/09_dataset.ipynb #6cd02943
 def dict_rows(
     batch: object,  # a pyarrow.RecordBatch of any kind
 ) -> list[dict]:  # depth as array
@@ -573,7 +577,7 @@ def dict_rows(
     depth = [one.values.to_numpy() if one.is_valid else None for one in batch["depth"]]
     return [{**row, "depth": values} for row, values in zip(batch.drop_columns(["depth"]).to_pylist(), depth)]
 
-# %% ../nbs/09_dataset.ipynb #550e9cc0
+# %% ../nbs/09_dataset.ipynb #6efb0d12
 def read_shard(
     kind: str,  # one of `KINDS`
     path: Path,  # a shard
@@ -586,10 +590,13 @@ def read_shard(
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             check_columns(kind, path, file.schema_arrow)
             for batch in file.iter_batches(batch_size=32):
-                for row in dict_rows(chosen(batch, where)): yield from_row(kind, row)
+                for row in dict_rows(chosen(batch, where)):
+                    try: item = from_row(kind, row)
+                    except (ValueError, KeyError, TypeError) as error: raise damaged(path, error) from None
+                    yield item
     except (pa.ArrowException, OSError) as error: raise damaged(path, error) from None
 
-# %% ../nbs/09_dataset.ipynb #383a8d64
+# %% ../nbs/09_dataset.ipynb #75748805
 def read(
     kind: str,  # one of `KINDS`
     folder: Path | str,  # a data set
@@ -598,7 +605,7 @@ def read(
     "The items of a data set in order, one shard at a time; ValueError when a shard is missing or damaged."
     for path in shards(kind, folder): yield from read_shard(kind, path, **where)
 
-# %% ../nbs/09_dataset.ipynb #093d1d69
+# %% ../nbs/09_dataset.ipynb #7c496aaf
 def check_stats(
     folder: Path,  # a data set
     paths: list[Path],  # its shards
@@ -610,7 +617,7 @@ def check_stats(
     if signed.keys() != {p.name for p in paths}: problems.append(f"{folder / 'stats.json'} lists other shards than there are; run the stage again")
     return problems + [f"{p} differs from what stats.json signed; delete it and run the stage again" for p in paths if signed.get(p.name) not in (None, sha256(p))]
 
-# %% ../nbs/09_dataset.ipynb #6058816b
+# %% ../nbs/09_dataset.ipynb #7bca349c
 def check_rows(
     kind: str,  # one of `KINDS`
     paths: list[Path],  # shards
@@ -622,11 +629,11 @@ def check_rows(
             for item in read_shard(kind, path):
                 if kind != "rollouts": names[item.id] += 1
                 if kind == "examples": splits.setdefault(item.scene_id, set()).add(item.split)
-        except (ValueError, TypeError, KeyError) as error: problems.append(str(error) if str(path) in str(error) else f"{path}: {error}")
+        except ValueError as error: problems.append(str(error))
     problems += [f"id {name!r} occurs {n} times" for name, n in names.items() if n > 1]
     return problems + [f"scene {scene!r} is in the splits {', '.join(sorted(s))}" for scene, s in splits.items() if len(s) > 1]
 
-# %% ../nbs/09_dataset.ipynb #4c1f36bc
+# %% ../nbs/09_dataset.ipynb #ee6accbd
 def validate(
     kind: str,  # one of `KINDS`
     folder: Path | str,  # a data set
@@ -636,10 +643,10 @@ def validate(
     except ValueError as error: paths, problems = sorted(Path(folder).glob(f"{kind}-*-of-*.parquet")), [str(error)]
     return problems + check_rows(kind, paths) + check_stats(Path(folder), paths)
 
-# %% ../nbs/09_dataset.ipynb #2c7db428
+# %% ../nbs/09_dataset.ipynb #7aab4c85
 SHARES = {"train": 0.8, "val": 0.1, "test": 0.1}
 
-# %% ../nbs/09_dataset.ipynb #0a33c7c8
+# %% ../nbs/09_dataset.ipynb #25e8b609
 def split_of(
     scene_id: str,  # name of the scene
     seed: int = 0,  # another seed, another split
@@ -652,7 +659,7 @@ def split_of(
     edges = np.cumsum([shares[name] for name in names])
     return names[min(int(np.searchsorted(edges, place, side="right")), len(names) - 1)]
 
-# %% ../nbs/09_dataset.ipynb #4806c4ca
+# %% ../nbs/09_dataset.ipynb #73dffa17
 def to_messages(
     example: Example,  # question and answer
     unit: str = "thousandths",  # of boxes in texts, or "pixels"
@@ -664,7 +671,7 @@ def to_messages(
     return [{"role": "user", "content": [*({"type": "image"} for _ in example.images), text(example.question)]},
             {"role": "assistant", "content": [text(example.answer)]}]
 
-# %% ../nbs/09_dataset.ipynb #2799c16d
+# %% ../nbs/09_dataset.ipynb #28a2e231
 def to_trl(
     examples: Iterable[Example],  # one row each
     unit: str = "thousandths",  # of boxes in texts, or "pixels"
@@ -677,7 +684,7 @@ def to_trl(
         more = {name: getattr(example, name) for name in columns}
         yield {"prompt": [user], "completion": [assistant], "images": [Image.fromarray(i) for i in example.images], **more}
 
-# %% ../nbs/09_dataset.ipynb #d4434b43
+# %% ../nbs/09_dataset.ipynb #8346aa5c
 def store_picture(
     folder: Path,  # gets images/
     image: np.ndarray,  # uint8 [H, W, 3]
@@ -691,7 +698,7 @@ def store_picture(
         os.replace(folder / f"{name}.tmp", folder / name)
     return name
 
-# %% ../nbs/09_dataset.ipynb #bed39287
+# %% ../nbs/09_dataset.ipynb #3dac1bb8
 def to_swift(
     examples: Iterable[Example],  # one line each
     folder: Path | str,  # gets `name` and images/
@@ -711,7 +718,7 @@ def to_swift(
     os.replace(temporary, path)
     return path
 
-# %% ../nbs/09_dataset.ipynb #3226b209
+# %% ../nbs/09_dataset.ipynb #55cc6db0
 @dataclass(frozen=True)
 class ReleaseRecord:
     "One question of the World2VLM release."
@@ -720,7 +727,7 @@ class ReleaseRecord:
     answer: str  # what the assistant says
     images: tuple[Path, ...]  # inside of the file's folder
 
-# %% ../nbs/09_dataset.ipynb #63f54116
+# %% ../nbs/09_dataset.ipynb #a2815791
 def parse_record(
     line: str,  # one line of JSON
 ) -> tuple[str, str, str, list]:  # task_type, question, answer, names of pictures
@@ -736,7 +743,7 @@ def parse_record(
     if (marks := texts[1].count("<image>")) in (0, len(names)): return *texts, names
     raise ValueError(f"marks and pictures differ: {marks} <image> for {len(names)} pictures")
 
-# %% ../nbs/09_dataset.ipynb #fc6aabc6
+# %% ../nbs/09_dataset.ipynb #97eb9a84
 def release_record(
     line: str,  # one line of JSON
     folder: Path,  # every picture must be inside
@@ -747,7 +754,7 @@ def release_record(
     if missing := [name for name, path in zip(names, paths) if not path.is_file()]: raise ValueError(f"missing picture: {missing[0]}")
     return ReleaseRecord(task, question.replace("<image>", "").strip(), answer, paths)
 
-# %% ../nbs/09_dataset.ipynb #28daceba
+# %% ../nbs/09_dataset.ipynb #58c00e69
 def read_release(
     path: Path | str,  # .jsonl of {"messages", "images", "task_type"}
     reject: Reject | None = None,  # told (line, reason) of each bad line; None raises at the first
