@@ -70,7 +70,7 @@ def collect(
     "Call `views` for each of the `trajectories`; a text is a refusal and goes to `reject`."
     rollouts = []
     for t in trajectories:
-        got = views(t)
+        got = views(t) if t.actions else "empty: the trajectory has no action"
         if not isinstance(got, str):
             rollouts.append(Rollout(scene.id, teacher.name, seed, t.actions, t.poses, t.keyframes, **got))
         elif reject is not None:
