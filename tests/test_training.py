@@ -1,0 +1,176 @@
+"Training: invariants of the loss path, what a kill leaves, what the reward is made of."
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from world2vlm import dataset, grpo, pretraining, sft, students
+from world2vlm.tasks import Example
+
+TINY = students.MiniConfig(image_size=16, patch_size=4, hidden_size=32, head_size=16, vision_layers=1, text_layers=1, vocabulary=320)
+PLAIN = sft.SFT(lora_rank=0, freeze_vision=False, batch_size=8, accumulation=1, learning_rate=1e-2, bf16=False, checkpointing=False,
+                attention="eager", log_every=1, save_every=2)
+
+
+def colour_examples(n, seed=0):
+    "Pictures of one colour and questions about it: real examples that a tiny student can learn."
+    rng, out = np.random.default_rng(seed), []
+    for i in range(n):
+        yes = bool(rng.random() < .5)
+        image = np.full((16, 16, 3), (220, 30, 30) if yes else (30, 30, 220), np.uint8)
+        out.append(Example(f"e{i}", "D2", "forward", [image], "Is it red?", "yes" if yes else "no", {"actions": None, "box": None, "yes": yes},
+                           f"s{i}", "simulator", "train", "exact", "direct", None))
+    return out
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("training")
+    model, processor = students.mini(["Is it red?", "yes", "no"], TINY)
+    model.save_pretrained(folder / "start"), processor.save_pretrained(folder / "start")
+    dataset.write_shards("examples", folder / "examples", lambda shard, reject: colour_examples(64), progress=False)
+    return folder
+
+
+def losses(checkpoint):
+    return [line["loss"] for line in sft.read_log(checkpoint) if "loss" in line]
+
+
+def test_eight_times_one_is_one_times_eight(home):
+    "The same examples in one batch of 8, or in 8 batches of 1, give the same loss path (answers have unlike lengths)."
+    data = [sft.row(dict(question="Is it red?", answer=a, images=[_picture(i)])) for i, a in enumerate(["yes", "no it is blue", "yes red", "no"] * 4)]
+    paths = {}
+    for batch, accumulation in ((8, 1), (1, 8)):
+        model, processor = students.load(str(home / "start"))
+        config = replace(PLAIN, batch_size=batch, accumulation=accumulation)
+        paths[batch] = losses(sft.fit(model, processor, _dataset(data * 3), config, str(home / f"invariant{batch}")))
+    assert len(paths[8]) == 6
+    np.testing.assert_allclose(paths[8], paths[1], rtol=2e-3)
+
+
+def _picture(i):
+    from PIL import Image
+    return Image.new("RGB", (16, 16), (220, 30, 30) if i % 2 == 0 else (30, 30, 220))
+
+
+def _dataset(lines):
+    from datasets import Dataset
+    numbers = Dataset.from_dict({"i": list(range(len(lines)))})
+    return numbers.with_transform(lambda batch: {key: [lines[i][key] for i in batch["i"]] for key in lines[0]})
+
+
+def test_learns_and_the_loss_falls(home):
+    out = sft.train(replace(PLAIN, epochs=6), str(home / "start"), str(home / "examples"), str(home / "learns"))
+    path = losses(out)
+    assert path[-1] < .1 * path[0]
+
+
+def test_only_the_answer_is_learned(home):
+    "The loss sees the tokens of the answer and none of the question."
+    from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
+    processor = students.load(str(home / "start"))[1]
+    batch = DataCollatorForVisionLanguageModeling(processor, completion_only_loss=True)([sft.row(dict(question="Is it red?", answer="yes", images=[_picture(0)]))])
+    assert processor.decode(batch["labels"][0][batch["labels"][0] >= 0]).strip() == "yes<|im_end|>"
+
+
+def test_frozen_vision_and_lora(home):
+    config = replace(PLAIN, lora_rank=2, lora_alpha=4, freeze_vision=True)
+    out = sft.train(config, str(home / "start"), str(home / "examples"), str(home / "lora"))
+    before, after = students.load(str(home / "start"))[0].state_dict(), students.load(str(out))[0].state_dict()
+    moved = {name for name in before if not (before[name] == after[name]).all()}
+    assert set(before) == set(after) and moved and not any("visual" in name for name in moved)
+
+
+def test_both_directions_or_one(home):
+    with pytest.raises(ValueError, match="inverse.*directions"):
+        sft.rows(str(home / "examples"), replace(PLAIN, directions=("inverse",)), cache=str(home / "none"))
+    assert len(sft.rows(str(home / "examples"), replace(PLAIN, limit=10), cache=str(home / "some"))) == 10
+
+
+def test_reading_order_is_a_permutation_for_each_epoch():
+    lengths = np.random.default_rng(0).integers(1, 99, 50)
+    order = sft.reading_order(lengths, 4, epochs=2.5, seed=3)
+    assert len(order) == 125 and (np.bincount(order, minlength=50) >= 2).all()
+    assert (order == sft.reading_order(lengths, 4, epochs=2.5, seed=3)).all()
+    assert (order != sft.reading_order(lengths, 4, epochs=2.5, seed=4)).any()
+
+
+SCRIPT = """
+import json, sys
+from world2vlm import grpo, sft
+stage, student, examples, out, settings = sys.argv[1:]
+module, kind = {"sft": (sft, sft.SFT), "grpo": (grpo, grpo.GRPO)}[stage]
+settings = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(settings).items()}
+module.train(kind(**settings), student, examples, out)
+"""
+
+
+def run(stage, home, out, config, kill_at=None):
+    "Train in a process of its own; with `kill_at`, kill -9 it as soon as that checkpoint is there."
+    command = [sys.executable, "-c", SCRIPT, stage, str(home / "start"), str(home / "examples"), str(out), json.dumps(vars(config))]
+    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True)
+    if kill_at is None:
+        assert process.wait() == 0, process.stderr.read()[-2000:]
+        return
+    state = Path(out) / "checkpoints" / f"checkpoint-{kill_at}" / "trainer_state.json"
+    while not state.exists():
+        assert process.poll() is None, process.stderr.read()[-2000:]
+        time.sleep(.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+REINFORCE = grpo.GRPO(group=4, batch_size=16, accumulation=1, learning_rate=1e-3, max_answer=4, limit=24, bf16=False, checkpointing=False,
+                      attention="eager", save_every=2, kl=.01)
+
+
+@pytest.mark.parametrize("stage,config", [("sft", PLAIN), ("grpo", REINFORCE)])
+def test_killed_and_resumed_is_undisturbed(home, tmp_path, stage, config):
+    "kill -9 in the middle, run again: the same weights as a run that nobody disturbed."
+    run(stage, home, tmp_path / "whole", config)
+    run(stage, home, tmp_path / "killed", config, kill_at=2)
+    assert not (tmp_path / "killed" / "model.safetensors").exists()
+    run(stage, home, tmp_path / "killed", config)
+    whole, killed = (students.load(str(tmp_path / name))[0].state_dict() for name in ("whole", "killed"))
+    assert all((whole[name] == killed[name]).all() for name in whole)
+    key = "loss" if stage == "sft" else "reward"
+    path = lambda name: [line[key] for line in sft.read_log(tmp_path / name) if key in line]
+    assert path("whole") == path("killed")
+
+
+def test_reward_is_the_score_of_the_task():
+    asked = colour_examples(1)[0]
+    line = json.dumps({k: v for k, v in vars(asked).items() if k != "images"})
+    say = [[dict(role="assistant", content=text)] for text in (asked.answer, "yes" if asked.answer == "no" else "no", "hm")]
+    score = lambda part: grpo.reward(part)(say, [line] * 3, [(16, 16)] * 3, ["thousandths"] * 3)
+    assert score("overall") == [1, 0, 0] and score("format") == [1, 1, 0] and score("iou") == [None] * 3
+    assert [grpo.reward(part).__name__ for part in grpo.PARTS] == list(grpo.PARTS)
+
+
+def test_reinforcement_raises_the_reward(home, tmp_path):
+    taught = sft.train(replace(PLAIN, learning_rate=3e-3), str(home / "start"), str(home / "examples"), str(tmp_path / "taught"))
+    out = grpo.train(replace(REINFORCE, limit=64, epochs=3, learning_rate=3e-3), str(taught), str(home / "examples"), str(tmp_path / "better"))
+    path = [line["reward"] for line in sft.read_log(out) if "reward" in line]
+    assert np.mean(path[-5:]) > np.mean(path[:5])
+
+
+def test_pretraining_teaches_no_motion():
+    "No question of the base says how the camera moved: motion words occur in echoes alone, which carry no information."
+    from itertools import islice
+    for line in islice(pretraining.stream(3), 300):
+        if not line["question"].startswith("Repeat: "):
+            assert not any(word in line["question"] + line["answer"] for word in ("turn", "forward", "backward", "degrees"))
+
+
+def test_pretraining_stream_is_reproducible():
+    from itertools import islice
+    a, b = (list(islice(pretraining.stream(5), 60)) for _ in range(2))
+    assert all(x["question"] == y["question"] and x["answer"] == y["answer"] for x, y in zip(a, b))
+    assert all((np.array(p) == np.array(q)).all() for x, y in zip(a, b) for p, q in zip(x["images"], y["images"]))
