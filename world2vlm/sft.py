@@ -82,12 +82,12 @@ def rows(
     to_row=row,  # makes the trainer's row from one decoded line
     cache: str | None = None,  # folder of the memory map; None leaves it to `datasets`
 ) -> "datasets.Dataset":  # in reading order
-    "The examples of `folder` as a lazy TRL data set. Raises `ValueError` if `config.directions` leaves none."
+    "The training examples of `folder` as a lazy TRL data set. Raises `ValueError` if `config.directions` leaves none."
     from datasets import Dataset
     from world2vlm.dataset import shards
     data = Dataset.from_parquet([str(path) for path in shards("examples", folder)], cache_dir=cache)
-    keep = np.flatnonzero(np.isin(data["direction"][:], config.directions))
-    if not len(keep): raise ValueError(f"{folder}: no example has a direction of {config.directions}; check `directions` in params.yaml")
+    keep = np.flatnonzero(np.isin(data["direction"][:], config.directions) & (np.array(data["split"][:]) == "train"))
+    if not len(keep): raise ValueError(f"{folder}: no training example has a direction of {config.directions}; check `directions` in params.yaml")
     keep = np.random.default_rng(config.seed).permutation(keep)[:config.limit or None]
     lengths = np.char.str_len(data["question"][:])[keep] + np.char.str_len(data["answer"][:])[keep]
     order = keep[reading_order(lengths, config.batch_size, config.epochs, config.seed)]
