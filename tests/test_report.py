@@ -96,6 +96,12 @@ def test_what_was_not_run_stays_empty(full, results):
     assert "forward only" in result_table(results, GROUPS) and result_table(results, GROUPS).count("not run") == 1
     assert report(Inputs()).count("Not part of this run.") == 7
     assert "not been evaluated" in headline(Inputs(groups=GROUPS, results={"base": results["base"]}))
+    assert report(Inputs(sft_logs={"sft": {}})).count("Not part of this run.") == 7
+
+
+def test_names_shared_by_two_groups_are_told_apart(results):
+    groups = {"SFT": {"base": "both"}, "SFT + GRPO": {"grpo": "both"}}
+    assert "\u201cboth (SFT)\u201d" in headline(Inputs(groups=groups, results=results)) and "both (SFT + GRPO) scores" in headline(Inputs(groups=groups, results=results))
 
 
 def test_headline_never_claims_what_intervals_deny(results):

@@ -19,6 +19,7 @@ import io
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import wraps
@@ -410,8 +411,10 @@ def run_names(
     groups: Groups,  # the runs in order
     results: dict[str, dict | None],  # key -> result
 ) -> dict[str, str]:  # key -> name shown
-    "The runs of `groups` that have a result."
-    return {key: name for runs in groups.values() for key, name in runs.items() if results.get(key)}
+    "The runs of `groups` that have a result; a name that two groups share gets its heading."
+    shared = Counter(name for runs in groups.values() for name in runs.values())
+    full = lambda heading, name: f"{name} ({heading})" if shared[name] > 1 else name
+    return {key: full(heading, name) for heading, runs in groups.items() for key, name in runs.items() if results.get(key)}
 
 # %% ../nbs/15_report.ipynb #ac9f0ec7
 @styled
@@ -738,6 +741,7 @@ def curves_body(
     "Loss of stage one, reward of stage two."
     colours, blocks, names = run_colours(inputs.groups), [], {key: name for runs in inputs.groups.values() for key, name in runs.items()}
     for logs, panels, stage in ((inputs.sft_logs, inputs.sft_panels, "SFT"), (inputs.grpo_logs, inputs.grpo_panels, "GRPO")):
+        logs = {run: series for run, series in logs.items() if series}
         if logs:
             known = {run: colours[run] for run in logs if run in colours}
             blocks.append(figure_block(picture(curve_figure, logs, panels, known, names, alt=f"Curves of {stage}"), f"{', '.join(panels)} over the training steps."))
