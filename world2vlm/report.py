@@ -805,7 +805,7 @@ dd{overflow-wrap:anywhere;display:flex;justify-content:space-between;gap:.8rem}
 .score{flex:none;color:var(--soft);font-variant-numeric:tabular-nums}
 @media (max-width:40rem){body{padding-top:1.5rem}h1{font-size:1.7rem}figure.plot img{min-width:32rem;max-width:none}}
 @media print{:root{--paper:#fff;--tint:#fff}html{font-size:62.5%}figure img{max-width:80%}body{max-width:none;padding:0}nav{display:none}section{margin-top:2rem}.wide{overflow:visible}
-figure,.card,tr{break-inside:avoid}h2,h3{break-after:avoid}.card{background:none}th:first-child{position:static}}
+figure,.card,tr{break-inside:avoid}h2,h3,section>p:not(.note){break-after:avoid}.card{background:none}th:first-child{position:static}}
 """
 
 # %% ../nbs/15_report.ipynb #a47409c4
