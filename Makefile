@@ -14,7 +14,8 @@ ablation: .venv/installed  ## every arm, and the table that compares them
 	dvc repro ablation
 
 base: .venv/installed  ## train the shipped base student again (hours of CPU, minutes of GPU)
-	python -m papermill -k python3 --log-output --no-progress-bar -p out data/base nbs/pipeline/base.ipynb data/base.ipynb
+	mkdir -p data/mini/notebooks
+	python -m papermill -k python3 --log-output --no-progress-bar -p profile mini -p out data/base nbs/pipeline/base.ipynb data/mini/notebooks/base.ipynb
 
 test: .venv/installed  ## all tests, then every notebook of the library
 	HF_HUB_OFFLINE=1 python -m pytest

@@ -112,6 +112,7 @@ def train(
     from world2vlm.sft import prepare
     from world2vlm.students import load
     model, processor = load(student, config.attention, "float32", config.max_pixels or None)
+    processor.tokenizer.padding_side = "left"  # TRL pads prompts there, and takes the places of the pictures from the processor
     data = rows(examples, config, processor, question_row, str(Path(out) / "cache"))
     trainer = GRPOTrainer(
         model=_freeze(model, config), reward_funcs=[reward(part) for part in PARTS], args=arguments(config, out), train_dataset=data,
