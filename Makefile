@@ -22,9 +22,10 @@ test: .venv/installed  ## all tests, then every notebook of the library
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 nbdev_test --n_workers 2
 
 sync: .venv/installed  ## notebooks -> library and README
+	jupyter nbconvert --log-level WARN --to notebook --inplace --execute nbs/index.ipynb
 	nbdev_clean
 	nbdev_export
-	python -m jupyter nbconvert --log-level WARN --to markdown --output-dir . --output README nbs/index.ipynb
+	jupyter nbconvert --log-level WARN --to markdown --no-input --output-dir . --output README nbs/index.ipynb
 	git diff --stat
 
 lab: .venv/installed  ## JupyterLab on the notebooks

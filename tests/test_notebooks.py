@@ -202,3 +202,13 @@ def test_library_agrees_with_notebooks(tmp_path):
 def test_every_module_has_a_notebook():
     made = {m.group(1) for p in (ROOT / "nbs").glob("*.ipynb") if (m := re.search(r"#\|\s*default_exp (\w+)", p.read_text()))}
     assert made == {p.stem for p in (ROOT / "world2vlm").glob("[!_]*.py")}
+
+
+def test_readme_is_current(tmp_path):
+    "The README is what nbs/index.ipynb gives now, numbers included."
+    done = subprocess.run([sys.executable, "-m", "jupyter", "nbconvert", "--execute", "--to", "markdown", "--no-input", "--output-dir", str(tmp_path),
+                           "--output", "README", "nbs/index.ipynb"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "README.md").read_text() == (ROOT / "README.md").read_text(), "run `make sync`"
+    pictures = {p.name for p in (tmp_path / "README_files").iterdir()}
+    assert pictures == {p.name for p in (ROOT / "README_files").iterdir()}

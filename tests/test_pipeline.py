@@ -1,5 +1,5 @@
 "The wiring of dvc.yaml, and the whole pipeline at its smallest size in a fresh clone."
-import ast, json, os, re, shlex, subprocess, sys
+import ast, json, os, re, shlex, shutil, signal, subprocess, sys, time
 from functools import cache
 from pathlib import Path
 
@@ -110,3 +110,160 @@ def test_data_comes_from_a_stage_or_from_git():
 def test_every_profile_names_every_section(profile):
     "DVC refuses a parameter that is not there, so a profile that changes nothing in a section says so."
     assert set(PARAMS["profiles"][profile]) == set(PARAMS) - {"profile", "profiles", "teacher", "teachers", "arm", "arms"}
+
+
+def test_units_agree():
+    "A student is asked in the unit that it was taught."
+    from world2vlm.config import stage
+    from world2vlm.exam import Evaluate
+    from world2vlm.grpo import GRPO
+    from world2vlm.sft import SFT
+    for profile in PARAMS["profiles"]:
+        for arm in PARAMS["arms"]:
+            assert len({stage(cls, name, profile, arm).unit for name, cls in (("sft", SFT), ("grpo", GRPO), ("evaluate", Evaluate))}) == 1
+
+
+def test_rooms_of_the_exam_are_unseen():
+    "Scenes, questions and label checks take rooms of different numbers."
+    from world2vlm.config import stage
+    from world2vlm.generation import Questions, Scenes
+    from world2vlm.labels import Labels
+    for profile in PARAMS["profiles"]:
+        train, exam, labels = stage(Scenes, "scenes", profile), stage(Questions, "questions", profile).scenes, stage(Labels, "labels", profile)
+        spans = [range(train.first, train.first + train.n), range(exam.first, exam.first + exam.n),
+                 range(labels.scenes.first, labels.scenes.first + 5_000 * labels.parts)]
+        assert not any(set(a) & set(b) for i, a in enumerate(spans) for b in spans[:i]), profile
+
+
+# A killed stage, run again, ends with the bytes of a run that nobody disturbed.
+STAGE = """
+import sys
+from world2vlm.actions import Ranges
+from world2vlm.generation import *
+near = Imagine(presets={"single": 2, "forward_turn": 1}, ranges=Ranges((0.2, 1.5, 0.1), (10, 60, 10)))
+which, home, out = sys.argv[1:]
+if which == "scenes": make_scenes(Scenes(n=24, per_shard=4), out)
+if which == "imagine": imagine(near, "reprojection", home + "/scenes", out)
+if which == "supervise": supervise(Supervise(), home + "/scenes", home + "/imagine", out)
+"""
+
+
+def start(which: str, home: Path, out: Path) -> subprocess.Popen:
+    "One stage in a process of its own."
+    return subprocess.Popen([sys.executable, "-c", STAGE, which, str(home), str(out)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def made(folder: Path) -> dict: return {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    "Outputs of three stages that ran to their end."
+    home = tmp_path_factory.mktemp("undisturbed")
+    for which in ("scenes", "imagine", "supervise"):
+        process = start(which, home, home / which)
+        assert process.wait() == 0, process.stderr.read().decode()
+    return home
+
+
+@pytest.mark.parametrize("which", ["scenes", "imagine", "supervise"])
+def test_kill_and_resume(undisturbed, tmp_path, which):
+    out, partial = tmp_path / which, tmp_path / f"{which}.partial"
+    process = start(which, undisturbed, out)
+    while process.poll() is None and len(list(partial.glob("*.parquet"))) < 2: time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = {p: p.stat().st_mtime_ns for p in partial.glob("*.parquet")}
+    assert not out.exists() and 2 <= len(done) < 6, "the kill came too late to tell anything"
+    again = start(which, undisturbed, out)
+    assert again.wait() == 0, again.stderr.read().decode()
+    assert all((out / p.name).stat().st_mtime_ns == t for p, t in done.items()), "finished shards are not made again"
+    assert made(out) == made(undisturbed / which) and not partial.exists()
+
+
+def test_other_code_or_settings_start_afresh(tmp_path):
+    from world2vlm.stages import unfinished
+    with pytest.raises(RuntimeError):
+        with unfinished(tmp_path / "out", "one") as work:
+            (work / "shard").write_text("old")
+            raise RuntimeError
+    with unfinished(tmp_path / "out", "two") as work: assert not (work / "shard").exists()
+
+
+def test_several_processes_give_the_same_bytes(undisturbed, tmp_path):
+    from world2vlm.generation import Scenes, make_scenes
+    make_scenes(Scenes(n=24, per_shard=4, workers=2), tmp_path / "scenes")
+    assert made(tmp_path / "scenes") == made(undisturbed / "scenes")
+
+
+# The whole pipeline, as a stranger would run it.
+MAIN = ["report", "labels"]
+
+
+def run(clone: Path, *words: str) -> str:
+    "A command in the clone, with its own library and this environment's tools."
+    env = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(clone), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(words, cwd=clone, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, f"{' '.join(words)}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+def changed(clone: Path) -> set:
+    "Stages of the main arm that would run now, by their own changes."
+    return {name.removeprefix("dvc.yaml:") for name in json.loads(run(clone, "dvc", "status", "--json", "--with-deps", *MAIN))}
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+    "A fresh clone of what is here, tracked or about to be, at the size `smoke`, after `dvc repro`."
+    clone = tmp_path_factory.mktemp("clone") / "world2vlm"
+    listed = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True).stdout
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).is_file():
+            (clone / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, clone / name)
+    run(clone, "git", "init", "-q")
+    text = (clone / "params.yaml").read_text()
+    (clone / "params.yaml").write_text(re.sub(r"^profile: \w+", "profile: smoke", text, flags=re.M))
+    run(clone, "dvc", "repro", *MAIN)
+    return clone
+
+
+def test_smoke_makes_report_and_metrics(clone):
+    page = (clone / "data/smoke/report/index.html").read_text()
+    assert page.startswith("<!DOCTYPE html>") and "Not part of this run" not in page
+    expected = {"scenes", "imagine-reprojection", "supervise-reprojection", "questions", "labels", "sft-bidirectional", "grpo-bidirectional", "controls",
+                "evaluate-bidirectional", "report"}
+    found = {p.stem: json.loads(p.read_text()) for p in (clone / "data/smoke/metrics").glob("*.json")}
+    assert found.keys() == expected and all(m["cost"]["seconds"] > 0 for m in found.values())
+    assert {"base", "majority", "sft", "grpo", "blind"} == set(found["report"]["made"]["results"])
+
+
+def test_smoke_leaves_git_alone(clone):
+    "All that a run writes is ignored, or is meant to be committed."
+    run(clone, "git", "add", "-A")
+    data = run(clone, "git", "ls-files", "data").split()
+    assert all(d.startswith("data/base/") or "/metrics/" in d for d in data)
+
+
+def test_smoke_data_sets_are_valid(clone):
+    from world2vlm.dataset import validate
+    for kind, folder in (("scenes", "scenes"), ("rollouts", "rollouts/reprojection"), ("examples", "examples/reprojection"), ("examples", "questions")):
+        assert validate(kind, clone / "data/smoke" / folder) == []
+
+
+def test_second_repro_does_nothing(clone):
+    start = time.perf_counter()
+    out = run(clone, "dvc", "repro", *MAIN)
+    assert "Running stage" not in out and "up to date" in out
+    assert time.perf_counter() - start < 60  # 2 s on an idle machine
+
+
+def test_an_arm_reruns_alone(clone):
+    "Changing a parameter of one arm concerns the stages of this arm, and no stage that makes data."
+    before, path = changed(clone), clone / "params.yaml"
+    text = path.read_text()
+    path.write_text(text.replace("bidirectional: {teacher: reprojection}", "bidirectional: {teacher: reprojection, grpo: {seed: 7}}"))
+    assert changed(clone) - before == {"sft@bidirectional", "grpo@bidirectional", "evaluate@bidirectional"}
+    path.write_text(text)
+    assert changed(clone) == before == set()

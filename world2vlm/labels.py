@@ -46,7 +46,7 @@ def unseen(
 ) -> Iterator[Transition]:  # with true ids
     "Transitions of rooms that no other stage uses, without end."
     s, teacher = config.scenes, load("simulator")
-    for scene in rooms(10**9, s.seed, s.size, s.fov_deg, start=s.first + 10_000 * part):
+    for scene in rooms(10**9, s.seed, s.size, s.fov_deg, start=s.first + 5_000 * part):
         for rollout in teacher.imagine(scene, ways(scene.id, config.imagine), config.imagine.seed, lambda reason, way: None):
             yield from transitions(scene, rollout)
 

@@ -90,11 +90,11 @@ def peak_memory() -> dict[str, float]:  # "peak_gb", with a GPU also "peak_gpu_g
 
 # %% ../nbs/16_stages.ipynb #dee8e43c
 @contextmanager
-def spent() -> Iterator[dict]:  # filled at the end: seconds and peak memory
+def spent() -> Iterator[dict]:  # filled at the end: seconds, cores, peak memory
     "What the block cost."
     start, cost = time.perf_counter(), {}
     yield cost
-    cost |= {"seconds": round(time.perf_counter() - start, 2)} | {k: round(v, 3) for k, v in peak_memory().items()}
+    cost |= {"seconds": round(time.perf_counter() - start, 2), "cores": len(os.sched_getaffinity(0))} | {k: round(v, 3) for k, v in peak_memory().items()}
 
 # %% ../nbs/16_stages.ipynb #e40c6262
 def spread(
@@ -123,6 +123,8 @@ def log_stage(
     profile: str,  # size of the run
     made: dict,  # figures of the stage
     cost: dict,  # of `spent`
-) -> Path:  # the metrics file
+) -> Path:  # the metrics file, from the root of the repository
     "Write data/`profile`/metrics/`name`.json."
-    return write_json(repo_root() / "data" / profile / "metrics" / f"{name}.json", {"stage": name, "made": made, "cost": cost})
+    path = Path("data") / profile / "metrics" / f"{name}.json"
+    write_json(repo_root() / path, {"stage": name, "made": made, "cost": cost})
+    return path
