@@ -222,7 +222,7 @@ def clone(tmp_path_factory):
         if (ROOT / name).is_file():
             (clone / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, clone / name)
-    run(clone, "git", "init", "-q")
+    for words in (["init", "-q"], ["add", "-A"], ["-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "copy"]): run(clone, "git", *words)
     text = (clone / "params.yaml").read_text()
     (clone / "params.yaml").write_text(re.sub(r"^profile: \w+", "profile: smoke", text, flags=re.M))
     run(clone, "dvc", "repro", *MAIN)
