@@ -1,4 +1,4 @@
-# The first use of any target makes .venv from requirements.lock. The size of a run is `profile`, the first line of params.yaml.
+# The first use of any target makes .venv from requirements.lock. `profile` in params.yaml says how large a run is.
 .DEFAULT_GOAL := help
 .PHONY: help repro ablation base test sync lab
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
