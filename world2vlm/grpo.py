@@ -8,10 +8,11 @@ __all__ = ['PARTS', 'GRPO', 'marks', 'reward', 'weights', 'question_row', 'argum
 # %% ../nbs/13_grpo.ipynb #1a7a90a1
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from .sft import finish, last_checkpoint, live, restore, row, rows, shared_arguments
+from .sft import finish, last_checkpoint, live, prepare, restore, row, rows, shared_arguments
 
 # %% ../nbs/13_grpo.ipynb #641fcbda
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class GRPO:
     kl: float = 0.01  # weight of the KL term (low-variance estimate)
     max_answer: int = 256  # tokens of one answer
     max_pixels: int = 0  # largest picture, pixels; 0 leaves the student's own
+    lora_rank: int = 0  # all parameters train, as in the paper
+    lora_alpha: int = 0  # scale of the LoRA update
     freeze_vision: bool = False  # leave the vision tower as it is
     bf16: bool = True  # autocast to bfloat16
     checkpointing: bool = True  # recompute activations: less memory, more time
@@ -62,7 +65,7 @@ def marks(
 # %% ../nbs/13_grpo.ipynb #4886cc6c
 def reward(
     part: str,  # one of `PARTS`
-):  # (completions, example, size, unit, ...) -> one float or None for each answer
+) -> Callable:  # (completions, example, size, unit, ...) -> one float or None for each answer
     "The reward function of one `part`."
     def score(completions, example, size, unit, **_):
         return [found.get(part) for found in marks(completions, example, size, unit)]
@@ -93,7 +96,7 @@ def question_row(
 def arguments(
     config: GRPO,  # how to train
     out: str,  # folder of the checkpoint
-) -> "GRPOConfig":
+) -> "GRPOConfig":  # of TRL
     "TRL's arguments of one run."
     from trl import GRPOConfig
     return GRPOConfig(
@@ -109,20 +112,14 @@ def train(
 ) -> Path:  # `out`, which `AutoModelForImageTextToText.from_pretrained` opens
     "Reinforce the `student` on the questions of `examples`; run again after a kill it goes on from the last checkpoint."
     from trl import GRPOTrainer
-    from world2vlm.sft import prepare
     from world2vlm.students import load
     model, processor = load(student, config.attention, "float32", config.max_pixels or None)
     processor.tokenizer.padding_side = "left"  # TRL pads prompts there, and takes the places of the pictures from the processor
     data = rows(examples, config, processor, question_row, str(Path(out) / "cache"))
     trainer = GRPOTrainer(
-        model=_freeze(model, config), reward_funcs=[reward(part) for part in PARTS], args=arguments(config, out), train_dataset=data,
+        model=prepare(model, config), reward_funcs=[reward(part) for part in PARTS], args=arguments(config, out), train_dataset=data,
         processing_class=processor, callbacks=[live(out)])
     trainer.train(resume_from_checkpoint=restore(trainer.model, last_checkpoint(Path(out) / "checkpoints")))
     done = finish(trainer, processor, out)
     shutil.rmtree(done / "cache")
     return done
-
-def _freeze(model, config):
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(not (config.freeze_vision and "visual" in name))
-    return model

@@ -73,7 +73,7 @@ def processor(
 def model_config(
     tokenizer: "Qwen2Tokenizer",  # its length and special tokens enter the configuration
     config: MiniConfig = MiniConfig(),  # sizes
-) -> "Qwen2_5_VLConfig":
+) -> "Qwen2_5_VLConfig":  # of the whole model
     "The Qwen2.5-VL configuration of a student of size `config` that reads `tokenizer`'s tokens."
     from transformers import Qwen2_5_VLConfig
     ids = dict(zip(SPECIAL_TOKENS, tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS))))
