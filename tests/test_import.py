@@ -16,14 +16,14 @@ class Block:
         if name.split(".")[0] in {tools!r}: raise ImportError(f"{{name}} is not for the library")
 
 sys.meta_path.insert(0, Block())
-start = time.perf_counter()
+start = time.process_time()
 import {module}
-print(time.perf_counter() - start)
+print(time.process_time() - start)
 """
 
 
 def seconds(module: str) -> float:
-    "Time a fresh interpreter takes to import `module`."
+    "Processor time a fresh interpreter takes to import `module`."
     code = PROBE.format(tools=TOOLS, module=module)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
