@@ -3,6 +3,8 @@
 .PHONY: help repro ablation base test sync lab
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export OMP_NUM_THREADS ?= 2
+# glibc gives large arrays back to the kernel and asks for them again at each step of a training, which costs more than the arithmetic; here it keeps them
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=8589934592:glibc.malloc.top_pad=268435456
 
 help:      ## this list
 	@grep -E '^[a-z]+: .*##' Makefile | sed 's/:[^#]*##/ -/'

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from world2vlm import dataset, grpo, pretraining, sft, students
+from world2vlm.stages import together
 from world2vlm.tasks import Example
 
 TINY = students.MiniConfig(image_size=16, patch_size=4, hidden_size=32, head_size=16, vision_layers=1, text_layers=1, vocabulary=320)
@@ -53,6 +54,23 @@ def test_eight_times_one_is_one_times_eight(home):
         paths[batch] = losses(sft.fit(model, processor, _dataset(data * 3), config, str(home / f"invariant{batch}")))
     assert len(paths[8]) == 6
     np.testing.assert_allclose(paths[8], paths[1], rtol=2e-3)
+
+
+def test_two_processes_are_two_accumulated_batches(home):
+    "Two processes share a step as two forward passes of one process do."
+    paths = {}
+    for processes in (1, 2):
+        config = replace(PLAIN, batch_size=4, accumulation=2 // processes, processes=processes)
+        paths[processes] = losses(together(sft.train, config, str(home / "start"), str(home / "examples"), str(home / f"together{processes}"), processes=processes))
+    assert len(paths[1]) == 8
+    np.testing.assert_allclose(paths[1], paths[2], rtol=2e-3)
+
+
+def test_steps_keep_their_examples_when_the_short_ones_come_first():
+    order, lengths = sft.reading_order(50, seed=3), np.random.default_rng(0).integers(5, 90, 50)
+    tidy = sft.short_first(order, lengths, 8)
+    for start in range(0, 50, 8):
+        assert sorted(tidy[start:start + 8]) == sorted(order[start:start + 8]) and (np.diff(lengths[tidy[start:start + 8]]) >= 0).all()
 
 
 def _picture(i):

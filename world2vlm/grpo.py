@@ -25,7 +25,8 @@ class GRPO:
     format_weight: float = 0.1  # of the part "format"; the task's own score has the rest
     group: int = 4  # answers to each question
     batch_size: int = 2  # answers in one forward pass
-    accumulation: int = 4  # forward passes per step; batch_size x accumulation is a multiple of `group`
+    accumulation: int = 4  # forward passes per step; batch_size x accumulation x processes is a multiple of `group`
+    processes: int = 1  # that train together, one on each GPU or on one core each
     learning_rate: float = 1.0e-6  # peak of the cosine
     warmup: float = 0.05  # share of the steps with a rising rate
     weight_decay: float = 0.1  # AdamW
@@ -116,10 +117,11 @@ def train(
     model, processor = load(student, config.attention, "float32", config.max_pixels or None)
     processor.tokenizer.padding_side = "left"  # TRL pads prompts there, and takes the places of the pictures from the processor
     data = rows(examples, config, processor, question_row, str(Path(out) / "cache"))
+    settings = arguments(config, out)
     trainer = GRPOTrainer(
-        model=prepare(model, config), reward_funcs=[reward(part) for part in PARTS], args=arguments(config, out), train_dataset=data,
-        processing_class=processor, callbacks=[live(out)])
+        model=prepare(model, config), reward_funcs=[reward(part) for part in PARTS], args=settings, train_dataset=data,
+        processing_class=processor, callbacks=[live(out)] * (settings.process_index == 0))
     trainer.train(resume_from_checkpoint=restore(trainer.model, last_checkpoint(Path(out) / "checkpoints")))
     done = finish(trainer, processor, out)
-    shutil.rmtree(done / "cache")
+    shutil.rmtree(done / "cache", ignore_errors=True)
     return done

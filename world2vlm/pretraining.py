@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ONE_VIEW', 'WORDS', 'Thing', 'things', 'nearby', 'look', 'cell', 'survey', 'listing', 'locate', 'far', 'label_not_in',
-           'present', 'pick', 'pairing', 'refind', 'echo', 'ask', 'stream', 'Base', 'reading', 'train']
+           'present', 'pick', 'pairing', 'refind', 'change', 'shift', 'echo', 'ask', 'stream', 'Course', 'Base',
+           'reading', 'shortest_first', 'course_stream', 'course_rows', 'joined', 'train']
 
 # %% ../nbs/11_pretraining.ipynb #737cc3e6
 from dataclasses import dataclass
@@ -58,6 +59,7 @@ def look(
     size: tuple[int, int],  # width and height in pixels
     views: int = 12,  # wanted
     tries: int = 4,  # draws per wanted view
+    least: float = .004,  # share of the picture that counts as shown
 ) -> tuple[list, list]:  # views, and for each the list of its things; both empty where the room has no start
     "Up to `views` views of room `seed`, each with two things or more."
     from world2vlm.simulator import Room
@@ -68,7 +70,7 @@ def look(
         pose = nearby(poses[0], rng)
         if len(poses) < views and room.clear(pose): poses.append(pose)
     shown = [room.render(pose, K, size) for pose in poses]
-    seen = [things(view, room.instances) for view in shown]
+    seen = [things(view, room.instances, least) for view in shown]
     keep = [i for i, found in enumerate(seen) if len(found) > 1]
     return [shown[i] for i in keep], [seen[i] for i in keep]
 
@@ -184,6 +186,31 @@ def refind(
     area = [(t.box[2] - t.box[0]) * (t.box[3] - t.box[1]) for t in (thing, again)]
     return f"Is the {thing.label} larger in the second picture? Answer yes or no.", "yes" if area[1] > area[0] else "no"
 
+# %% ../nbs/11_pretraining.ipynb #d8ffd10c
+def change(
+    pairs: list[tuple[Thing, Thing]],  # the same things in the first and in the second view
+    grid: int = 16,  # columns and rows
+) -> str:  # "5 right, 1 up, larger"
+    "The median shift of things on a `grid`, and what became of their sizes."
+    ends = np.array([[t.box for t in pair] for pair in pairs])  # [n, 2, 4]
+    shift = np.median((ends[:, 1, :2] + ends[:, 1, 2:] - ends[:, 0, :2] - ends[:, 0, 2:]) / 2, axis=0) * grid
+    area = np.median(np.log(np.prod(ends[:, 1, 2:] - ends[:, 1, :2], -1) / np.prod(ends[:, 0, 2:] - ends[:, 0, :2], -1)))
+    way = [f"{abs(s)} {words[int(s > 0)]}" for s, words in zip(np.round(shift).astype(int), (("left", "right"), ("up", "down")))]
+    return ", ".join([*way, "larger" if area > .2 else "smaller" if area < -.2 else "as large"])
+
+def shift(
+    first: list[Thing],  # of one view
+    second: list[Thing],  # of another view of the same room
+    rng: np.random.Generator,  # source of chance
+) -> tuple[str, str] | None:  # question, answer; None where no object is in both
+    "Ask how one object, or all of them together, changed place and size in the picture."
+    after = {thing.id: thing for thing in second}
+    both = [(thing, after[thing.id]) for thing in first if thing.id in after]
+    if not both: return None
+    if rng.random() < .5: return "How did the objects shift in the picture?", change(both)
+    pair = both[rng.integers(len(both))]
+    return f"How did the {pair[0].label} shift in the picture?", change([pair])
+
 # %% ../nbs/11_pretraining.ipynb #d02498e5
 def echo(
     rng: np.random.Generator,  # source of chance
@@ -201,12 +228,15 @@ def ask(
     found: list[Thing],  # of one view
     other: list[Thing],  # of another view of the same room
     rng: np.random.Generator,  # source of chance
+    two_views: float = .4,  # share of the questions about two views
+    shifts: float = 0.0,  # of these, the share that asks how objects shifted
 ) -> tuple[str, str, int]:  # question, answer, number of pictures
-    "Draw one question: four of ten are about two views, one of twenty repeats a motion."
+    "Draw one question; one of twenty repeats a motion."
     kind = rng.random()
     if kind < .05: return *echo(rng), 2
-    if kind < .45:
-        pair = (pairing if rng.random() < .7 else refind)(found, other, rng)
+    if kind < .05 + two_views:
+        kind = shift if shifts and rng.random() < shifts else pairing if rng.random() < .7 else refind
+        pair = kind(found, other, rng)
         if pair: return *pair, 2
     return *list(ONE_VIEW)[rng.choice(len(ONE_VIEW), p=list(ONE_VIEW.values()))](found, rng), 1
 
@@ -218,6 +248,8 @@ def stream(
     fov_deg: float = 90.0,  # horizontal field of view
     per_room: int = 24,  # questions asked about each room
     views: int = 12,  # views of each room
+    least: float = .004,  # share of the picture that an asked object covers
+    **shares: float,  # `two_views` and `shifts` of `ask`
 ) -> Iterator[dict]:  # question, answer, images (PIL)
     "Endless questions about fresh rooms; the same `seed` gives the same stream."
     from itertools import count
@@ -226,22 +258,33 @@ def stream(
     K = intrinsics(*size, fov_deg)
     for number in count():
         rng = np.random.default_rng([seed, number])
-        shown, seen = look(int(rng.integers(2**31)), K, size, views)
+        shown, seen = look(int(rng.integers(2**31)), K, size, views, least=least)
         pictures = [Image.fromarray(view.image) for view in shown]
         for _ in range(per_room * (len(shown) > 1)):
             first, second = rng.permutation(len(shown))[:2]
             early, school = school > 0, school - 1
-            question, answer, n = (*survey(seen[first], rng), 1) if early else ask(seen[first], seen[second], rng)
+            question, answer, n = (*survey(seen[first], rng), 1) if early else ask(seen[first], seen[second], rng, **shares)
             yield dict(question=question, answer=answer, images=[pictures[first], pictures[second]][:n])
+
+# %% ../nbs/11_pretraining.ipynb #d4c1cdd0
+@dataclass(frozen=True)
+class Course:
+    "One run of the trainer on fresh rooms, with a learning rate that rises and falls."
+    steps: int  # optimizer steps
+    school: int = 0  # of these, steps of surveys at the start
+    two_views: float = .4  # share of the questions about two views, after the school
+    shifts: float = 0.0  # of these, the share that asks how objects shifted
+    least: float = .004  # share of the picture that an asked object covers
 
 # %% ../nbs/11_pretraining.ipynb #1ad11149
 @dataclass(frozen=True)
 class Base:
     "How the base student is made from nothing."
-    steps: int = 1600  # optimizer steps
-    school: int = 1000  # of these, steps of surveys at the start
-    batch_size: int = 64  # examples a step
-    learning_rate: float = 1.0e-3  # peak of the cosine
+    courses: tuple[Course, ...] = (Course(1600, school=1000), Course(8000, two_views=.55, shifts=.4, least=.01))  # one after the other
+    batch_size: int = 16  # examples in one forward pass
+    accumulation: int = 1  # forward passes per step
+    processes: int = 2  # that train together
+    learning_rate: float = 1.0e-3  # peak of the cosine of each course
     weight_decay: float = 0.05  # AdamW
     fov_deg: float = 90.0  # horizontal field of view of the views
     unit: str = "pixels"  # how boxes are written
@@ -271,20 +314,73 @@ def reading(
              for row in islice(stream(seed), questions) for text in (row["question"], row["answer"])]
     return lines + [f"{word} {word} {word.capitalize()}\n{word.capitalize()}" for word in WORDS] * 20
 
+# %% ../nbs/11_pretraining.ipynb #3df86056
+def shortest_first(
+    batch: dict[str, list],  # rows, with their "length"
+) -> dict[str, list]:  # the same rows
+    "Sort rows by length."
+    order = np.argsort(batch["length"], kind="stable")
+    return {name: [column[i] for i in order] for name, column in batch.items()}
+
+def course_stream(
+    parts: list[int],  # the first one is made; `datasets` gives each process its own
+    config: Base,  # how
+    number: int,  # of the course, from 0
+) -> Iterator[dict]:  # endless rows of prompt, completion, images and length
+    "One part of the questions of a course."
+    from world2vlm.sft import row
+    from world2vlm.students import MiniConfig
+    course = config.courses[number]
+    school = course.school * config.batch_size * config.accumulation
+    for line in stream(config.seed + 1 + number + 1000 * parts[0], school, (MiniConfig().image_size,) * 2, config.fov_deg,
+                       least=course.least, two_views=course.two_views, shifts=course.shifts):
+        yield row(line, config.unit) | dict(length=len(line["question"]) + len(line["answer"]))
+
+def course_rows(
+    config: Base,  # how
+    number: int,  # of the course, from 0
+) -> "datasets.IterableDataset":  # endless rows of prompt, completion, images
+    "The questions of one course, shuffled over `config.buffer`, those of one step sorted by length."
+    from datasets import IterableDataset
+    made = IterableDataset.from_generator(course_stream, gen_kwargs=dict(parts=list(range(config.processes)), config=config, number=number))
+    return made.shuffle(config.seed, buffer_size=config.buffer).map(
+        shortest_first, batched=True, batch_size=config.batch_size * config.accumulation, remove_columns=["length"])
+
+# %% ../nbs/11_pretraining.ipynb #aacdb710
+def joined(
+    courses: list[Path],  # folders of finished courses
+    out: Path,  # where the last one's checkpoint goes, with the log of all
+) -> Path:  # `out`
+    "Copy the last course's checkpoint to `out`, write one log with steps that count on, remove the folders of the courses."
+    import json
+    import shutil
+    from world2vlm.sft import read_log
+    lines, before = [], 0
+    for number, folder in enumerate(courses):
+        log = read_log(folder)
+        lines += [line | dict(course=number, step=line["step"] + before) for line in log]
+        before += log[-1]["step"]
+    for path in courses[-1].iterdir():
+        if path.is_file() and path.name != "log.jsonl": shutil.copy(path, out / path.name)
+    for folder in courses: shutil.rmtree(folder)
+    (out / "log.jsonl").write_text("".join(json.dumps(line, sort_keys=True) + "\n" for line in lines))
+    return out
+
 # %% ../nbs/11_pretraining.ipynb #2184cedf
 def train(
     config: Base,  # how
     out: str,  # folder of the checkpoint
 ) -> Path:  # `out`, which `students.load` opens
     "Make the base student from nothing; run again after a kill it goes on."
-    from datasets import IterableDataset
     from world2vlm import students
-    from world2vlm.sft import SFT, fit, row
-    size = (students.MiniConfig().image_size,) * 2
+    from world2vlm.sft import SFT, fit
     model, processor = students.mini(reading(config.seed, unit=config.unit), seed=config.seed)
-    model.set_attn_implementation("eager")
-    fresh = lambda: stream(config.seed + 1, config.school * config.batch_size, size, config.fov_deg)
-    data = IterableDataset.from_generator(lambda: (row(r, config.unit) for r in fresh())).shuffle(config.seed, buffer_size=config.buffer)
-    recipe = SFT(batch_size=config.batch_size, accumulation=1, learning_rate=config.learning_rate, weight_decay=config.weight_decay,
+    model.set_attn_implementation(dict(text_config="eager", vision_config="sdpa"))
+    recipe = SFT(batch_size=config.batch_size, accumulation=config.accumulation, learning_rate=config.learning_rate, weight_decay=config.weight_decay,
                  lora_rank=0, freeze_vision=False, checkpointing=False, max_length=1024, save_every=config.save_every, workers=1, seed=config.seed)
-    return fit(model, processor, data, recipe, out, config.steps)
+    made = [Path(out) / f"course-{number}" for number in range(len(config.courses))]
+    for number, (course, folder) in enumerate(zip(config.courses, made)):
+        if number: model, processor = students.load(str(made[number - 1]), dtype="float32")
+        if not (folder / "log.jsonl").is_file():
+            fit(model, processor, course_rows(config, number), recipe, str(folder), course.steps)
+    return joined(made, Path(out))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MARK', 'generator', 'content', 'fingerprint', 'content_of_code', 'unfinished', 'peak_memory', 'spent', 'spread',
-           'Student', 'log_stage']
+           'together', 'Student', 'log_stage']
 
 # %% ../nbs/16_stages.ipynb #8ea46bc9
 import hashlib
@@ -12,6 +12,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -110,6 +111,23 @@ def spread(
     bar = partial(tqdm, total=n, desc=what, unit="part", mininterval=10)
     if min(workers, n) < 2: return list(bar(map(make, range(n))))
     with ProcessPoolExecutor(min(workers, n), get_context("spawn")) as pool: return list(bar(pool.map(make, range(n))))
+
+# %% ../nbs/16_stages.ipynb #978b92d8
+def together(
+    train: Callable,  # a function of a module
+    *arguments: Any,  # of `train`
+    processes: int = 1,  # how many
+) -> Any:  # what the first one returns
+    "Call `train` in several `processes` that know of each other, or just call it."
+    if processes == 1: return train(*arguments)
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    before, handlers = os.environ.get("OMP_NUM_THREADS"), {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)}
+    os.environ["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // processes))
+    config = LaunchConfig(1, 1, processes, run_id=str(os.getpid()), rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0)
+    try: return elastic_launch(config, train)(*arguments)[0]
+    finally:  # the launcher leaves both behind
+        for number, handler in handlers.items(): signal.signal(number, handler)
+        os.environ.pop("OMP_NUM_THREADS") if before is None else os.environ.update(OMP_NUM_THREADS=before)
 
 # %% ../nbs/16_stages.ipynb #eb60e31c
 @dataclass(frozen=True)

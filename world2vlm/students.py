@@ -115,14 +115,14 @@ def mini(
 # %% ../nbs/10_students.ipynb #b3702ab1
 def load(
     id_or_path: str,  # a folder made by `save_pretrained`, or the name of a model on the hub
-    attention: str = "eager",  # "eager" | "sdpa": the attention that runs
+    attention: str = "eager",  # "eager" | "sdpa": the attention of the language model; the vision tower has "sdpa"
     dtype: str = "auto",  # "auto" takes the checkpoint's own, or "float32", "bfloat16"
     max_pixels: int | None = None,  # largest picture the processor keeps, pixels; None leaves the student's own
 ) -> tuple:  # (model, processor)
     "Open the student at `id_or_path`. Raises `OSError` if there is none."
     from transformers import AutoModelForImageTextToText, AutoProcessor
     model = AutoModelForImageTextToText.from_pretrained(
-        id_or_path, attn_implementation=attention, dtype=dtype, use_safetensors=True, trust_remote_code=False)
+        id_or_path, attn_implementation=dict(text_config=attention, vision_config="sdpa"), dtype=dtype, use_safetensors=True, trust_remote_code=False)
     processor = AutoProcessor.from_pretrained(id_or_path, trust_remote_code=False)
     if max_pixels is not None: processor.image_processor.size["longest_edge"] = max_pixels
     return model.eval(), processor
