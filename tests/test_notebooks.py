@@ -84,7 +84,7 @@ def rhythm(nb: dict) -> list:
         if not is_export(cell): continue
         soon = set().union(*[names_used(c) for c in [c for c in code[i + 1:] if not is_export(c)][:REACH]])
         near = set().union(*[names_used(c) for c in code[i + 1:i + 1 + REACH] if not is_export(c)])
-        for d in definitions(cell):
+        for d in (d for d in definitions(cell) if not d.name.startswith("_")):
             if d.name not in near: found.append(f"`{d.name}` is not used in a plain cell within {REACH} cells" + (" (later it is)" if d.name in soon else ""))
     return found
 

@@ -8,7 +8,7 @@ __all__ = ['ONE_VIEW', 'WORDS', 'Thing', 'things', 'nearby', 'look', 'cell', 'su
            'reading', 'shortest_first', 'course_stream', 'course_rows', 'joined', 'train']
 
 # %% ../nbs/11_pretraining.ipynb #737cc3e6
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Iterator, NamedTuple
 
@@ -198,6 +198,7 @@ def change(
     way = [f"{abs(s)} {words[int(s > 0)]}" for s, words in zip(np.round(shift).astype(int), (("left", "right"), ("up", "down")))]
     return ", ".join([*way, "larger" if area > .2 else "smaller" if area < -.2 else "as large"])
 
+# %% ../nbs/11_pretraining.ipynb #10026f08
 def shift(
     first: list[Thing],  # of one view
     second: list[Thing],  # of another view of the same room
@@ -271,6 +272,7 @@ def stream(
 class Course:
     "One run of the trainer on fresh rooms, with a learning rate that rises and falls."
     steps: int  # optimizer steps
+    accumulation: int = 1  # forward passes per step
     school: int = 0  # of these, steps of surveys at the start
     two_views: float = .4  # share of the questions about two views, after the school
     shifts: float = 0.0  # of these, the share that asks how objects shifted
@@ -280,9 +282,8 @@ class Course:
 @dataclass(frozen=True)
 class Base:
     "How the base student is made from nothing."
-    courses: tuple[Course, ...] = (Course(1600, school=1000), Course(8000, two_views=.55, shifts=.4, least=.01))  # one after the other
+    courses: tuple[Course, ...] = (Course(1600, accumulation=2, school=1000), Course(8000, two_views=.55, shifts=.4, least=.01))  # one after the other
     batch_size: int = 16  # examples in one forward pass
-    accumulation: int = 1  # forward passes per step
     processes: int = 2  # that train together
     learning_rate: float = 1.0e-3  # peak of the cosine of each course
     weight_decay: float = 0.05  # AdamW
@@ -314,7 +315,7 @@ def reading(
              for row in islice(stream(seed), questions) for text in (row["question"], row["answer"])]
     return lines + [f"{word} {word} {word.capitalize()}\n{word.capitalize()}" for word in WORDS] * 20
 
-# %% ../nbs/11_pretraining.ipynb #3df86056
+# %% ../nbs/11_pretraining.ipynb #2153b195
 def shortest_first(
     batch: dict[str, list],  # rows, with their "length"
 ) -> dict[str, list]:  # the same rows
@@ -322,6 +323,7 @@ def shortest_first(
     order = np.argsort(batch["length"], kind="stable")
     return {name: [column[i] for i in order] for name, column in batch.items()}
 
+# %% ../nbs/11_pretraining.ipynb #97cb72e4
 def course_stream(
     parts: list[int],  # the first one is made; `datasets` gives each process its own
     config: Base,  # how
@@ -331,11 +333,12 @@ def course_stream(
     from world2vlm.sft import row
     from world2vlm.students import MiniConfig
     course = config.courses[number]
-    school = course.school * config.batch_size * config.accumulation
+    school = course.school * config.batch_size * course.accumulation
     for line in stream(config.seed + 1 + number + 1000 * parts[0], school, (MiniConfig().image_size,) * 2, config.fov_deg,
                        least=course.least, two_views=course.two_views, shifts=course.shifts):
         yield row(line, config.unit) | dict(length=len(line["question"]) + len(line["answer"]))
 
+# %% ../nbs/11_pretraining.ipynb #a829d0ed
 def course_rows(
     config: Base,  # how
     number: int,  # of the course, from 0
@@ -344,7 +347,7 @@ def course_rows(
     from datasets import IterableDataset
     made = IterableDataset.from_generator(course_stream, gen_kwargs=dict(parts=list(range(config.processes)), config=config, number=number))
     return made.shuffle(config.seed, buffer_size=config.buffer).map(
-        shortest_first, batched=True, batch_size=config.batch_size * config.accumulation, remove_columns=["length"])
+        shortest_first, batched=True, batch_size=config.batch_size * config.courses[number].accumulation, remove_columns=["length"])
 
 # %% ../nbs/11_pretraining.ipynb #aacdb710
 def joined(
@@ -376,11 +379,11 @@ def train(
     from world2vlm.sft import SFT, fit
     model, processor = students.mini(reading(config.seed, unit=config.unit), seed=config.seed)
     model.set_attn_implementation(dict(text_config="eager", vision_config="sdpa"))
-    recipe = SFT(batch_size=config.batch_size, accumulation=config.accumulation, learning_rate=config.learning_rate, weight_decay=config.weight_decay,
-                 lora_rank=0, freeze_vision=False, checkpointing=False, max_length=1024, save_every=config.save_every, workers=1, seed=config.seed)
+    recipe = SFT(batch_size=config.batch_size, learning_rate=config.learning_rate, weight_decay=config.weight_decay, lora_rank=0,
+                 freeze_vision=False, checkpointing=False, max_length=1024, save_every=config.save_every, workers=1, seed=config.seed)
     made = [Path(out) / f"course-{number}" for number in range(len(config.courses))]
     for number, (course, folder) in enumerate(zip(config.courses, made)):
         if number: model, processor = students.load(str(made[number - 1]), dtype="float32")
         if not (folder / "log.jsonl").is_file():
-            fit(model, processor, course_rows(config, number), recipe, str(folder), course.steps)
+            fit(model, processor, course_rows(config, number), replace(recipe, accumulation=course.accumulation), str(folder), course.steps)
     return joined(made, Path(out))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RUNS', 'pairs_of', 'view_after', 'telling', 'metrics_of', 'costs_of', 'stages_of', 'curves', 'inputs_of', 'arms_of',
-           'in_short']
+           'in_short', 'labels_in_short', 'speed_in_short']
 
 # %% ../nbs/20_results.ipynb #140e83f3
 import json
@@ -146,3 +146,24 @@ def in_short(
     seconds, peak = sum(c["seconds"] for c in costs), max(c["peak_gb"] for c in costs)
     cores = max(c.get("cores", 1) for c in costs)
     return "\n".join([*lines, "", f"Cost of the whole run: {seconds / 60:.0f} minutes on {cores} cores, {peak:.1f} GB of memory at most."])
+
+# %% ../nbs/20_results.ipynb #c9a5dc78
+def labels_in_short(
+    checks: list[dict],  # rows of `labels.table`
+) -> str:  # Markdown
+    "How right the labels are, one line for each task."
+    lines = ["| task | labels by | checked | right |", "|---|---|---|---|"]
+    for c in checks:
+        told = f"{c['value']:.3f} mean IoU" if c["measure"] == "mean IoU" else f"{100 * c['value']:.1f} %"
+        lines.append(f"| {c['task']} | {c['evidence']} | {c['n']:,} | {told} |")
+    return "\n".join(lines)
+
+# %% ../nbs/20_results.ipynb #a32f5652
+def speed_in_short(
+    speed: dict,  # content of data/speed.json
+) -> str:  # Markdown
+    "Rates with their range over the runs, and the machine."
+    lines = ["| | per second | range |", "|---|---|---|"]
+    lines += [f"| {what} | {r['mean']:,.0f} | {r['min']:,.0f} to {r['max']:,.0f} |" for what, r in speed["per_second"].items()]
+    memory = ", ".join(f"{what} {gib:.1f} GiB" for what, gib in speed["peak_gib"].items())
+    return "\n".join([*lines, "", f"Measured on {speed['machine']['cores']} cores ({speed['machine']['cpu']}); memory at most: {memory}."])

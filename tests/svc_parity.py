@@ -1,0 +1,55 @@
+"How far this package is from tensors that the released code of Stable Virtual Camera made: python tests/svc_parity.py REFERENCE.safetensors"
+import json, sys
+
+import torch
+from safetensors import safe_open
+
+from world2vlm.svc_cameras import normalise, pluecker
+from world2vlm.svc_convert import convert
+from world2vlm.svc_pipeline import denoise, strengths
+from world2vlm.svc_scheduler import SVCScheduler
+from world2vlm.svc_unet import MultiViewUNet
+
+LIMITS = {"unet": 1e-4, "sigmas": 0.0, "cameras": 1e-5, "pluecker": 1e-5, "guider_0": 1e-3, "guider_1": 1e-3, "guider_2": 1e-3}
+
+
+def unet_of(params: dict) -> MultiViewUNet:
+    "A network of the size that the released code's `params` name."
+    downs = [2**level for level in range(len(params["channel_mult"]))]
+    joint = [f"output_ds{d}" in params["unflatten_names"] for d in downs[:-1]] + [f"middle_ds{downs[-1]}" in params["unflatten_names"]]
+    return MultiViewUNet(
+        in_channels=params["in_channels"], out_channels=params["out_channels"], block_out_channels=tuple(params["model_channels"] * m for m in params["channel_mult"]),
+        layers_per_block=params["num_res_blocks"], attention_levels=tuple(d in params["attention_resolutions"] for d in downs), joint_levels=tuple(joint),
+        attention_head_dim=params["num_head_channels"], cross_attention_dim=params["context_dim"], ray_channels=params["dense_in_channels"])
+
+
+def far(ours, theirs) -> float: return float((torch.as_tensor(ours) - theirs).abs().max())
+
+
+@torch.no_grad()
+def errors(path: str) -> dict[str, float]:
+    "Largest errors against the tensors of `path`; those of the samples are relative."
+    with safe_open(path, "pt") as file:
+        params, ref = json.loads(file.metadata()["params"]), {key: file.get_tensor(key) for key in file.keys()}
+    unet, scheduler, T = unet_of(params).eval(), SVCScheduler(), len(ref["cam_c2w"])
+    unet.load_state_dict(convert({k.removeprefix("state_dict."): v for k, v in ref.items() if k.startswith("state_dict.")}, unet))
+    found = {"unet": far(unet(ref["x"], ref["t"], ref["y"], ref["dense_y"], params["num_frames"]), ref["out"]), "sigmas": far(scheduler.table, ref["sigmas_table"])}
+    for key in (k for k in ref if k.startswith("sigmas_") and k != "sigmas_table"):
+        scheduler.set_timesteps(int(key.removeprefix("sigmas_")))
+        found["sigmas"] = max(found["sigmas"], far(scheduler.sigmas, ref[key]))
+    window, K = normalise(ref["cam_c2w"].numpy(), ref["cam_c2w"].numpy())[0], ref["cam_K"].numpy()
+    found |= {"cameras": far(window, ref["cam_c2w_norm"]), "pluecker": far(pluecker(window, K, *ref["plucker"].shape[-2:]), ref["plucker"])}
+    given, clean = torch.arange(T) == 0, ref["latent_in"][:, :ref["noise"].shape[1]].expand(T, -1, -1, -1)
+    scheduler.set_timesteps(4)
+    for guider in range(3):
+        strength = torch.from_numpy(strengths(guider, window, K, given.numpy(), 4.0, 1.2))
+        made, wanted = denoise(unet, scheduler, ref["noise"], clean, given, ref["ctx"], ref["plucker"], strength), ref[f"z_guider{guider}"]
+        found[f"guider_{guider}"] = far(made, wanted) / float(wanted.abs().max())
+    return found
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2: sys.exit(__doc__)
+    found = errors(sys.argv[1])
+    print(json.dumps({"errors": found, "limits": LIMITS}, indent=2))
+    sys.exit(any(found[name] > limit for name, limit in LIMITS.items()))
