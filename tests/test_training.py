@@ -73,6 +73,15 @@ def test_steps_keep_their_examples_when_the_short_ones_come_first():
         assert sorted(tidy[start:start + 8]) == sorted(order[start:start + 8]) and (np.diff(lengths[tidy[start:start + 8]]) >= 0).all()
 
 
+def test_processes_get_like_work():
+    "Batches go to the processes in turn; what each has to do in a step is about the same."
+    order, lengths = sft.reading_order(64, seed=3), np.random.default_rng(0).integers(5, 90, 64)
+    tidy = sft.short_first(order, lengths, 4, accumulation=4, processes=4)
+    assert sorted(tidy) == sorted(order)
+    widest = lengths[tidy].reshape(4, 4, 4).max(-1).sum(0)  # [rounds, processes, batch] -> one sum for each process
+    assert widest.max() < 1.1 * widest.min()
+
+
 def _picture(i):
     from PIL import Image
     return Image.new("RGB", (16, 16), (220, 30, 30) if i % 2 == 0 else (30, 30, 220))

@@ -45,7 +45,7 @@ def views(teacher, scene, *actions):
 
 @pytest.mark.parametrize("kind, amount, sign", [("turn_right", 15, -1), ("turn_left", 15, 1), ("right", 0.4, -1), ("left", 0.4, 1)])
 def test_reprojection_signs(kind, amount, sign):
-    "The leading edge of the disc is measured; what opens behind it is painted in and may be red."
+    "The leading edge of the disc is measured; what opens behind it is mirrored in and may be red."
     def edge(image): return np.flatnonzero(red(image).any(0))[-1 if sign > 0 else 0] + 0.5
     before = ball()
     after = views(load("reprojection"), before, Action(kind, amount)).images[0]
@@ -147,7 +147,7 @@ def test_unknown_depth_is_unseen():
     image = np.full((64, 64, 3), 90, np.uint8)
     view, unseen = reproject(image, K, move(x=0.01), depth)
     assert unseen[:, :31].all() and not unseen[:, 33:-1].any()
-    assert (np.abs(view.astype(int) - 90) <= 1).all()  # painted in from its rim
+    assert (np.abs(view.astype(int) - 90) <= 1).all()  # mirrored in at its rim
 
 
 def test_standing_still_is_the_anchor(scene):
@@ -208,7 +208,7 @@ def test_rollouts_are_whole_and_repeatable(scene, name):
 def test_load_refuses_what_it_does_not_know():
     with pytest.raises(ValueError, match="unknown world model 'svc2': choose one of simulator, reprojection"):
         load("svc2")
-    with pytest.raises(ValueError, match="no option unseen, radus: it has max_unseen, radius, paint"):
+    with pytest.raises(ValueError, match="no option unseen, radus: it has max_unseen, radius"):
         load("reprojection", unseen=0.3, radus=1)
 
 

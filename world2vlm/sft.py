@@ -82,11 +82,19 @@ def reading_order(
 def short_first(
     order: np.ndarray,  # int [n] indices in reading order
     lengths: np.ndarray,  # of all examples, in any unit
-    step: int,  # examples of one optimizer step
+    batch: int,  # examples in one forward pass
+    accumulation: int = 1,  # forward passes per step
+    processes: int = 1,  # that share the step, batch by batch
 ) -> np.ndarray:  # int [n], the same examples in each step
-    "Sort the examples of each step by their `lengths`."
-    parts = np.split(order, range(step, len(order), step))
-    return np.concatenate([part[np.argsort(lengths[part], kind="stable")] for part in parts])
+    "Sort the examples of each step by their `lengths`; every other round of batches backwards, so that the processes have equal work."
+    step, out = batch * accumulation * processes, []
+    for part in np.split(order, range(step, len(order), step)):
+        part = part[np.argsort(lengths[part], kind="stable")]
+        if len(part) == step:
+            part = part.reshape(accumulation, processes, batch).copy()
+            part[1::2] = part[1::2, ::-1].copy()
+        out.append(part.ravel())
+    return np.concatenate(out)
 
 # %% ../nbs/12_sft.ipynb #4cfa5943
 def rows(
@@ -95,7 +103,7 @@ def rows(
     processor: "ProcessorMixin | None" = None,  # of the student: boxes in pixels are those of its resized pictures
     to_row: Callable = row,  # (example, unit, size) -> row: makes the trainer's row from one decoded line
     cache: str | None = None,  # folder of the memory map; None leaves it to `datasets`
-    step: int = 1,  # examples that may change places for less padding
+    step: tuple[int, int, int] = (1, 1, 1),  # batch, accumulation, processes: see `short_first`
 ) -> "datasets.Dataset":  # in reading order
     "The training examples of `folder` as a lazy TRL data set. Raises `ValueError` if `config.directions` leaves none."
     from datasets import Dataset
@@ -105,7 +113,7 @@ def rows(
     if not len(keep): raise ValueError(f"{folder}: no training example has a direction of {config.directions}; check `directions` in params.yaml")
     keep = np.random.default_rng(config.seed).permutation(keep)[:config.limit or None]
     lengths = np.char.str_len(data["question"][:]) + np.char.str_len(data["answer"][:])
-    order = short_first(keep[reading_order(len(keep), config.epochs, config.seed)], lengths, step)
+    order = short_first(keep[reading_order(len(keep), config.epochs, config.seed)], lengths, *step)
     def transform(batch):
         lines = [dict(zip(batch, line)) for line in zip(*batch.values())]
         made = [to_row(line, config.unit, student_size(processor, line["images"][0])) for line in lines]
@@ -221,7 +229,7 @@ def train(
     "Teach the `student` the `examples`."
     from world2vlm.students import load
     model, processor = load(student, config.attention, "float32", config.max_pixels or None)
-    data = rows(examples, config, processor, cache=str(Path(out) / "cache"), step=config.batch_size * config.accumulation * config.processes)
+    data = rows(examples, config, processor, cache=str(Path(out) / "cache"), step=(config.batch_size, config.accumulation, config.processes))
     done = fit(model, processor, data, config, out)
     shutil.rmtree(done / "cache", ignore_errors=True)
     return done

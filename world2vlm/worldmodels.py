@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Reject', 'STEPS', 'EMPTY', 'TEACHERS', 'Rollout', 'keyposes', 'WorldModel', 'collect', 'blocked', 'render_views',
            'Simulator', 'turn_index', 'turn_view', 'slope', 'Tiles', 'carry', 'density', 'sample_tiles', 'pack',
-           'unpack', 'close_cracks', 'splat', 'look_back', 'move_view', 'is_turn', 'reproject', 'clearance',
-           'hindrance', 'warped_views', 'Reprojection', 'load']
+           'unpack', 'close_cracks', 'splat', 'look_back', 'move_view', 'mirror_in', 'is_turn', 'reproject',
+           'clearance', 'hindrance', 'warped_views', 'Reprojection', 'load']
 
 # %% ../nbs/05_worldmodels.ipynb #e0055725
 from dataclasses import dataclass, field, fields
@@ -311,6 +311,19 @@ def move_view(
     weight, colour = (cv2.resize(a, size, interpolation=cv2.INTER_AREA) for a in (known, cells * known[..., None]))
     return np.rint(colour / np.maximum(weight, 1e-6)[..., None]).astype(np.uint8), weight < 0.5
 
+# %% ../nbs/05_worldmodels.ipynb #df05c2b3
+def mirror_in(
+    view: np.ndarray,  # uint8 [H, W, 3]
+    unseen: np.ndarray,  # bool [H, W], not all True
+) -> np.ndarray:  # uint8 [H, W, 3]
+    "Fill the `unseen` pixels of `view` with the seen ones on the other side of the rim, or with the rim where there are none."
+    from scipy.ndimage import distance_transform_edt
+
+    rim = distance_transform_edt(unseen, return_distances=False, return_indices=True)  # [2, H, W] nearest seen pixel
+    other = np.clip(2 * rim - np.indices(unseen.shape), 0, np.array(unseen.shape)[:, None, None] - 1)
+    y, x = np.where(unseen[tuple(other)], rim, other)
+    return view[y, x]
+
 # %% ../nbs/05_worldmodels.ipynb #d5ee28df
 def is_turn(
     pose: np.ndarray,  # [4, 4] new camera in the anchor's frame
@@ -324,16 +337,13 @@ def reproject(
     K: np.ndarray,  # [3, 3] intrinsics
     pose: np.ndarray,  # [4, 4] new camera in the anchor's frame
     depth: np.ndarray | None = None,  # [H, W] metres, 0 where unknown; only a pure turn can do without
-    paint: float = 2.0,  # radius in pixels used to fill unseen pixels
 ) -> tuple[np.ndarray, np.ndarray]:  # uint8 [H, W, 3], bool [H, W] unseen
-    "What a camera at `pose` would see, unseen pixels painted in. Raises ValueError for a move without `depth`."
-    import cv2
-
+    "What a camera at `pose` would see, unseen pixels filled by `mirror_in`. Raises ValueError for a move without `depth`."
     if depth is None and not is_turn(pose):
         raise ValueError("a move needs depth: give the scene a depth map in metres, or use turns only")
     view, unseen = turn_view(image, K, pose[:3, :3]) if is_turn(pose) else move_view(image, depth, K, pose)
     if unseen.any() and not unseen.all():
-        view = cv2.inpaint(view, unseen.astype(np.uint8), paint, cv2.INPAINT_NS)
+        view = mirror_in(view, unseen)
     return view, unseen
 
 # %% ../nbs/05_worldmodels.ipynb #d7074327
@@ -374,10 +384,9 @@ def warped_views(
     scene: Scene,  # the anchor
     trajectory: Trajectory,  # planned motion, already found possible
     max_unseen: float = 0.6,  # largest share of unseen pixels in a keyframe, [0, 1]
-    paint: float = 2.0,  # radius in pixels used to fill unseen pixels
 ) -> dict | str:  # images uint8 [N, H, W, 3] and fidelity, or a reason
     "Reprojected keyframes of `trajectory`; `fidelity['unseen']` is the share in the worst one."
-    pairs = [reproject(scene.image, scene.K, pose, scene.depth, paint) for pose in keyposes(trajectory)]
+    pairs = [reproject(scene.image, scene.K, pose, scene.depth) for pose in keyposes(trajectory)]
     worst = max(float(unseen.mean()) for _, unseen in pairs)
     if worst > max_unseen:
         return f"unseen: {worst:.0%} of a view was not seen by the anchor (max_unseen is {max_unseen:.0%})"
@@ -386,11 +395,10 @@ def warped_views(
 # %% ../nbs/05_worldmodels.ipynb #b1d84d3d
 @dataclass(frozen=True)
 class Reprojection:
-    "Teacher for any picture: turns need nothing, moves need depth; what the anchor did not see is painted in."
+    "Teacher for any picture: turns need nothing, moves need depth; what the anchor did not see is mirrored in."
 
     max_unseen: float = 0.6  # largest share of unseen pixels in a keyframe, [0, 1]
     radius: float = 0.2  # metres between the way and the surface
-    paint: float = 2.0  # radius in pixels used to fill unseen pixels
     name: ClassVar[str] = "reprojection"  # in every rollout
     exact: ClassVar[bool] = False  # no ids
 
@@ -402,7 +410,7 @@ class Reprojection:
         reject: Reject | None = None,  # told why a trajectory is refused
     ) -> list[Rollout]:  # accepted trajectories, in order
         "Reproject the anchor of `scene` along `trajectories`."
-        views = lambda t: hindrance(scene, t, self.radius) or warped_views(scene, t, self.max_unseen, self.paint)
+        views = lambda t: hindrance(scene, t, self.radius) or warped_views(scene, t, self.max_unseen)
         return collect(self, scene, trajectories, views, seed, reject)
 
 # %% ../nbs/05_worldmodels.ipynb #04468ccd
