@@ -18,7 +18,7 @@ from .actions import format_actions, plan
 from .dataset import read
 from .evaluation import compare
 from .exam import answers
-from .report import Asked, Inputs, Pair, asked, read_log, stated
+from .report import Asked, Inputs, Pair, asked, headline, read_log, stated
 from .scenes import rooms
 from .generation import Scenes, balance_of
 from .tasks import Example
@@ -139,7 +139,8 @@ def in_short(
     metrics = metrics_of(data)
     if "report" not in metrics: return "`make repro` has not been run at this size yet."
     results, costs = metrics["report"]["made"]["results"], costs_of(metrics, stages_of(arm, teacher))
-    lines = ["| student | mean score | 95 % interval | questions |", "|---|---|---|---|"]
+    told = headline(Inputs(profile=Path(data).name, groups=RUNS, results=results))
+    lines = [told, "", "| student | mean score | 95 % interval | questions |", "|---|---|---|---|"]
     for name in (name for group in RUNS.values() for name in group if results.get(name)):
         mean, n = results[name]["mean"], results[name]["n"]
         lines.append(f"| {[g[name] for g in RUNS.values() if name in g][0]} | {100 * mean['score']:.1f} | {100 * mean['low']:.1f} to {100 * mean['high']:.1f} | {n:,} |")
