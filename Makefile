@@ -15,7 +15,7 @@ repro: .venv/installed  ## the main arm, from scenes to report
 ablation: .venv/installed  ## every arm, and the table that compares them
 	dvc repro ablation
 
-base: .venv/installed  ## train the shipped base student again (half an hour on two cores)
+base: .venv/installed  ## train the shipped base student again (an hour and a half on two cores)
 	mkdir -p data/mini/notebooks
 	python -m papermill -k python3 --log-output --no-progress-bar -p profile mini -p out data/base nbs/pipeline/base.ipynb data/mini/notebooks/base.ipynb
 
