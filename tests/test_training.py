@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -130,10 +131,11 @@ def test_reading_order_is_a_permutation_for_each_epoch():
 SCRIPT = """
 import json, sys
 from world2vlm import grpo, sft
+from world2vlm.stages import together
 stage, student, examples, out, settings = sys.argv[1:]
 module, kind = {"sft": (sft, sft.SFT), "grpo": (grpo, grpo.GRPO)}[stage]
 settings = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(settings).items()}
-module.train(kind(**settings), student, examples, out)
+together(module.train, kind(**settings), student, examples, out, processes=settings["processes"])
 """
 
 
@@ -163,10 +165,10 @@ REINFORCE = grpo.GRPO(group=4, batch_size=16, accumulation=1, learning_rate=1e-3
                       attention="eager", save_every=2, kl=.01)
 
 
-@pytest.mark.parametrize("stage,config", [("sft", PLAIN), ("grpo", REINFORCE)])
+@pytest.mark.parametrize("stage,config", [("sft", PLAIN), ("sft", replace(PLAIN, batch_size=4, processes=2)), ("grpo", REINFORCE)])
 def test_killed_and_resumed_is_undisturbed(home, tmp_path, one_thread, stage, config):
     "kill -9 in the middle, run again: the same weights and the same log as a run that nobody disturbed."
-    train = {"sft": sft.train, "grpo": grpo.train}[stage]
+    train = partial(together, {"sft": sft.train, "grpo": grpo.train}[stage], processes=config.processes)
     whole = train(config, str(home / "start"), str(home / "examples"), str(tmp_path / "whole"))
     killed(stage, home, tmp_path / "killed", config, at=2)
     assert not (tmp_path / "killed" / "model.safetensors").exists()

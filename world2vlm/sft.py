@@ -170,7 +170,7 @@ def shared_arguments(
         warmup_steps=config.warmup, weight_decay=config.weight_decay, adam_beta1=config.betas[0], adam_beta2=config.betas[1],
         bf16=config.bf16, gradient_checkpointing=config.checkpointing, logging_steps=config.log_every, save_steps=config.save_every,
         save_total_limit=2, seed=config.seed, data_seed=config.seed, use_cpu=not torch.cuda.is_available(), report_to=[], train_sampling_strategy="sequential",
-        dataloader_num_workers=config.workers,
+        dataloader_num_workers=config.workers, ddp_find_unused_parameters=False,
         remove_unused_columns=False, disable_tqdm=False)
 
 # %% ../nbs/12_sft.ipynb #1b6564d5

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MARK', 'generator', 'content', 'fingerprint', 'content_of_code', 'unfinished', 'peak_memory', 'spent', 'spread',
-           'together', 'Student', 'log_stage']
+           'with_parent', 'together', 'Student', 'log_stage']
 
 # %% ../nbs/16_stages.ipynb #8ea46bc9
 import hashlib
@@ -13,6 +13,7 @@ import os
 import resource
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -112,6 +113,18 @@ def spread(
     if min(workers, n) < 2: return list(bar(map(make, range(n))))
     with ProcessPoolExecutor(min(workers, n), get_context("spawn")) as pool: return list(bar(pool.map(make, range(n))))
 
+# %% ../nbs/16_stages.ipynb #c1996b5f
+def with_parent(
+    train: Callable,  # any function
+    *arguments: Any,  # of `train`
+) -> Any:  # what it returns
+    "Call `train` in a process that ends as soon as its parent is gone."
+    def watch(parent: int = os.getppid()):
+        while os.getppid() == parent: time.sleep(.05)
+        os._exit(1)
+    threading.Thread(target=watch, daemon=True).start()
+    return train(*arguments)
+
 # %% ../nbs/16_stages.ipynb #978b92d8
 def together(
     train: Callable,  # a function of a module
@@ -124,7 +137,7 @@ def together(
     before, handlers = os.environ.get("OMP_NUM_THREADS"), {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)}
     os.environ["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // processes))
     config = LaunchConfig(1, 1, processes, run_id=str(os.getpid()), rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0)
-    try: return elastic_launch(config, train)(*arguments)[0]
+    try: return elastic_launch(config, with_parent)(train, *arguments)[0]
     finally:  # the launcher leaves both behind
         for number, handler in handlers.items(): signal.signal(number, handler)
         os.environ.pop("OMP_NUM_THREADS") if before is None else os.environ.update(OMP_NUM_THREADS=before)
