@@ -108,7 +108,7 @@ class Imagine:
     move_step: float = 0.2  # longest step between two frames, metres
     turn_step: float = 5.0  # the same in degrees
     seed: int = 0  # of the trajectories and of the teacher
-    options: dict[str, dict[str, float]] = field(default_factory=dict)  # teacher -> its own settings
+    options: dict[str, dict[str, int | float | bool | str]] = field(default_factory=dict)  # teacher -> its own settings
     workers: int = 1  # processes
 
 # %% ../nbs/17_generation.ipynb #6fe37210

@@ -694,6 +694,7 @@ def derive(
     count = Counter() if count is None else count
     note = lambda reason: count.update([f"{task.name}: {reason}"])
     if not settle(transition.actions): note("no motion"); return []
+    if transition.rollout.fidelity.get("nominal") and not all(a.is_turn for a in transition.actions): note("lengths are nominal"); return []
     images = [transition.image_before, transition.image_after][: task.pictures]
     examples = []
     for case in task.find(transition, rng, rules, note)[: rules.objects]:

@@ -10,7 +10,8 @@ __all__ = ['Reject', 'STEPS', 'EMPTY', 'TEACHERS', 'Rollout', 'keyposes', 'World
 
 # %% ../nbs/05_worldmodels.ipynb #e0055725
 from dataclasses import dataclass, field, fields
-from typing import Callable, ClassVar, Protocol
+from importlib import import_module
+from typing import Any, Callable, ClassVar, Protocol
 
 import numpy as np
 
@@ -414,17 +415,19 @@ class Reprojection:
         return collect(self, scene, trajectories, views, seed, reject)
 
 # %% ../nbs/05_worldmodels.ipynb #04468ccd
-TEACHERS = {"simulator": Simulator, "reprojection": Reprojection}
+TEACHERS = {"simulator": "worldmodels.Simulator", "reprojection": "worldmodels.Reprojection", "svc": "svc_teacher.SVC"}  # in this package
 
 # %% ../nbs/05_worldmodels.ipynb #14bfd9d6
 def load(
-    name: str,  # 'simulator' or 'reprojection'
-    **options: float,  # fields of the teacher's class
+    name: str,  # 'simulator', 'reprojection' or 'svc'
+    **options: Any,  # fields of the teacher's class
 ) -> WorldModel:  # ready to imagine
     "The teacher called `name` with `options`; raises ValueError for an unknown name or option."
     if name not in TEACHERS:
         raise ValueError(f"unknown world model '{name}': choose one of {', '.join(TEACHERS)}")
-    known = [f.name for f in fields(TEACHERS[name])]
+    module, kind = TEACHERS[name].split(".")
+    kind = getattr(import_module(f"world2vlm.{module}"), kind)
+    known = [f.name for f in fields(kind)]
     if wrong := [o for o in options if o not in known]:
         raise ValueError(f"world model '{name}' has no option {', '.join(wrong)}: it has {', '.join(known)}")
-    return TEACHERS[name](**options)
+    return kind(**options)
