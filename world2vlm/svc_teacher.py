@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['unit_of', 'packed', 'stretched', 'SVC', 'multiple_of', 'seed_of', 'views_at', 'refusal']
 
-# %% ../nbs/35_svc_teacher.ipynb #8e30cc4e
+# %% ../nbs/35_svc_teacher.ipynb #0e77a990
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
@@ -15,7 +15,7 @@ from .actions import Trajectory
 from .scenes import Scene
 from .worldmodels import Reject, Rollout, collect, hindrance, keyposes
 
-# %% ../nbs/35_svc_teacher.ipynb #eb8bc6e9
+# %% ../nbs/35_svc_teacher.ipynb #0841b78e
 def unit_of(
     scene: Scene,  # the anchor
     per_metre: float = 0.0,  # units of a metre, where the checkpoint has a scale; 0 where it has none
@@ -26,7 +26,7 @@ def unit_of(
     known = scene.depth[scene.depth > 0] if scene.depth is not None else []
     return (depth_units / float(np.median(known)), False) if len(known) else (1.0, True)
 
-# %% ../nbs/35_svc_teacher.ipynb #6ab7bddb
+# %% ../nbs/35_svc_teacher.ipynb #1cff9f5b
 def packed(
     views: int,  # wanted views of a scene
     most: int = 20,  # in one window, beside the given one
@@ -34,7 +34,7 @@ def packed(
     "Deal `views` to as few windows as hold them."
     return np.array_split(np.arange(views), -(-views // most)) if views else []
 
-# %% ../nbs/35_svc_teacher.ipynb #02d34833
+# %% ../nbs/35_svc_teacher.ipynb #69e5e4d6
 def stretched(
     size: tuple[int, int],  # width and height of the scene
     multiple: int,  # both sides become multiples of it
@@ -44,7 +44,7 @@ def stretched(
     scale = short / min(size) if short else 1.0
     return tuple(max(1, round(side * scale / multiple)) * multiple for side in size)
 
-# %% ../nbs/35_svc_teacher.ipynb #6a6ad447
+# %% ../nbs/35_svc_teacher.ipynb #0c50a679
 @dataclass(frozen=True)
 class SVC:
     "Generative teacher: makes the views at the ends of all trajectories of a scene together."
@@ -64,14 +64,14 @@ class SVC:
     exact: ClassVar[bool] = False  # what it shows is its own idea
 
     @cached_property
-    def pipeline(self) -> "StableVirtualCameraPipeline":
+    def pipeline(self) -> "StableVirtualCameraPipeline":  # ready to be called
         "The opened checkpoint."
         from world2vlm.svc_pipeline import StableVirtualCameraPipeline
         pipe = StableVirtualCameraPipeline.from_pretrained(self.checkpoint).to(self.device)
         pipe.unet.eval()
         return pipe
 
-# %% ../nbs/35_svc_teacher.ipynb #a4b6747b
+# %% ../nbs/35_svc_teacher.ipynb #bf12c8de
 def multiple_of(
     pipe: "StableVirtualCameraPipeline",  # opened
 ) -> int:  # pixels
@@ -79,7 +79,7 @@ def multiple_of(
     pixels = pipe.config.patch_size if pipe.vae is None else 2 ** (len(pipe.vae.config.block_out_channels) - 1)
     return pixels * 2 ** (len(pipe.unet.config.block_out_channels) - 1)
 
-# %% ../nbs/35_svc_teacher.ipynb #44458025
+# %% ../nbs/35_svc_teacher.ipynb #39bad90f
 def seed_of(
     seed: int,  # of the stage
     name: str,  # of the scene
@@ -88,7 +88,7 @@ def seed_of(
     "Noise that depends on the stage, the scene and the window alone."
     return int(np.random.default_rng([seed, window, *name.encode()]).integers(2**31))
 
-# %% ../nbs/35_svc_teacher.ipynb #404e00bd
+# %% ../nbs/35_svc_teacher.ipynb #d6ab1652
 def views_at(
     teacher: SVC,  # who imagines
     scene: Scene,  # the anchor
@@ -109,7 +109,7 @@ def views_at(
         made += [fit(view, scene.size) for view in views]
     return np.stack(made)
 
-# %% ../nbs/35_svc_teacher.ipynb #9e7cd3e9
+# %% ../nbs/35_svc_teacher.ipynb #de507a31
 def refusal(
     teacher: SVC,  # gives the radius
     scene: Scene,  # the anchor
@@ -119,7 +119,7 @@ def refusal(
     if not trajectory.actions: return "empty: the trajectory has no action"
     return "" if scene.depth is None else hindrance(scene, trajectory, teacher.radius)
 
-# %% ../nbs/35_svc_teacher.ipynb #d00dea7d
+# %% ../nbs/35_svc_teacher.ipynb #e10d40b9
 def _imagine(
     self: SVC,
     scene: Scene,  # the anchor view
