@@ -1,6 +1,6 @@
 # The first use of any target makes .venv from requirements.lock. `profile` in params.yaml says how large a run is.
 .DEFAULT_GOAL := help
-.PHONY: help repro ablation base test sync lab
+.PHONY: help repro ablation base teacher test sync lab
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export OMP_NUM_THREADS ?= 2
 # glibc gives large arrays back to the kernel and asks for them again at each step of a training, which costs more than the arithmetic; here it keeps them
@@ -15,9 +15,13 @@ repro: .venv/installed  ## the main arm, from scenes to report
 ablation: .venv/installed  ## every arm, and the table that compares them
 	dvc repro ablation
 
-base: .venv/installed  ## train the shipped base student again (an hour and a half on two cores)
+base: .venv/installed  ## train the shipped base student again (two and a half hours on two cores)
 	mkdir -p data/mini/notebooks
 	python -m papermill -k python3 --log-output --no-progress-bar -p profile mini -p out data/base nbs/pipeline/base.ipynb data/mini/notebooks/base.ipynb
+
+teacher: .venv/installed  ## train a small generative teacher (minutes on a GPU)
+	mkdir -p data/mini/notebooks
+	python -m papermill -k python3 --log-output --no-progress-bar -p profile mini -p out data/teacher nbs/pipeline/teacher.ipynb data/mini/notebooks/teacher.ipynb
 
 test: .venv/installed  ## all tests, then every notebook of the library
 	HF_HUB_OFFLINE=1 python -m pytest

@@ -252,6 +252,14 @@ def test_smoke_data_sets_are_valid(clone):
         assert validate(kind, clone / "data/smoke" / folder) == []
 
 
+@pytest.mark.parametrize("name,made", [("base", "probe.json"), ("teacher", "samples-2.png")])
+def test_models_are_made_from_nothing(clone, name, made):
+    "`make base` and `make teacher`, at smoke size: a checkpoint, its settings, and what it can do."
+    out = f"data/smoke/{name}"
+    run(clone, sys.executable, "-m", "papermill", "-k", "python3", "-p", "profile", "smoke", "-p", "out", out, f"nbs/pipeline/{name}.ipynb", f"data/smoke/notebooks/{name}.ipynb")
+    assert json.loads((clone / out / "made.json").read_text())["command"] == f"make {name}" and (clone / out / made).exists()
+
+
 def test_second_repro_does_nothing(clone):
     start = time.perf_counter()
     out = run(clone, "dvc", "repro", *MAIN)

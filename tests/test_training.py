@@ -196,16 +196,42 @@ def test_reinforcement_raises_the_reward(home, tmp_path):
     assert np.mean(path[-5:]) > np.mean(path[:5])
 
 
-def test_pretraining_teaches_no_motion():
+@pytest.mark.parametrize("course", pretraining.Base().courses)
+def test_pretraining_teaches_no_motion(course):
     "No question of the base says how the camera moved: motion words occur in echoes alone, which carry no information."
     from itertools import islice
-    for line in islice(pretraining.stream(3), 300):
+    for line in islice(pretraining.stream(3, near=course.near, two_views=course.two_views, shifts=course.shifts, drills=course.drills), 300):
         if not line["question"].startswith("Repeat: "):
             assert not any(word in line["question"] + line["answer"] for word in ("turn", "forward", "backward", "degrees"))
 
 
 def test_pretraining_stream_is_reproducible():
     from itertools import islice
-    a, b = (list(islice(pretraining.stream(5), 60)) for _ in range(2))
+    a, b = (list(islice(pretraining.stream(5, near=.5, drills=.5), 60)) for _ in range(2))
     assert all(x["question"] == y["question"] and x["answer"] == y["answer"] for x, y in zip(a, b))
     assert all((np.array(p) == np.array(q)).all() for x, y in zip(a, b) for p, q in zip(x["images"], y["images"]))
+
+
+def test_drills_are_true():
+    "What a drill says of two boxes is what the boxes say; the letter of a choice is that of the true option."
+    Thing, rng = pretraining.Thing, np.random.default_rng(0)
+    first = [Thing(1, "red box", (.1, .5, .3, .7), 2), Thing(2, "blue ball", (.3, .5, .4, .6), 3)]
+    second = [Thing(1, "red box", (.4, .5, .6, .7), 2), Thing(2, "blue ball", (.6, .5, .7, .6), 3)]  # all shift right by .3, that is 5 of 16 columns
+    seen = set()
+    for question, answer in filter(None, (pretraining.slide(first, second, rng) for _ in range(200))):
+        options = dict(line.split(". ", 1) for line in question.splitlines()[1:-1])
+        if question.startswith("Claim"): assert answer == ("true" if "right 5" in question else "false"); seen.add("claim")
+        elif options: assert options[answer] == "right 5"; seen.add("choice")
+        else: assert "right 5" in answer; seen.add("said")
+    assert seen == {"claim", "choice", "said"}
+    for question, answer in filter(None, (pretraining.same(first, second, rng) for _ in range(50))):
+        if question.endswith("Answer yes or no."): assert answer == ("yes" if ("[100, 500, 300, 700]" in question) == ("[400, 500, 600, 700]" in question) else "no")
+    for question, answer in (pretraining.suppose(first, rng) for _ in range(100)):
+        if "box [x1" in question and "left" in question and "red box" in question: assert answer.startswith("[0, ") or int(answer[1:].split(",")[0]) < 100
+
+
+def test_probe_sees_the_difference():
+    "A student that copies the right answer of the quiz scores one, and every kind is asked."
+    asked = pretraining.quiz(8)
+    assert {e.task for e in asked} == {kind.__name__ for kind in pretraining.KINDS} and all(pretraining.mark(e.answer, e.answer) == 1 for e in asked)
+    assert all(len(e.images) == pretraining.KINDS[getattr(pretraining, e.task)] for e in asked)

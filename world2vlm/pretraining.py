@@ -425,6 +425,7 @@ class Base:
     seed: int = 0  # of weights, rooms and questions
     buffer: int = 2000  # questions that are shuffled together
     save_every: int = 200  # steps between checkpoints
+    probe_rooms: int = 64  # unseen rooms in which the result is asked
 
 # %% ../nbs/11_pretraining.ipynb #92b9b6b7
 WORDS = """a after again all am an and angle answer are as at away backward be been before between both bottom box by camera can centre changed choice

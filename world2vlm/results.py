@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RUNS', 'pairs_of', 'view_after', 'telling', 'metrics_of', 'costs_of', 'stages_of', 'curves', 'inputs_of', 'arms_of',
-           'in_short', 'labels_in_short', 'speed_in_short']
+           'in_short', 'tasks_in_short', 'arms_in_short', 'labels_in_short', 'probe_in_short', 'speed_in_short']
 
 # %% ../nbs/20_results.ipynb #140e83f3
 import json
@@ -148,6 +148,34 @@ def in_short(
     cores = max(c.get("cores", 1) for c in costs)
     return "\n".join([*lines, "", f"Cost of the whole run: {seconds / 60:.0f} minutes on {cores} cores, {peak:.1f} GB of memory at most."])
 
+# %% ../nbs/20_results.ipynb #8358838f
+def tasks_in_short(
+    results: dict[str, dict],  # run -> scores, from the metrics of `report`
+) -> str:  # Markdown
+    "The score of each task, run by run."
+    shown = {name: label for group in RUNS.values() for name, label in group.items() if results.get(name)}
+    tasks = sorted({task for name in shown for task in results[name]["tasks"]})
+    lines = [f"| student | {' | '.join(tasks)} |", "|---" * (len(tasks) + 1) + "|"]
+    score = lambda name, task: f"{100 * results[name]['tasks'][task]['score']:.0f}" if task in results[name]["tasks"] else ""
+    return "\n".join([*lines, *(f"| {label} | {' | '.join(score(name, task) for task in tasks)} |" for name, label in shown.items())])
+
+# %% ../nbs/20_results.ipynb #8f26329f
+def arms_in_short(
+    data: Path | str,  # folder of a run: data/<profile>
+    main: str = "bidirectional",  # the arm of the headline
+    oracle: str = "oracle_teacher",  # the arm whose teacher is never wrong
+) -> str:  # Markdown
+    "The final students of all arms, from the metrics file of the ablation."
+    metrics = metrics_of(data)
+    if "ablation" not in metrics: return "`make ablation` has not been run at this size yet."
+    results = metrics["ablation"]["made"]["results"]
+    lines = ["| arm | mean score | 95 % interval | forward questions | inverse questions |", "|---|---|---|---|---|"]
+    for name in sorted((n for n in results if n.endswith("/grpo")), key=lambda n: -results[n]["mean"]["score"]):
+        mean, ways = results[name]["mean"], [f"{100 * results[name]['directions'][way]['score']:.1f}" for way in ("forward", "inverse")]
+        lines.append(f"| {name.split('/')[0].replace('_', ' ')} | {100 * mean['score']:.1f} | {100 * mean['low']:.1f} to {100 * mean['high']:.1f} | {' | '.join(ways)} |")
+    base, ours, best = (results[name]["mean"]["score"] for name in ("base", f"{main}/grpo", f"{oracle}/grpo"))
+    return "\n".join([*lines, "", f"What the teacher imagined is worth {100 * (ours - base) / (best - base):.0f} % of what the simulator's own views are worth, counted from the base student."])
+
 # %% ../nbs/20_results.ipynb #c9a5dc78
 def labels_in_short(
     checks: list[dict],  # rows of `labels.table`
@@ -158,6 +186,14 @@ def labels_in_short(
         told = f"{c['value']:.3f} mean IoU" if c["measure"] == "mean IoU" else f"{100 * c['value']:.1f} %"
         lines.append(f"| {c['task']} | {c['evidence']} | {c['n']:,} | {told} |")
     return "\n".join(lines)
+
+# %% ../nbs/20_results.ipynb #88e3e5e9
+def probe_in_short(
+    seen: dict[str, dict[str, float]],  # of `pretraining.probe`
+) -> str:  # Markdown
+    "What a student that was not taught motion can do, kind by kind."
+    lines = ["| question | asked | mark | with strange pictures |", "|---|---|---|---|"]
+    return "\n".join([*lines, *(f"| {kind} | {told['n']} | {100 * told['seen']:.0f} | {100 * told['blind']:.0f} |" for kind, told in seen.items())])
 
 # %% ../nbs/20_results.ipynb #a32f5652
 def speed_in_short(

@@ -1,0 +1,119 @@
+"The generative teacher: windows, units, conventions, its training, and the way from its rollouts to questions."
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, strategies as st
+
+from world2vlm.actions import parse_actions, plan
+from world2vlm.camera import intrinsics
+from world2vlm.scenes import rooms
+from world2vlm.svc_cameras import pluecker
+from world2vlm.svc_teacher import packed, seed_of, stretched, unit_of
+from world2vlm.svc_training import Training, Windows, train, window
+from world2vlm.tasks import TASKS
+from world2vlm.transport import transitions
+from world2vlm.worldmodels import keyposes, load
+
+TOY = Training(widths=(32, 64), head=16, views=4, batch_size=1, steps=6, workers=0, save_every=2, check_every=6, check_rooms=1, sample_steps=2, bf16=False)
+
+
+@given(st.integers(0, 200), st.integers(1, 30))
+def test_every_view_is_in_one_window(views, most):
+    windows = packed(views, most)
+    assert sorted(np.concatenate([*windows, []]).astype(int)) == list(range(views))
+    assert all(0 < len(w) <= most for w in windows) and len(windows) == -(-views // most)
+
+
+@given(st.integers(33, 2000), st.integers(33, 2000), st.sampled_from([8, 64]), st.sampled_from([0, 576]))
+def test_sizes_are_multiples_and_keep_the_shape(width, height, multiple, short):
+    w, h = stretched((width, height), multiple, short)
+    scale = short / min(width, height) if short else 1
+    assert w % multiple == h % multiple == 0 and w > 0 and h > 0
+    assert all(abs(a - max(multiple, b * scale)) <= multiple / 2 + 1e-6 for a, b in ((w, width), (h, height)))
+
+
+def test_a_known_turn_and_a_known_move_in_rays():
+    "After `turn right 30 degrees` the middle ray points to the right (+x) in the anchor's frame; after a move forward it starts ahead (+z)."
+    K = np.diag([1 / 64, 1 / 64, 1]) @ intrinsics(64, 64, 90)
+    at = lambda text: pluecker(np.concatenate([np.eye(4)[None], keyposes(plan(parse_actions(text)))]), K, 15, 15)[1]
+    np.testing.assert_allclose(at("turn right 30 degrees")[:3, 7, 7], [.5, 0, np.sqrt(3) / 2], atol=1e-6)
+    np.testing.assert_allclose(at("move forward 0.5 meters")[:3, 7, 7], [0, 0, 1], atol=1e-6)
+    ray = at("move forward 0.5 meters")[:, 7, 14]  # a ray to the right: its moment is origin x direction
+    np.testing.assert_allclose(ray[3:], np.cross([0, 0, .5], ray[:3]), atol=1e-6)
+    assert ray[0] > 0 and ray[4] > 0
+
+
+def test_units():
+    scene = next(rooms(1, seed=4))
+    far = replace(scene, depth=scene.depth * 2)
+    assert unit_of(far)[0] == pytest.approx(unit_of(scene)[0] / 2) and unit_of(scene)[1] is False
+    assert unit_of(replace(scene, depth=np.zeros_like(scene.depth))) == (1.0, True)
+    assert len({seed_of(s, n, w) for s in range(3) for n in ("a", "b") for w in range(3)}) == 18
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return train(TOY, str(tmp_path_factory.mktemp("svc") / "teacher"))
+
+
+def test_trained_weights_open_and_teach(made):
+    "From a training to questions: evidence is transport, of nominal lengths nothing is asked but turns, a blocked way is refused."
+    scene = next(rooms(1, seed=4))
+    teacher = load("svc", checkpoint=str(made), per_metre=TOY.per_metre, steps=2)
+    ways = [plan(parse_actions(text)) for text in ("turn left 20 degrees; move forward 0.3 meters", "move forward 0.3 meters", "turn right 20 degrees", "move forward 9 meters")]
+    refused, asked, rng = [], Counter(), np.random.default_rng(0)
+    rollouts = teacher.imagine(scene, ways, seed=3, reject=lambda why, way: refused.append(why))
+    assert [r.actions for r in rollouts] == [tuple(w.actions) for w in ways[:3]] and refused[0].startswith("collision")
+    for t in (t for r in rollouts for t in transitions(scene, r)):
+        for task in TASKS.values(): asked.update((e.task, e.evidence) for e in task.derive(t, rng))
+    assert {"A1", "A2", "A3"} <= {task for task, _ in asked} and {evidence for _, evidence in asked} == {"transport"}
+    bare = replace(scene, depth=None)
+    nominal = load("svc", checkpoint=str(made), steps=2).imagine(bare, ways[:3], seed=3)
+    few = {e.task for r in nominal for t in transitions(bare, r) for task in TASKS.values() for e in task.derive(t, rng)}
+    assert all(r.fidelity["nominal"] for r in nominal) and "A2" in few and not few & {"A1", "A3"}
+
+
+def test_same_seed_same_views(made):
+    scene, ways = next(rooms(1, seed=4)), [plan(parse_actions(text)) for text in ("turn left 20 degrees", "turn right 30 degrees")]
+    teacher = load("svc", checkpoint=str(made), steps=2)
+    a, b, c = (teacher.imagine(scene, ways, seed=seed)[1].images for seed in (1, 1, 2))
+    assert (a == b).all() and (a != c).any()
+
+
+def test_shipped_weights_are_safetensors_in_half_precision(made):
+    from safetensors import safe_open
+    files = list((made / "unet").glob("*.safetensors"))
+    assert files and not list(made.rglob("*.bin")) and not list(made.rglob("*.pt")) and not (made / "checkpoints").exists()
+    with safe_open(files[0], "pt") as f: assert {str(f.get_tensor(k).dtype) for k in f.keys()} == {"torch.float16"}
+
+
+def test_windows_depend_on_their_number():
+    a, b, c = window(5, TOY), window(5, TOY), window(6, TOY)
+    assert (a["images"] == b["images"]).all() and (a["images"] != c["images"]).any() and (a["poses"][0] == np.eye(4)).all()
+    views = {Windows(TOY)[i][0].shape[1] for i in range(12)}
+    assert views <= {2, 3, 4} and len(views) > 1
+
+
+SCRIPT = "import json, sys; from world2vlm.svc_training import Training, train; c = json.loads(sys.argv[1]); train(Training(**{k: tuple(v) if isinstance(v, list) else v for k, v in c.items()}), sys.argv[2])"
+
+
+def test_killed_and_resumed_is_undisturbed(made, tmp_path):
+    "kill -9 after a checkpoint, run again: the losses of a run that nobody disturbed."
+    out = tmp_path / "killed"
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT, json.dumps(asdict(TOY)), str(out)], env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True)
+    while not (out / "checkpoints" / "2" / "log.json").exists():
+        assert process.poll() is None, process.stderr.read()[-2000:]
+        time.sleep(.002)
+    process.send_signal(signal.SIGKILL), process.wait()
+    assert not (out / "model_index.json").exists()
+    losses = lambda folder: [json.loads(line)["loss"] for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
+    np.testing.assert_allclose(losses(train(TOY, str(out))), losses(made), rtol=1e-4)
