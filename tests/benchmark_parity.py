@@ -1,0 +1,41 @@
+"`python tests/benchmark_parity.py {sat|vsibench|mindcube} FILE.json`: rows whose score differs from the official one, per rule; the exit status is 1 if any does."
+import json
+import sys
+
+from world2vlm.benchmark_rules import mindcube_letter, mindcube_setting, sat_verdict, vsi_score, vsi_scores
+
+VSI = {"fork": "official", "lmms_eval_v0_7_1": "official", "lmms_eval_2026_08": "lmms-eval 2026-07"}  # column of the file -> rule
+
+
+def sat(rows, aggregate):
+    return {"official": sum(sat_verdict(r["raw"], r["answer_choices"], r["correct_answer"]) != r["official"] for r in rows)}
+
+
+def mindcube(rows, aggregate):
+    letters = [mindcube_letter(r["raw"]) for r in rows]
+    return {"letter": sum(letter != r["extract_clean"] for letter, r in zip(letters, rows)),
+            "setting": sum(mindcube_setting(r["id"]) != r["setting"] for r in rows),
+            "score": sum(float(letter == r["gt_answer"]) != r["score_official"] for letter, r in zip(letters, rows))}
+
+
+def vsibench(rows, aggregate):
+    "Scores bit by bit; an aggregate is {column: overall, or {task: score}}, the fork's in percent."
+    wrong = {column: sum(vsi_score(r["raw"] or "", r["question_type"], r["ground_truth"], rule) != r[column] for r in rows if column in r) for column, rule in VSI.items()}
+    for column, told in aggregate.items():
+        scored = [dict(r, score=vsi_score(r["raw"] or "", r["question_type"], r["ground_truth"], VSI[column])) for r in rows]
+        ours, unit = vsi_scores(scored), 100 if column == "fork" else 1
+        told = told if isinstance(told, dict) else {"overall": told}
+        tasks = {name.split("_accuracy")[0].split("_MRA")[0]: value for name, value in told.items()}
+        wrong[f"{column}, aggregate"] = sum(abs(ours[name] * (unit if name == "overall" else 1) - value) > 1e-9 for name, value in tasks.items())
+    return wrong
+
+
+def main(name, path):
+    with open(path) as f: found = json.load(f)
+    rows, aggregate = (found["rows"], found.get("aggregate", {})) if isinstance(found, dict) else (found, {})
+    wrong = {"sat": sat, "vsibench": vsibench, "mindcube": mindcube}[name](rows, aggregate)
+    print(json.dumps({"rows": len(rows), "different": wrong}))
+    return int(any(wrong.values()))
+
+
+if __name__ == "__main__": sys.exit(main(*sys.argv[1:]))
