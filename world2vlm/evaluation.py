@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Z95', 'wilson', 'Clusters', 'clusters', 'resampled', 'reach', 'interval', 'design_effect', 'estimate', 'task_report',
            'pooled', 'score', 'paired', 'compare', 'plain', 'answer_row', 'median_box', 'is_box', 'commonest',
-           'majority', 'strangers', 'blind', 'batches', 'read_answers', 'keep_whole_lines', 'resume', 'collect',
-           'seen_size', 'encode', 'generate', 'digest', 'answer', 'rounded', 'write_metrics']
+           'majority', 'strangers', 'blind', 'heaviness', 'batches', 'read_answers', 'keep_whole_lines', 'resume',
+           'collect', 'seen_size', 'encode', 'generate', 'digest', 'answer', 'rounded', 'write_metrics']
 
 # %% ../nbs/14_evaluation.ipynb #661bd981
 import hashlib
@@ -309,16 +309,23 @@ def blind(
     return out
 
 # %% ../nbs/14_evaluation.ipynb #88157297
+def heaviness(
+    example: Example,  # a question
+) -> tuple:  # sorts the heaviest first
+    "What a question asks of memory: its pixels, then its words."
+    return -sum(image.shape[0] * image.shape[1] for image in example.images), -len(example.question)
+
+
 def batches(
     examples: list[Example],  # questions with unique ids
     size: int,  # questions per batch
-) -> list[list[Example]]:  # the longest first, so that a lack of memory shows at once
-    "Questions of similar length together. Raises ValueError if two share an id."
+    weight: Callable[[Any], tuple] = heaviness,  # sorts the heaviest first, so that a lack of memory shows at once
+) -> list[list[Example]]:  # the heaviest first
+    "Questions of similar weight together. Raises ValueError if two share an id."
     twice = [name for name, n in Counter(example.id for example in examples).items() if n > 1]
     if twice:
         raise ValueError(f"{len(twice)} question ids occur more than once, the first is {twice[0]!r}")
-    length = lambda e: (-sum(image.shape[0] * image.shape[1] for image in e.images), -len(e.question), e.id)
-    order = sorted(examples, key=length)
+    order = sorted(examples, key=lambda e: (*weight(e), e.id))
     return [order[i:i + size] for i in range(0, len(order), size)]
 
 # %% ../nbs/14_evaluation.ipynb #c1e99abf
@@ -368,6 +375,8 @@ def collect(
     batch_size: int = 16,  # questions per call
     key: str = "",  # digest of who answers and how
     progress: bool = True,  # show a bar
+    to_row: Callable[..., dict] = answer_row,  # (question, response, ...) -> row of the answer file
+    weight: Callable[[Any], tuple] = heaviness,  # of a question, see `batches`
 ) -> list[dict]:  # rows, in the order of `examples`
     "Answer all `examples`, writing each batch as it is done; asks only what the file at `path` lacks."
     from tqdm import tqdm
@@ -375,13 +384,13 @@ def collect(
     done = resume(path, examples, key) if path else {}
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
-    for number, batch in enumerate(tqdm(batches(examples, batch_size), disable=not progress, desc="answers")):
+    for number, batch in enumerate(tqdm(batches(examples, batch_size, weight), disable=not progress, desc="answers")):
         if all(example.id in done for example in batch):
             continue
         start = time.perf_counter()
         said = respond(batch, number)
         seconds = (time.perf_counter() - start) / len(batch)
-        fresh = [answer_row(e, seconds=seconds, key=key, **s) for e, s in zip(batch, said, strict=True) if e.id not in done]
+        fresh = [to_row(e, seconds=seconds, key=key, **s) for e, s in zip(batch, said, strict=True) if e.id not in done]
         done |= {row["id"]: row for row in fresh}
         if path:
             with path.open("a", encoding="utf-8") as file:
