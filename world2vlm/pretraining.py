@@ -500,8 +500,8 @@ def joined(
         before += log[-1]["step"]
     for path in courses[-1].iterdir():
         if path.is_file() and path.name != "log.jsonl": shutil.copy(path, out / path.name)
-    for folder in courses: shutil.rmtree(folder)
     (out / "log.jsonl").write_text("".join(json.dumps(line, sort_keys=True) + "\n" for line in lines))
+    for folder in courses: shutil.rmtree(folder)
     return out
 
 # %% ../nbs/11_pretraining.ipynb #2184cedf
@@ -510,6 +510,7 @@ def train(
     out: str,  # folder of the checkpoint
 ) -> Path:  # `out`, which `students.load` opens
     "Make the base student from nothing; run again after a kill it goes on."
+    from accelerate import PartialState
     from world2vlm import students
     from world2vlm.sft import SFT, fit
     model, processor = students.mini(reading(config.seed, unit=config.unit), seed=config.seed)
@@ -521,7 +522,9 @@ def train(
         if (folder / "log.jsonl").is_file(): continue
         if number: model, processor = students.load(str(made[number - 1]), dtype="float32")
         fit(model, processor, course_rows(config, number), replace(recipe, accumulation=course.accumulation), str(folder), course.steps)
-    return joined(made, Path(out))
+    if (process := PartialState()).is_main_process: joined(made, Path(out))
+    process.wait_for_everyone()
+    return Path(out)
 
 # %% ../nbs/11_pretraining.ipynb #07551465
 KINDS = dict.fromkeys((*ONE_VIEW, suppose), 1) | dict.fromkeys((pairing, refind, shift, slide, same), 2)  # kind -> number of pictures
