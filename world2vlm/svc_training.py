@@ -247,10 +247,12 @@ def train(
     "Make the small teacher; run again after a kill it goes on from the last checkpoint in `out`."
     import torch
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
     from diffusers.optimization import get_cosine_schedule_with_warmup
     from diffusers.training_utils import EMAModel
     from tqdm import tqdm
     from world2vlm.svc_scheduler import SVCScheduler
+    AcceleratorState._reset_state()  # a training before this one in the same process may have had another precision
     accelerator, scheduler, unet = Accelerator(mixed_precision="bf16" if config.bf16 else "no"), SVCScheduler(), network(config)
     optimizer = torch.optim.AdamW(unet.parameters(), config.learning_rate, weight_decay=config.weight_decay)
     rate = get_cosine_schedule_with_warmup(optimizer, round(config.warmup * config.steps), config.steps)
