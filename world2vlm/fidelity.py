@@ -158,7 +158,7 @@ def fitted_pose(
     from scipy.optimize import minimize
     soft = lambda image: cv2.GaussianBlur(image.astype(np.float32), (0, 0), blur)
     goal, place, heading = soft(view), asked[:3, 3], relative_motion(np.eye(4), asked).rotation_deg
-    at = lambda p: move(10 * p[0] / 100, place[1], 10 * p[1] / 100) @ yaw(p[2])
+    at = lambda p: move(p[0] / 10, place[1], p[1] / 10) @ yaw(p[2])  # tenths of a metre and degrees, so that steps are alike
     cost = lambda p: float(abs(soft(room.render(scene.room.pose @ at(p), scene.K, scene.size).image) - goal).mean())
     grid = [np.array([10 * s * place[0], 10 * s * place[2], heading + t]) for t in turns for s in (shares if np.linalg.norm(place) > 1e-6 else (1.0,))]
     start = min(grid, key=cost)

@@ -9,7 +9,7 @@ __all__ = ['UNSEEN', 'Training', 'window', 'tensors', 'objective', 'network', 'p
 # %% ../nbs/37_svc_training.ipynb #cc13a18e
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -228,11 +228,11 @@ def checked(
 def close(
     unet: "MultiViewUNet",  # after training
     average: "EMAModel",  # its averaged weights, which are kept
-    config: Training,  # goes into made.json
+    config: Training,  # patch
     out: Path,  # where
     log: list[dict],  # of all steps
 ) -> Path:  # `out`
-    "Save the pipeline in half precision, its log and its settings; drop the checkpoints."
+    "Save the pipeline in half precision and its log; drop the checkpoints."
     average.copy_to(unet.parameters())
     pipeline(unet.cpu().half(), config).save_pretrained(out, max_shard_size="15MB")
     (out / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
