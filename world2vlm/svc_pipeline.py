@@ -83,15 +83,16 @@ def guess(
     rays: torch.Tensor,  # [T, 6, h, w]
     strength: torch.Tensor,  # [T] guidance
 ) -> torch.Tensor:  # [T, C, h, w] clean views as far as known
-    "Guess the clean views, with guidance."
-    mask = given.to(x.dtype)[:, None, None, None]  # [T, 1, 1, 1]
-    both = torch.stack([x, torch.where(given[:, None, None, None], clean, x)])  # [2, T, C, h, w]: unconditional, conditional
-    masks = torch.stack([torch.zeros_like(mask), mask]).expand(-1, -1, -1, *x.shape[-2:])  # [2, T, 1, h, w]
-    seen = torch.cat([scheduler.scale_model_input(both, level), masks, rays.expand(2, *rays.shape)], dim=2).flatten(0, 1)  # [2 T, C + 7, h, w]
-    told = torch.cat([torch.zeros_like(context), context])  # [2 T, 1, D]
-    noise = unet(seen, level.expand(len(seen)), told, rays.repeat(2, 1, 1, 1), len(x)).reshape(both.shape)
-    without, with_view = scheduler.denoised(noise, level, both)
-    return without + strength[:, None, None, None].to(x.dtype) * (with_view - without)
+    "Guess the clean views, with guidance; where its strength is 1 everywhere, one look is enough."
+    mask, guided = given.to(x.dtype)[:, None, None, None], bool((strength != 1).any())  # [T, 1, 1, 1]
+    shown = torch.where(given[:, None, None, None], clean, x)  # [T, C, h, w]
+    ways = [(x, torch.zeros_like(mask), torch.zeros_like(context)), (shown, mask, context)][not guided:]  # unconditional, conditional
+    both, masks, told = (torch.stack(parts) for parts in zip(*ways))  # [W, T, ...], W is 2 or 1
+    masks, turns = masks.expand(-1, -1, -1, *x.shape[-2:]), rays.expand(len(ways), *rays.shape)  # [W, T, 1, h, w], [W, T, 6, h, w]
+    seen = torch.cat([scheduler.scale_model_input(both, level), masks, turns], dim=2).flatten(0, 1)  # [W T, C + 7, h, w]
+    noise = unet(seen, level.expand(len(seen)), told.flatten(0, 1), turns.flatten(0, 1), len(x)).reshape(both.shape)
+    found = scheduler.denoised(noise, level, both)  # [W, T, C, h, w]
+    return found[0] + strength[:, None, None, None].to(x.dtype) * (found[1] - found[0]) if guided else found[0]
 
 # %% ../nbs/34_svc_pipeline.ipynb #95f70b15
 def denoise(
