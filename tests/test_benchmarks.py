@@ -14,11 +14,14 @@ from PIL import Image
 
 from world2vlm import students
 from world2vlm.benchmark_rules import NUMERIC
-from world2vlm.benchmarks import BENCHMARKS, ask, control, frames_of, published_order, score_sat, with_interval
+from world2vlm.benchmarks import BENCHMARKS, Local, ask, control, frames_of, published_order, row_of, score_sat, versus, with_interval
 from world2vlm.config import repo_root
+from world2vlm.generation import Imagine, Scenes, Supervise
+from world2vlm.transitions import Transitions, make_transitions
 
 KINDS = [*NUMERIC, "object_rel_distance", "object_rel_direction_easy", "object_rel_direction_medium", "object_rel_direction_hard", "route_planning", "obj_appearance_order"]
-SPLITS = {"sat": ("test", 8), "vsibench": ("test", 10), "mindcube": ("tinybench", 12)}
+OFFICIAL = {"sat": ("test", 8), "vsibench": ("test", 10), "mindcube": ("tinybench", 12)}
+SPLITS = OFFICIAL | {"transitions": ("test", None)}
 
 
 def picture(path, rng):
@@ -57,39 +60,41 @@ def write(home):
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory): return write(tmp_path_factory.mktemp("benchmarks"))
+def home(tmp_path_factory):
+    home = write(tmp_path_factory.mktemp("benchmarks"))
+    make_transitions(Transitions(Scenes(n=2, first=970_000, seed=3, per_shard=2), Imagine(presets={"single": 3}), Supervise(per_scene=1)), home / "transitions")
+    return home
 
 
 def load(home, name):
     split, n = SPLITS[name]
-    return BENCHMARKS[name].load(str(home), split, n)
+    return BENCHMARKS[name].load(str(home / "transitions" if name == "transitions" else home), split, n)
 
 
 @pytest.fixture(scope="module")
-def student(): return students.load(str(repo_root() / "data/base"))
+def student(): return Local(*students.load(str(repo_root() / "data/base")), "pixels")
 
 
 SCRIPT = """
 import sys
 from world2vlm import students
-from world2vlm.benchmarks import BENCHMARKS, ask
-name, home, split, n, out, base = sys.argv[1:]
-ask(*students.load(base), name, BENCHMARKS[name].load(home, split, int(n)), out, batch_size=1, frames=4, max_new_tokens=4)
+from world2vlm.benchmarks import BENCHMARKS, Local, ask
+name, home, split, out, base = sys.argv[1:]
+ask(Local(*students.load(base), "pixels"), name, BENCHMARKS[name].load(home, split, None), out, batch_size=1, frames=4, max_new_tokens=4)
 """
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_end_to_end_killed_and_resumed(home, student, tmp_path, name):
-    split, n = SPLITS[name]
-    out, items = tmp_path / f"{name}.jsonl", load(home, name)
-    whole = ask(*student, name, items, tmp_path / "whole.jsonl", batch_size=1, frames=4, max_new_tokens=4)
-    process = subprocess.Popen([sys.executable, "-c", SCRIPT, name, str(home), split, str(n), str(out), str(repo_root() / "data/base")], stderr=subprocess.PIPE, text=True)
+    out, items, source = tmp_path / f"{name}.jsonl", load(home, name), home / "transitions" if name == "transitions" else home
+    whole = ask(student, name, items, tmp_path / "whole.jsonl", batch_size=1, frames=4, max_new_tokens=4)
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT, name, str(source), SPLITS[name][0], str(out), str(repo_root() / "data/base")], stderr=subprocess.PIPE, text=True)
     while not out.exists() or out.read_text().count("\n") < 2:
         assert process.poll() is None, process.stderr.read()[-2000:]
         time.sleep(.002)
     process.send_signal(signal.SIGKILL), process.wait()
     half = out.read_text().count("\n")
-    again = ask(*student, name, items, out, batch_size=1, frames=4, max_new_tokens=4)
+    again = ask(student, name, items, out, batch_size=1, frames=4, max_new_tokens=4)
     assert half < len(items) == len(again) and [r["response"] for r in again] == [r["response"] for r in whole]
     tables = BENCHMARKS[name].score(again)
     assert all(0 <= value <= 1 for table in tables.values() for value in table.values()) and "overall" in next(iter(tables.values()))
@@ -104,7 +109,7 @@ def test_the_first_choice_is_always_right_as_shipped(home):
     assert 0 < told["random"]["published order"]["overall"] <= 1 and sum(published_order(150)) == 82
 
 
-@pytest.mark.parametrize("name", BENCHMARKS)
+@pytest.mark.parametrize("name", OFFICIAL)
 def test_a_wrong_count_is_an_error(home, name):
     with pytest.raises(ValueError, match="are expected"): BENCHMARKS[name].load(str(home), SPLITS[name][0])
     assert len(BENCHMARKS[name].load(str(home), SPLITS[name][0], None)) >= SPLITS[name][1]
@@ -121,7 +126,7 @@ def test_a_missing_file_is_an_error(tmp_path, name, lost):
 def test_an_unreadable_file_stops_with_its_name(tmp_path, student, name, bad):
     home = write(tmp_path)
     (home / bad).write_bytes(b"nothing")
-    with pytest.raises(ValueError, match=Path(bad).name): ask(*student, name, load(home, name), batch_size=1, frames=4, max_new_tokens=2)
+    with pytest.raises(ValueError, match=Path(bad).name): ask(student, name, load(home, name), batch_size=1, frames=4, max_new_tokens=2)
 
 
 @pytest.mark.parametrize("name,file", [("sat", "data/test.json"), ("vsibench", "test.jsonl"), ("mindcube", "data/raw/MindCube_tinybench.jsonl")])
@@ -146,3 +151,20 @@ def test_frames_are_even_and_reach_both_ends(tmp_path):
     assert len(frames_of(tmp_path / "a.mp4")) == 12 and len(frames_of(tmp_path / "a.mp4", 5)) == 4
     some = frames_of(tmp_path / "a.mp4", 4)[:, 0, 0, 0].astype(int)
     assert some[0] < 8 and abs(some[-1] - 180) < 8 and (np.diff(some) > 0).all()
+
+
+def test_two_students_are_compared_on_the_same_questions(home):
+    items = load(home, "mindcube")
+    right, wrong = [row_of(i, i.gold) for i in items], [row_of(i, "E") for i in items]
+    told = versus(right, wrong, BENCHMARKS["mindcube"].score, 20)["official"]
+    assert told["difference"] == told["low"] == told["high"] == 1 and versus(right, right, BENCHMARKS["mindcube"].score, 20)["official"]["high"] == 0
+    with pytest.raises(ValueError, match="one student only"): versus(right, wrong[1:], BENCHMARKS["mindcube"].score)
+
+
+def test_boxes_are_asked_and_read_in_the_units_of_the_student(home, student):
+    "What a student of pixels says comes back in thousandths."
+    item = next(i for i in load(home, "transitions") if "thousandths" in i.question)
+    prompt = BENCHMARKS["transitions"].prompt(item)
+    told = student([prompt], [""], 8)[0]
+    assert isinstance(told.text, str) and told.tokens > 8
+    assert Local(student.model, student.processor).key({}) != student.key({})
