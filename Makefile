@@ -1,6 +1,6 @@
 # The first use of any target makes .venv from requirements.lock. `profile` in params.yaml says how large a run is.
 .DEFAULT_GOAL := help
-.PHONY: help repro ablation base teacher test sync lab
+.PHONY: help repro ablation comparison base teacher test sync lab
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export OMP_NUM_THREADS ?= 2
 # glibc gives large arrays back to the kernel and asks for them again at each step of a training, which costs more than the arithmetic; here it keeps them
@@ -14,6 +14,9 @@ repro: .venv/installed  ## the main arm, from scenes to report
 
 ablation: .venv/installed  ## every arm, and the table that compares them
 	dvc repro ablation
+
+comparison: .venv/installed  ## the student alone and with a world model at hand, on all benchmarks that are there
+	dvc repro comparison
 
 base: .venv/installed  ## train the shipped base student again (two and a half hours on two cores)
 	mkdir -p data/mini/notebooks

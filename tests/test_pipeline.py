@@ -128,10 +128,11 @@ def test_rooms_of_the_exam_are_unseen():
     from world2vlm.config import stage
     from world2vlm.generation import Questions, Scenes
     from world2vlm.labels import Labels
+    from world2vlm.transitions import Transitions
     for profile in PARAMS["profiles"]:
-        train, exam, labels = stage(Scenes, "scenes", profile), stage(Questions, "questions", profile).scenes, stage(Labels, "labels", profile)
+        own, train, exam, labels = stage(Transitions, "transitions", profile).scenes, stage(Scenes, "scenes", profile), stage(Questions, "questions", profile).scenes, stage(Labels, "labels", profile)
         spans = [range(train.first, train.first + train.n), range(exam.first, exam.first + exam.n),
-                 range(labels.scenes.first, labels.scenes.first + 5_000 * labels.parts)]
+                 range(own.first, own.first + own.n), range(labels.scenes.first, labels.scenes.first + 5_000 * labels.parts)]
         assert not any(set(a) & set(b) for i, a in enumerate(spans) for b in spans[:i]), profile
 
 
