@@ -14,7 +14,7 @@ from PIL import Image
 
 from world2vlm import students
 from world2vlm.benchmark_rules import NUMERIC
-from world2vlm.benchmarks import BENCHMARKS, Local, ask, control, frames_of, published_order, row_of, score_sat, versus, with_interval
+from world2vlm.benchmarks import BENCHMARKS, Local, Vllm, ask, control, frames_of, published_order, row_of, score_sat, versus, with_interval
 from world2vlm.config import repo_root
 from world2vlm.generation import Imagine, Scenes, Supervise
 from world2vlm.transitions import Transitions, make_transitions
@@ -168,3 +168,22 @@ def test_boxes_are_asked_and_read_in_the_units_of_the_student(home, student):
     told = student([prompt], [""], 8)[0]
     assert isinstance(told.text, str) and told.tokens > 8
     assert Local(student.model, student.processor).key({}) != student.key({})
+
+
+def test_vllm_is_asked_what_transformers_is(home, student, monkeypatch):
+    "vLLM itself needs a GPU; here its interface stands before the same weights, so that prompts, pictures and units must agree."
+    import torch
+    from types import ModuleType, SimpleNamespace
+    class LLM:
+        def generate(self, asked, params, use_tqdm):
+            for one in asked:
+                inputs = student.processor(text=[one["prompt"]], images=[one["multi_modal_data"]["image"]], return_tensors="pt")
+                with torch.inference_mode(): tokens = student.model.generate(**inputs, max_new_tokens=params.max_tokens, do_sample=False, temperature=None, top_p=None, top_k=None, repetition_penalty=1.0)
+                n = inputs["input_ids"].shape[1]
+                yield SimpleNamespace(prompt_token_ids=tokens[0, :n], outputs=[SimpleNamespace(text=student.processor.decode(tokens[0, n:], skip_special_tokens=True), token_ids=tokens[0, n:])])
+    module = ModuleType("vllm")
+    module.SamplingParams = lambda temperature, max_tokens: SimpleNamespace(max_tokens=max_tokens)
+    monkeypatch.setitem(sys.modules, "vllm", module)
+    items = load(home, "transitions")[:6]
+    fast, slow = ask(Vllm(LLM(), student.processor, "base", "pixels"), "transitions", items, batch_size=1), ask(student, "transitions", items, batch_size=1)
+    assert [r["response"] for r in fast] == [r["response"] for r in slow] and [r["tokens"] for r in fast] == [r["tokens"] for r in slow]
