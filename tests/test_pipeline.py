@@ -253,6 +253,14 @@ def test_smoke_data_sets_are_valid(clone):
         assert validate(kind, clone / "data/smoke" / folder) == []
 
 
+def test_smoke_comparison_asks_the_student_alone_and_coupled(clone):
+    run(clone, "dvc", "repro", "comparison")
+    found = json.loads((clone / "data/smoke/metrics/comparison.json").read_text())["made"]["results"]
+    assert set(found) == {"transitions"} and {"base", "SFT", "SFT + GRPO", "blind", "coupled 1"} <= set(found["transitions"])
+    page = (clone / "data/smoke/comparison/index.html").read_text()
+    assert "paper: base" in page and "72.67" in page and "data:image/png" in page
+
+
 @pytest.mark.parametrize("name,made", [("base", "probe.json"), ("teacher", "samples-2.png")])
 def test_models_are_made_from_nothing(clone, name, made):
     "`make base` and `make teacher`, at smoke size: a checkpoint, its settings, and what it can do."
