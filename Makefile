@@ -1,6 +1,6 @@
 # The first use of any target makes .venv from requirements.lock. `profile` in params.yaml says how large a run is.
 .DEFAULT_GOAL := help
-.PHONY: help repro ablation comparison base teacher test sync lab
+.PHONY: help repro ablation comparison fidelity base teacher test sync lab
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export OMP_NUM_THREADS ?= 2
 # glibc gives large arrays back to the kernel and asks for them again at each step of a training, which costs more than the arithmetic; here it keeps them
@@ -18,11 +18,14 @@ ablation: .venv/installed  ## every arm, and the table that compares them
 comparison: .venv/installed  ## the student alone and with a world model at hand, on all benchmarks that are there
 	dvc repro comparison
 
+fidelity: .venv/installed  ## the teacher's views beside the truth, by size of the motion
+	dvc repro fidelity
+
 base: .venv/installed  ## train the shipped base student again (two and a half hours on two cores)
 	mkdir -p data/mini/notebooks
 	python -m papermill -k python3 --log-output --no-progress-bar -p profile mini -p out data/base nbs/pipeline/base.ipynb data/mini/notebooks/base.ipynb
 
-teacher: .venv/installed  ## train a small generative teacher (minutes on a GPU)
+teacher: .venv/installed  ## train the shipped generative teacher again (forty minutes on two cores)
 	mkdir -p data/mini/notebooks
 	python -m papermill -k python3 --log-output --no-progress-bar -p profile mini -p out data/teacher nbs/pipeline/teacher.ipynb data/mini/notebooks/teacher.ipynb
 

@@ -40,10 +40,11 @@ def errors(path: str) -> dict[str, float]:
     window, K = normalise(ref["cam_c2w"].numpy(), ref["cam_c2w"].numpy())[0], ref["cam_K"].numpy()
     found |= {"cameras": far(window, ref["cam_c2w_norm"]), "pluecker": far(pluecker(window, K, *ref["plucker"].shape[-2:]), ref["plucker"])}
     given, clean = torch.arange(T) == 0, ref["latent_in"][:, :ref["noise"].shape[1]].expand(T, -1, -1, -1)
+    nothing = clean.new_zeros(T, 0, *clean.shape[-2:])  # the released model is given no hints
     scheduler.set_timesteps(4)
     for guider in range(3):
         strength = torch.from_numpy(strengths(guider, window, K, given.numpy(), 4.0, 1.2))
-        made, wanted = denoise(unet, scheduler, ref["noise"], clean, given, ref["ctx"], ref["plucker"], strength), ref[f"z_guider{guider}"]
+        made, wanted = denoise(unet, scheduler, ref["noise"], clean, given, ref["ctx"], ref["plucker"], strength, nothing), ref[f"z_guider{guider}"]
         found[f"guider_{guider}"] = far(made, wanted) / float(wanted.abs().max())
     return found
 

@@ -21,7 +21,7 @@ def scene(): return next(rooms(1, 3, (64, 64)))
 def test_the_truth_is_perfect():
     for view in views_of(0, "simulator", replace(CONFIG, poses=True)):
         assert view.told["psnr teacher"] > 70 and view.told["ssim teacher"] == pytest.approx(1) and view.told["rotation"] < 0.5 and view.told.get("move", 0) < 0.1
-        assert all(view.told[f"psnr {name}"] <= view.told["psnr teacher"] for name in ("copy", "without depth", "with depth"))
+        assert all(view.told[f"psnr {name}"] <= view.told["psnr teacher"] for name in ("copy", "without depth", "mirrored in", "smoothed in"))
 
 
 def test_a_mirrored_teacher_is_found_out(scene):
@@ -33,7 +33,7 @@ def test_a_mirrored_teacher_is_found_out(scene):
 
 def test_rivals_know_what_they_may(scene):
     turn, move = plan([Action("turn_right", 30)]).poses[-1], plan([Action("forward", 0.4)]).poses[-1]
-    assert (rivals(scene, turn)["without depth"] == rivals(scene, turn)["with depth"]).all()
+    assert (rivals(scene, turn)["without depth"] == rivals(scene, turn)["mirrored in"]).all()
     assert (rivals(scene, move)["without depth"] == scene.image).all() and 0.2 < rivals(scene, turn)["unseen"].mean() < 0.6
 
 

@@ -77,10 +77,7 @@ def coupled_part(
     out: Path,  # folder of answer files
 ) -> None:
     "Every `parts`-th question, answered with the world model."
-    import os
-    import torch
     from dataclasses import replace
-    if config.workers > 1: torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // config.workers))  # processes share the cores
     items, teacher = items_of(column, config)[part::parts], load_worldmodel(worldmodel, **config.options.get(worldmodel, {}))
     ask_coupled(open_student(student, config), teacher, COLUMNS[column][0], items, out / f"coupled-{depth}.{part}.jsonl", replace(config.coupled, depth=depth))
 

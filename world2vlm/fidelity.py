@@ -197,12 +197,12 @@ def measure_view(
     scene: Scene,  # the anchor
     view: np.ndarray,  # uint8 [H, W, 3] imagined
     asked: np.ndarray,  # [4, 4] pose in the anchor's frame
-    matcher: Matcher = sift,  # finds matching pixels
+    matcher: Matcher | None = sift,  # finds matching pixels; None does without
 ) -> tuple[dict[str, float], Seen | None]:  # the figures that could be measured; the motion that is shown
     "What can be said of one imagined view."
-    points = matcher(scene.image, view)
-    seen = from_matches(*points, scene.K) if scene.depth is None else from_depth(*points, scene.K, scene.depth)
-    told = {"inliers": float(seen.inliers if seen else 0), "sharpness": sharpness(view) / max(sharpness(scene.image), 1e-9)}
+    points, told = matcher(scene.image, view) if matcher else None, {"sharpness": sharpness(view) / max(sharpness(scene.image), 1e-9)}
+    seen = None if points is None else from_matches(*points, scene.K) if scene.depth is None else from_depth(*points, scene.K, scene.depth)
+    if points is not None: told["inliers"] = float(seen.inliers if seen else 0)
     if seen: told |= pose_errors(seen.pose, asked, seen.metric)
     if scene.depth is not None or np.linalg.norm(asked[:3, 3]) < 1e-6:
         shown, unseen = reproject(scene.image, scene.K, asked, scene.depth)
@@ -216,7 +216,7 @@ WORST = {"rotation": max, "direction": max, "drift": max, "scale": lambda ratios
 def measure(
     scene: Scene,  # the anchor
     rollout: Rollout,  # imagined from it
-    matcher: Matcher = sift,  # finds matching pixels
+    matcher: Matcher | None = sift,  # finds matching pixels; None does without
 ) -> dict[str, float]:  # figures named in WORST, those that could be measured
     "What can be said of a `rollout`: of each figure the worst."
     views = [measure_view(scene, *pair, matcher)[0] for pair in zip(rollout.images, keyposes(rollout))]
@@ -233,6 +233,7 @@ class Gate:
     inliers: int = 8  # matches that agree
     sharpness: float = 0.3  # share of the anchor's
     agreement: float = 14.0  # dB, where the anchor saw
+    matches: bool = True  # look for matching features, which takes about 100 pixels; without them only sharpness and agreement count
     relabel: bool = False  # keep a single action that missed, under the motion that it shows
 
 # %% ../nbs/36_fidelity.ipynb #4df18cab
@@ -271,6 +272,7 @@ def gated(
     matcher: Matcher = sift,  # finds matching pixels
 ) -> Iterator[Rollout]:  # the good ones, with what was measured in their `fidelity`
     "Keep, relabel or drop `rollouts`."
+    matcher = matcher if gate.matches else None
     for rollout in rollouts:
         told = measure(scene, rollout, matcher)
         why = verdict(told, gate)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['one_shard', 'make_shards', 'summary', 'Scenes', 'scenes_of', 'recipe_of', 'make_scenes', 'Imagine', 'ways',
            'rollouts_of', 'imagine', 'Supervise', 'thin', 'ask_all', 'examples_of', 'supervise', 'balance_of',
-           'Questions', 'questions_of', 'make_questions']
+           'Questions', 'true_rollouts', 'questions_of', 'make_questions']
 
 # %% ../nbs/17_generation.ipynb #1b639408
 from collections import Counter
@@ -20,6 +20,7 @@ import numpy as np
 # %% ../nbs/17_generation.ipynb #b45ee2ff
 from .actions import Ranges, Trajectory, format_actions, plan, sample
 from .dataset import SHARES, finish, read_shard, shards, split_of, write_shard
+from .fidelity import Gate, gated
 from .scenes import Reject, Scene, count_photos, photos, rooms
 from .stages import fingerprint, generator, spread, unfinished
 from .tasks import TASKS, Example, Rules, balance, balance_report
@@ -109,6 +110,7 @@ class Imagine:
     turn_step: float = 5.0  # the same in degrees
     seed: int = 0  # of the trajectories and of the teacher
     options: dict[str, dict[str, int | float | bool | str]] = field(default_factory=dict)  # teacher -> its own settings
+    gate: Gate | None = None  # bounds of what an inexact teacher may show; None keeps all
     workers: int = 1  # processes
 
 # %% ../nbs/17_generation.ipynb #6fe37210
@@ -132,7 +134,8 @@ def rollouts_of(
     "What `teacher` imagines in the scenes of shard `index`."
     for scene in read_shard("scenes", shards("scenes", scenes)[index]):
         told = lambda reason, way: reject(f"{scene.id}: {format_actions(way.actions)}", reason)
-        yield from teacher.imagine(scene, ways(scene.id, config), config.seed, told)
+        rollouts = teacher.imagine(scene, ways(scene.id, config), config.seed, told)
+        yield from rollouts if teacher.exact or not config.gate else gated(scene, rollouts, config.gate, told)
 
 # %% ../nbs/17_generation.ipynb #9a3dbb85
 def imagine(
@@ -234,14 +237,24 @@ class Questions:
     workers: int = 1  # processes
 
 # %% ../nbs/17_generation.ipynb #a873bfdd
+def true_rollouts(
+    index: int,  # number of the shard
+    reject: Reject,  # told what is left out
+    scenes: Scenes,  # rooms
+    config: Imagine,  # motions
+) -> list[tuple[Scene, list[Rollout]]]:  # scenes with what the simulator shows after the motions
+    "The rooms of shard `index` with their true views, in memory."
+    teacher, told = load("simulator", **config.options.get("simulator", {})), lambda reason, way: reject(format_actions(way.actions), reason)
+    return [(s, teacher.imagine(s, ways(s.id, config), config.seed, told)) for s in scenes_of(index, reject, scenes)]
+
+# %% ../nbs/17_generation.ipynb #1188a79c
 def questions_of(
     index: int,  # number of the shard
     reject: Reject,  # told what is left out
     config: Questions,  # which questions
 ) -> list[Example]:  # of one shard
     "The held-out questions of shard `index`, from start to end in memory."
-    teacher, told = load("simulator", **config.imagine.options.get("simulator", {})), lambda reason, way: reject(format_actions(way.actions), reason)
-    pairs = [(s, teacher.imagine(s, ways(s.id, config.imagine), config.imagine.seed, told)) for s in scenes_of(index, reject, config.scenes)]
+    pairs = true_rollouts(index, reject, config.scenes, config.imagine)
     return ask_all(pairs, config.supervise, f"shard {index}", reject, split="test")
 
 # %% ../nbs/17_generation.ipynb #02fe0bd9

@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['VAE_SCALE', 'CLIP_MEAN', 'CLIP_STD', 'rotation_between', 'close_views', 'strengths', 'fold', 'unfold', 'guess',
-           'denoise', 'StableVirtualCameraPipeline', 'encode', 'decode', 'embed']
+           'denoise', 'StableVirtualCameraPipeline', 'encode', 'decode', 'embed', 'hints_of', 'remainder']
 
 # %% ../nbs/34_svc_pipeline.ipynb #339b25a1
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DiffusionPipeline
+from transformers import CLIPVisionModelWithProjection
 from .svc_cameras import pluecker
 from .svc_scheduler import SVCScheduler
 from .svc_unet import MultiViewUNet
@@ -61,14 +63,14 @@ def fold(
     patch: int,  # pixels per side of a patch
 ) -> torch.Tensor:  # [T, 3 patch^2, H / patch, W / patch]
     "Pixels to channels."
-    return torch.nn.functional.pixel_unshuffle(images, patch)
+    return F.pixel_unshuffle(images, patch)
 
 def unfold(
     latents: torch.Tensor,  # [T, 3 patch^2, h, w]
     patch: int,  # pixels per side of a patch
 ) -> torch.Tensor:  # [T, 3, h patch, w patch]
     "Channels to pixels."
-    return torch.nn.functional.pixel_shuffle(latents, patch)
+    return F.pixel_shuffle(latents, patch)
 
 # %% ../nbs/34_svc_pipeline.ipynb #5003fdae
 @torch.no_grad()
@@ -82,14 +84,15 @@ def guess(
     context: torch.Tensor,  # [T, 1, D]
     rays: torch.Tensor,  # [T, 6, h, w]
     strength: torch.Tensor,  # [T] guidance
+    hints: torch.Tensor,  # [T, E, h, w] what else is known of each view; the released model has E = 0
 ) -> torch.Tensor:  # [T, C, h, w] clean views as far as known
     "Guess the clean views, with guidance; where its strength is 1 everywhere, one look is enough."
     mask, guided = given.to(x.dtype)[:, None, None, None], bool((strength != 1).any())  # [T, 1, 1, 1]
     shown = torch.where(given[:, None, None, None], clean, x)  # [T, C, h, w]
-    ways = [(x, torch.zeros_like(mask), torch.zeros_like(context)), (shown, mask, context)][not guided:]  # unconditional, conditional
-    both, masks, told = (torch.stack(parts) for parts in zip(*ways))  # [W, T, ...], W is 2 or 1
+    ways = [(x, *map(torch.zeros_like, (mask, context, hints))), (shown, mask, context, hints)][not guided:]  # unconditional, conditional
+    both, masks, told, known = (torch.stack(parts) for parts in zip(*ways))  # [W, T, ...], W is 2 or 1
     masks, turns = masks.expand(-1, -1, -1, *x.shape[-2:]), rays.expand(len(ways), *rays.shape)  # [W, T, 1, h, w], [W, T, 6, h, w]
-    seen = torch.cat([scheduler.scale_model_input(both, level), masks, turns], dim=2).flatten(0, 1)  # [W T, C + 7, h, w]
+    seen = torch.cat([scheduler.scale_model_input(both, level), masks, turns, known], dim=2).flatten(0, 1)  # [W T, C + 7 + E, h, w]
     noise = unet(seen, level.expand(len(seen)), told.flatten(0, 1), turns.flatten(0, 1), len(x)).reshape(both.shape)
     found = scheduler.denoised(noise, level, both)  # [W, T, C, h, w]
     return found[0] + strength[:, None, None, None].to(x.dtype) * (found[1] - found[0]) if guided else found[0]
@@ -99,7 +102,7 @@ def denoise(
     unet: MultiViewUNet,  # the network
     scheduler: SVCScheduler,  # with its levels set
     noise: torch.Tensor,  # [T, C, h, w] standard normal
-    *told: torch.Tensor,  # clean, given, context, rays, strength: see `guess`
+    *told: torch.Tensor,  # clean, given, context, rays, strength, hints: see `guess`
     each: "Callable | None" = None,  # told the number of each step and its guess
 ) -> torch.Tensor:  # [T, C, h, w] latents
     "From `noise` to views."
@@ -122,13 +125,18 @@ class StableVirtualCameraPipeline(DiffusionPipeline):
         self,
         unet: MultiViewUNet,  # denoiser
         scheduler: SVCScheduler,  # noise levels
-        vae: "AutoencoderKL | None" = None,  # None: pixels in patches
-        image_encoder: "CLIPVisionModelWithProjection | None" = None,  # None: a context of zeros
+        vae: AutoencoderKL | None = None,  # None: pixels in patches
+        image_encoder: CLIPVisionModelWithProjection | None = None,  # None: a context of zeros
         patch_size: int = 2,  # pixels per side of a patch, without a VAE
+        gain: float = 0.0,  # without a VAE: the network makes `gain` times what a view differs from its carried anchor; 0: the view
+        per_metre: float = 0.0,  # units of a metre, where the network was trained on metres
+        steps: int = 50,  # noise levels of a run that is not told how many
+        cfg: float = 4.0,  # guidance of a run that is not told how much
+        temperature: float = 1.0,  # share of the noise of a run that is not told how much
     ):
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler, vae=vae, image_encoder=image_encoder)
-        self.register_to_config(patch_size=patch_size)
+        self.register_to_config(patch_size=patch_size, gain=gain, per_metre=per_metre, steps=steps, cfg=cfg, temperature=temperature)
 
 # %% ../nbs/34_svc_pipeline.ipynb #12959ed7
 def encode(
@@ -161,6 +169,25 @@ def embed(
 
 StableVirtualCameraPipeline.encode, StableVirtualCameraPipeline.decode, StableVirtualCameraPipeline.embed = encode, decode, embed
 
+# %% ../nbs/34_svc_pipeline.ipynb #52e56fce
+def hints_of(
+    carried: np.ndarray,  # uint8 [N, H, W, 3] the anchor carried to each view
+    unseen: np.ndarray,  # bool [N, H, W] where that is only filled in
+) -> torch.Tensor:  # [N, 4, H, W] the picture in [-1, 1], and 1 where it is filled in
+    "The output of `reproject` as a network reads it."
+    picture, hole = torch.from_numpy(carried).permute(0, 3, 1, 2), torch.from_numpy(unseen)[:, None]
+    return torch.cat([picture.float() / 127.5 - 1, hole.float()], 1)
+
+def remainder(
+    views: torch.Tensor,  # [N, 3, H, W] in [-1, 1]
+    hints: torch.Tensor,  # [N, 4, H, W] of `hints_of`
+    patch: int,  # pixels per side of a patch
+    gain: float,  # of the difference; 0: the views themselves, without hints
+) -> tuple[torch.Tensor, torch.Tensor]:  # [N, C, h, w] what the network makes, [N, E, h, w] its hints
+    "Views as a network with this `gain` makes them."
+    if not gain: return fold(views, patch), fold(hints, patch)[:, :0]
+    return gain * fold(views - hints[:, :3], patch), fold(hints, patch)
+
 # %% ../nbs/34_svc_pipeline.ipynb #923ca310
 @torch.no_grad()
 def _call(
@@ -168,25 +195,34 @@ def _call(
     image: np.ndarray,  # uint8 [H, W, 3], sides that the UNet can halve
     poses: np.ndarray,  # [N, 4, 4] wanted views in the frame of the given one, in the model's units (see `normalise`)
     K: np.ndarray,  # [3, 3] normalised intrinsics of all views
-    steps: int = 50,  # noise levels
+    steps: int | None = None,  # noise levels; None: as many as the checkpoint says
     guider: int = 1,  # see `strengths`
-    cfg: float = 4.0,  # largest guidance
+    cfg: float | None = None,  # largest guidance; None: as the checkpoint says
     cfg_min: float = 1.2,  # least guidance
+    temperature: float | None = None,  # share of the noise, 0 for the mean guess; None: as the checkpoint says
     seed: int = 23,  # of the noise
     each: "Callable | None" = None,  # told the number of each step and its guess
+    carried: tuple[np.ndarray, np.ndarray] | None = None,  # for a checkpoint with `gain`: what `reproject` makes of all views, see `hints_of`
 ) -> np.ndarray:  # uint8 [N, H, W, 3]
-    "Imagine the views at `poses`."
+    "Imagine the views at `poses`. Raises ValueError where `carried` is missing."
+    gain, patch, cfg = self.config.gain, self.config.patch_size, self.config.cfg if cfg is None else cfg
+    temperature = self.config.temperature if temperature is None else temperature
+    if gain and carried is None: raise ValueError(f"carried: this checkpoint (gain {gain:g}) adds to the anchor carried by its depth; give the carried views, or take a checkpoint with gain 0")
     device, window = self.unet.device, np.concatenate([np.eye(4)[None], poses])  # [T, 4, 4]
     T, Ks = len(window), np.broadcast_to(K, (len(window), 3, 3))
     given = torch.arange(T) == 0  # [T]
     shown = torch.from_numpy(image.astype(np.float32) / 127.5 - 1).permute(2, 0, 1)[None].to(device)  # [1, 3, H, W]
-    clean = self.encode(shown).to(self.unet.dtype)  # [1, C, h, w]
+    clean, base = self.encode(shown).to(self.unet.dtype), 0  # [1, C, h, w]
+    hints = clean.new_zeros(T, 0, *clean.shape[-2:])  # [T, E, h, w]
+    if gain:
+        known = torch.cat([F.pad(shown, (0, 0, 0, 0, 0, 1)), hints_of(*carried).to(device)])  # [T, 4, H, W]
+        (clean, hints), base = remainder(shown.expand(T, -1, -1, -1), known, patch, gain), fold(known[1:, :3], patch)
     rays = torch.from_numpy(pluecker(window, Ks, *clean.shape[-2:])).to(device, clean.dtype)  # [T, 6, h, w]
     context = self.embed(shown).to(clean.dtype).expand(T, 1, -1)  # [T, 1, D]
-    strength = torch.from_numpy(strengths(guider, window, Ks, given.numpy(), cfg, cfg_min)).to(device)  # [T]
-    noise = torch.randn(T, *clean.shape[1:], generator=torch.Generator().manual_seed(seed)).to(device, clean.dtype)
-    self.scheduler.set_timesteps(steps, device)
-    out = denoise(self.unet, self.scheduler, noise, clean.expand(T, -1, -1, -1), given.to(device), context, rays, strength, each=each)
-    return self.decode(out[1:])
+    strength = torch.from_numpy(strengths(guider, window, Ks, given.numpy(), cfg, min(cfg, cfg_min))).to(device)  # [T]
+    noise = temperature * torch.randn(T, *clean.shape[1:], generator=torch.Generator().manual_seed(seed)).to(device, clean.dtype)
+    self.scheduler.set_timesteps(steps or self.config.steps, device)
+    out = denoise(self.unet, self.scheduler, noise, clean.expand(T, -1, -1, -1), given.to(device), context, rays, strength, hints, each=each)
+    return self.decode(out[1:] / (gain or 1) + base)
 
 StableVirtualCameraPipeline.__call__ = _call

@@ -35,7 +35,7 @@ class SVCScheduler(SchedulerMixin, ConfigMixin):
         beta_start: float = 5e-6,  # of the DDPM schedule
         beta_end: float = 0.012,  # of the DDPM schedule
         shift: float = 2.4,  # logarithm of the factor on all levels
-        prediction_type: str = "epsilon",  # what the network tells: the noise, or "v_prediction"
+        prediction_type: str = "epsilon",  # what the network tells: the noise, or the clean "sample"
     ):
         self.table = torch.from_numpy(noise_levels(num_train_timesteps, beta_start, beta_end, shift)).float()  # [n]
         self.set_timesteps(50)
@@ -80,11 +80,8 @@ def denoised(
     timestep: torch.Tensor,  # [] or [N] level
     sample: torch.Tensor,  # [N, ...] noisy
 ) -> torch.Tensor:  # a guess of the clean views
-    "$x - \\sigma\\,\\epsilon$, or $(x / q - \\sigma\\,v) / q$ with $q = \\sqrt{\\sigma^2 + 1}$."
-    sigma = _at(self.table, timestep, sample)
-    if self.config.prediction_type == "epsilon": return sample - sigma * output
-    q = (sigma**2 + 1) ** 0.5
-    return (sample / q - sigma * output) / q
+    "$x - \\sigma\\,\\epsilon$, or what the network says."
+    return output if self.config.prediction_type == "sample" else sample - _at(self.table, timestep, sample) * output
 
 SVCScheduler.scale_model_input, SVCScheduler.add_noise, SVCScheduler.denoised = scale_model_input, add_noise, denoised
 
@@ -93,12 +90,9 @@ def target(
     self: SVCScheduler,
     clean: torch.Tensor,  # [N, ...]
     noise: torch.Tensor,  # [N, ...] standard normal
-    timestep: torch.Tensor,  # [] or [N] level
 ) -> torch.Tensor:  # [N, ...]
-    "What the network is taught to tell: the noise, or $v = (\\epsilon - \\sigma\\,x_0) / \\sqrt{\\sigma^2 + 1}$."
-    if self.config.prediction_type == "epsilon": return noise
-    sigma = _at(self.table, timestep, clean)
-    return (noise - sigma * clean) / (sigma**2 + 1) ** 0.5
+    "What the network is taught to tell: the noise, or the clean views."
+    return clean if self.config.prediction_type == "sample" else noise
 
 SVCScheduler.target = target
 

@@ -23,17 +23,20 @@ class Training:
     fov_deg: float = 90.0  # horizontal field of view
     patch: int = 4  # pixels per side of a patch
     widths: tuple[int, ...] = (64, 128, 128)  # of the levels of the UNet
+    attention: tuple[bool, ...] = (False, True, True)  # levels with attention, over all views on the way up
     layers: int = 1  # res blocks of a level on the way down
     head: int = 32  # channels of one head
-    shift: float = 1.4  # of the noise levels, see `svc_scheduler`
-    prediction_type: str = "v_prediction"  # what the network learns to tell, or "epsilon"
+    gain: float = 3.0  # of what the views differ from the carried anchor, see `svc_pipeline`; 0: learn the views from nothing
+    shift: float = 0.7  # of the noise levels, see `svc_scheduler`
+    prediction_type: str = "sample"  # what the network learns to tell, or "epsilon"
     per_metre: float = 0.5  # units of a metre
     turn: float = 60.0  # largest turn between the given view and another, degrees
     reach: float = 1.5  # largest move, metres
     views: int = 9  # most views in a window, the given one among them
     batch_size: int = 4  # windows in one step
-    steps: int = 20000  # optimizer steps
-    learning_rate: float = 4.0e-4  # peak of the cosine
+    echo: int = 2  # steps in a row that see the same windows under other noise
+    steps: int = 4000  # optimizer steps
+    learning_rate: float = 1.0e-3  # peak of the cosine
     warmup: float = 0.02  # share of the steps with a rising rate
     weight_decay: float = 0.01  # AdamW
     drop: float = 0.1  # share of the windows that are shown no view, for guidance
@@ -41,10 +44,11 @@ class Training:
     bf16: bool = True  # autocast to bfloat16
     workers: int = 1  # processes that render rooms
     save_every: int = 500  # steps between checkpoints
-    check_every: int = 2000  # steps between samples of unseen rooms
-    check_rooms: int = 8  # unseen rooms that are sampled
-    sample_steps: int = 5  # noise levels of a sample
+    check_every: int = 1000  # steps between samples of unseen rooms
+    check_rooms: int = 12  # unseen rooms that are sampled
+    sample_steps: int = 1  # noise levels of a sample
     cfg: float = 1.0  # guidance of a sample
+    temperature: float = 0.0  # share of the noise of a sample
     seed: int = 0  # of weights, rooms and noise
 
 # %% ../nbs/37_svc_training.ipynb #e3936936
@@ -52,11 +56,12 @@ def window(
     number: int,  # of the window
     config: Training,  # size, reach, views
     views: int = 0,  # how many of its views; 0 for all
-) -> dict[str, np.ndarray]:  # images uint8 [T, H, W, 3], poses float64 [T, 4, 4] in the frame of the first
-    "Views of a room of its own; rooms without a start or without company are passed over."
+) -> dict[str, np.ndarray]:  # images, carried uint8 [T, H, W, 3], unseen bool [T, H, W], poses float64 [T, 4, 4] in the frame of the first
+    "Views of a room of its own, and the first one carried to all; rooms without a start or without company are passed over."
     from world2vlm.camera import intrinsics
     from world2vlm.pretraining import nearby
     from world2vlm.simulator import Room
+    from world2vlm.worldmodels import reproject, smooth_in
     rng, K = np.random.default_rng([config.seed, number]), intrinsics(*config.size, config.fov_deg)
     while True:
         room = Room(int(rng.integers(2**31)))
@@ -66,22 +71,26 @@ def window(
         poses = [np.eye(4), *[pose for pose in near if room.clear(start @ pose)][:config.views - 1]]
         if len(poses) < config.views: continue
         poses = np.stack(poses)[:views or None]
-        return dict(images=np.stack([room.render(start @ pose, K, config.size).image for pose in poses]), poses=poses)
+        views = [room.render(start @ pose, K, config.size) for pose in poses]
+        carried, unseen = zip(*[reproject(views[0].image, K, pose, views[0].depth, smooth_in) for pose in poses])
+        return dict(images=np.stack([view.image for view in views]), carried=np.stack(carried), unseen=np.stack(unseen), poses=poses)
 
 # %% ../nbs/37_svc_training.ipynb #f2bd799f
 def tensors(
     windows: list[dict],  # of `window`
     config: Training,  # patch, units
-) -> tuple["torch.Tensor", "torch.Tensor"]:  # images [B, T, 3, H, W] in [-1, 1]; rays [B, T, 6, h, w]
+) -> tuple["torch.Tensor", "torch.Tensor", "torch.Tensor"]:  # images [B, T, 3, H, W] in [-1, 1]; hints [B, T, 4, H, W]; rays [B, T, 6, h, w]
     "Windows as the network reads them."
     import torch
     from world2vlm.camera import intrinsics
     from world2vlm.svc_cameras import pluecker
+    from world2vlm.svc_pipeline import hints_of
     (w, h), scale = config.size, np.array([1, 1, 1, config.per_metre])
     K = np.diag([1 / w, 1 / h, 1]) @ intrinsics(w, h, config.fov_deg)
     images = np.stack([one["images"] for one in windows]).transpose(0, 1, 4, 2, 3)  # [B, T, 3, H, W]
     rays = np.stack([pluecker(one["poses"] * scale, K, h // config.patch, w // config.patch) for one in windows])
-    return torch.from_numpy(images).float() / 127.5 - 1, torch.from_numpy(rays)
+    hints = torch.stack([hints_of(one["carried"], one["unseen"]) for one in windows])  # [B, T, 4, H, W]
+    return torch.from_numpy(images).float() / 127.5 - 1, hints, torch.from_numpy(rays)
 
 # %% ../nbs/37_svc_training.ipynb #d22e989c
 def levels(
@@ -93,41 +102,43 @@ def levels(
 
 # %% ../nbs/37_svc_training.ipynb #9e652238
 def objective(
-    unet: "MultiViewUNet",  # predicts the noise, or v
+    unet: "MultiViewUNet",  # predicts the clean views, or the noise
     scheduler: "SVCScheduler",  # its levels
     images: "torch.Tensor",  # [B, T, 3, H, W] in [-1, 1]
+    hints: "torch.Tensor",  # [B, T, 4, H, W] the carried anchor and its holes
     rays: "torch.Tensor",  # [B, T, 6, h, w]
     noise: "torch.Tensor",  # [B, T, C, h, w] standard normal
     level: "torch.Tensor",  # int64 [B]
     shown: "torch.Tensor",  # bool [B] whether the first view is given
     patch: int,  # pixels per side of a patch
+    gain: float,  # see `remainder`
 ) -> "torch.Tensor":  # []
     "Mean squared error of what is predicted of the views that are not given."
     import torch
-    from world2vlm.svc_pipeline import fold
+    from world2vlm.svc_pipeline import remainder
     B, T = images.shape[:2]
-    clean = fold(images.flatten(0, 1), patch)  # [B T, C, h, w]
+    clean, hints = remainder(images.flatten(0, 1), hints.flatten(0, 1), patch, gain)  # [B T, C, h, w], [B T, E, h, w]
     noise, rays, level = noise.flatten(0, 1), rays.flatten(0, 1), level.repeat_interleave(T)  # [B T, ...]
     given = ((torch.arange(T, device=level.device) == 0) & shown[:, None]).flatten()[:, None, None, None]  # [B T, 1, 1, 1]
     x = torch.where(given, clean, scheduler.add_noise(clean, noise, level))  # [B T, C, h, w]
     mask = given.to(x.dtype).expand(-1, -1, *x.shape[-2:])  # [B T, 1, h, w]
-    seen = torch.cat([scheduler.scale_model_input(x, level), mask, rays], 1)  # [B T, C + 7, h, w]
+    seen = torch.cat([scheduler.scale_model_input(x, level), mask, rays, hints * shown.repeat_interleave(T)[:, None, None, None]], 1)  # [B T, C + 7 + E, h, w]
     context = x.new_zeros(B * T, 1, unet.config.cross_attention_dim)  # no embedding of a picture
-    error = ((unet(seen, level, context, rays, T) - scheduler.target(clean, noise, level)) ** 2).mean((1, 2, 3))  # [B T]
+    error = ((unet(seen, level, context, rays, T) - scheduler.target(clean, noise)) ** 2).mean((1, 2, 3))  # [B T]
     return error[~given.flatten()].mean()
 
 # %% ../nbs/37_svc_training.ipynb #6acecdd5
 def network(
-    config: Training,  # patch, widths, layers, head
+    config: Training,  # patch, gain, widths, attention, layers, head
 ) -> "MultiViewUNet":  # untrained
-    "The UNet of the released model, small: attention at every level, over all views on the way up."
+    "The UNet of the released model, small."
     import torch
     from world2vlm.svc_unet import MultiViewUNet
-    depth, pixels = len(config.widths), 3 * config.patch**2
+    pixels, hints = 3 * config.patch**2, 4 * config.patch**2 * bool(config.gain)
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
-        return MultiViewUNet(in_channels=pixels + 7, out_channels=pixels, block_out_channels=config.widths, layers_per_block=config.layers, attention_levels=(True,) * depth,
-                             joint_levels=(True,) * depth, attention_head_dim=config.head, cross_attention_dim=8)
+        return MultiViewUNet(in_channels=pixels + 7 + hints, out_channels=pixels, block_out_channels=config.widths, layers_per_block=config.layers,
+                             attention_levels=config.attention, joint_levels=config.attention, attention_head_dim=config.head, cross_attention_dim=8)
 
 # %% ../nbs/37_svc_training.ipynb #583ae227
 def pipeline(
@@ -136,7 +147,7 @@ def pipeline(
 ) -> "StableVirtualCameraPipeline":  # without VAE and image encoder
     "The pipeline around `unet`."
     from world2vlm.svc_pipeline import StableVirtualCameraPipeline
-    return StableVirtualCameraPipeline(unet.eval(), levels(config), patch_size=config.patch)
+    return StableVirtualCameraPipeline(unet.eval(), levels(config), patch_size=config.patch, gain=config.gain, per_metre=config.per_metre, steps=config.sample_steps, cfg=config.cfg, temperature=config.temperature)
 
 # %% ../nbs/37_svc_training.ipynb #cb4da305
 UNSEEN = 10**9  # number of the first window of the checks
@@ -144,30 +155,32 @@ UNSEEN = 10**9  # number of the first window of the checks
 def samples(
     unet: "MultiViewUNet",  # to be judged
     config: Training,  # rooms, steps and guidance of a sample
-) -> np.ndarray:  # uint8 [rooms, 2, T, H, W, 3] truth and samples
+) -> np.ndarray:  # uint8 [rooms, 3, T, H, W, 3] truth, carried anchor, samples
     "Windows of unseen rooms, and what `unet` makes of their first views."
     from world2vlm.camera import intrinsics
     pipe, (w, h), scale = pipeline(unet, config), config.size, np.array([1, 1, 1, config.per_metre])
     K, pairs = np.diag([1 / w, 1 / h, 1]) @ intrinsics(w, h, config.fov_deg), []
     for number in range(UNSEEN, UNSEEN + config.check_rooms):
-        true, views = (shown := window(number, config))["images"], shown["poses"][1:] * scale
-        pairs.append([true, np.concatenate([true[:1], pipe(true[0], views, K, steps=config.sample_steps, cfg=config.cfg, seed=number)])])
+        true, carried, unseen, poses = window(number, config).values()
+        made = pipe(true[0], poses[1:] * scale, K, seed=number, carried=(carried[1:], unseen[1:]))
+        pairs.append([true, carried, np.concatenate([true[:1], made])])
     return np.array(pairs)
 
 # %% ../nbs/37_svc_training.ipynb #3d65b78a
 def closeness(
-    pairs: np.ndarray,  # uint8 [rooms, 2, T, H, W, 3] of `samples`
-) -> dict[str, float]:  # psnr in dB, ssim; means over all views but the given ones
+    pairs: np.ndarray,  # uint8 [rooms, 3, T, H, W, 3] of `samples`
+) -> dict[str, float]:  # psnr in dB and ssim of the samples, psnr of the carried anchor; means over all views but the given ones
     "How near samples are to the truth."
     from world2vlm.fidelity import psnr, ssim
-    flat = [pair for truth, made in pairs for pair in zip(truth[1:], made[1:])]
-    return {name: float(np.mean([of(*pair) for pair in flat])) for name, of in (("psnr", psnr), ("ssim", ssim))}
+    flat = [views for one in pairs for views in zip(*one[:, 1:])]  # truth, carried, made
+    mean = lambda of, which: float(np.mean([of(views[0], views[which]) for views in flat]))
+    return dict(psnr=mean(psnr, 2), ssim=mean(ssim, 2), carried=mean(psnr, 1))
 
 # %% ../nbs/37_svc_training.ipynb #793a1633
 def grid(
-    pairs: np.ndarray,  # uint8 [rooms, 2, T, H, W, 3] of `samples`
-) -> "Image":  # PIL, truth over sample, room under room
-    "The samples below the truth."
+    pairs: np.ndarray,  # uint8 [rooms, 3, T, H, W, 3] of `samples`
+) -> "Image":  # PIL, room under room
+    "Truth, carried anchor and samples, one below the other."
     from PIL import Image
     rooms, rows, T, H, W, _ = pairs.shape
     return Image.fromarray(pairs.transpose(0, 1, 3, 2, 4, 5).reshape(rooms * rows * H, T * W, 3))
@@ -175,13 +188,15 @@ def grid(
 # %% ../nbs/37_svc_training.ipynb #fd1a055a
 class Windows:
     "The windows of each step, by number; torch's `DataLoader` reads it."
-    def __init__(self, config: Training): self.config = config
+    def __init__(self, config: Training): self.config, self.last = config, (-1, ())
     def __len__(self) -> int: return self.config.steps
-    def __getitem__(self, step: int) -> tuple:  # images, rays, and the seed of the step
-        "What step number `step` sees; all its windows have the same number of views, drawn anew for each step."
-        config, rng = self.config, np.random.default_rng([self.config.seed, step, 1])
-        views = int(rng.integers(2, config.views + 1))
-        return *tensors([window(step * config.batch_size + i, config, views) for i in range(config.batch_size)], config), int(rng.integers(2**31))
+    def __getitem__(self, step: int) -> tuple:  # images, hints, rays, and the seed of the step
+        "What step number `step` sees: windows with the same number of views, drawn anew every `echo` steps."
+        config, number = self.config, step // self.config.echo
+        if self.last[0] != number:
+            views = int(np.random.default_rng([config.seed, number, 1]).integers(2, config.views + 1))
+            self.last = number, tensors([window(number * config.batch_size + i, config, views) for i in range(config.batch_size)], config)
+        return *self.last[1], int(np.random.default_rng([config.seed, step, 2]).integers(2**31))
 
 # %% ../nbs/37_svc_training.ipynb #8c0fd9eb
 def draws(
@@ -271,9 +286,9 @@ def train(
     start, log = resume(accelerator, Path(out))
     average.to(accelerator.device)
     data = torch.utils.data.DataLoader(torch.utils.data.Subset(Windows(config), range(start, config.steps)), batch_size=None, num_workers=config.workers)
-    for step, (images, rays, seed) in enumerate(tqdm(data, "teacher", config.steps, initial=start, mininterval=10), start + 1):
-        told = [t.to(accelerator.device) for t in (images, rays, *draws(seed, config, images.shape))]
-        with accelerator.autocast(): loss = objective(unet, scheduler, *told, config.patch)
+    for step, (images, hints, rays, seed) in enumerate(tqdm(data, "teacher", config.steps, initial=start, mininterval=10), start + 1):
+        told = [t.to(accelerator.device) for t in (images, hints, rays, *draws(seed, config, images.shape))]
+        with accelerator.autocast(): loss = objective(unet, scheduler, *told, config.patch, config.gain)
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(unet.parameters(), 1.0)
         optimizer.step(), rate.step(), optimizer.zero_grad(), average.step(unet.parameters())

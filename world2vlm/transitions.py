@@ -17,12 +17,11 @@ from .actions import format_actions
 from .benchmark_rules import sat_verdict
 from .camera import unproject
 from .dataset import read
-from .generation import Imagine, Scenes, Supervise, ask_all, make_shards, recipe_of, scenes_of, thin, ways
+from .generation import Imagine, Scenes, Supervise, ask_all, make_shards, recipe_of, scenes_of, thin, true_rollouts
 from .scenes import Instance, Reject, Scene
 from .stages import fingerprint, generator, unfinished
 from .tasks import TASKS, Example, Rules, box_after, settle
 from .transport import Transition, candidates, outcome, transitions
-from .worldmodels import load
 
 # %% ../nbs/41_transitions.ipynb #d248ad19
 @dataclass(frozen=True)
@@ -164,9 +163,7 @@ def questions_of(
     config: Transitions,  # which questions
 ) -> Iterator[Example]:  # of one shard
     "The questions of shard `index`: the eight tasks and the four kinds of SAT."
-    teacher, rng = load("simulator"), generator(config.supervise.seed, f"sat {index}")
-    told, rules = lambda reason, way: reject(format_actions(way.actions), reason), config.supervise.rules
-    pairs = [(s, teacher.imagine(s, ways(s.id, config.imagine), config.imagine.seed, told)) for s in scenes_of(index, reject, config.scenes)]
+    rng, rules, pairs = generator(config.supervise.seed, f"sat {index}"), config.supervise.rules, true_rollouts(index, reject, config.scenes, config.imagine)
     yield from ask_all(pairs, config.supervise, f"shard {index}", reject, split="test")
     extra = [e for s, rollouts in pairs for _ in range(2) for e in choices_in(s, [t for r in rollouts for t in transitions(s, r)], rng, rules)]
     extra = list({e.id: e for e in extra}.values())  # two draws of one scene may ask the same

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['Reject', 'STEPS', 'EMPTY', 'TEACHERS', 'Rollout', 'keyposes', 'WorldModel', 'collect', 'blocked', 'render_views',
            'Simulator', 'turn_index', 'turn_view', 'slope', 'Tiles', 'carry', 'density', 'sample_tiles', 'pack',
-           'unpack', 'close_cracks', 'splat', 'look_back', 'move_view', 'mirror_in', 'is_turn', 'reproject',
-           'clearance', 'hindrance', 'warped_views', 'Reprojection', 'load']
+           'unpack', 'close_cracks', 'splat', 'look_back', 'move_view', 'mirror_in', 'smooth_in', 'is_turn',
+           'reproject', 'clearance', 'hindrance', 'warped_views', 'Reprojection', 'load']
 
 # %% ../nbs/05_worldmodels.ipynb #e0055725
 from dataclasses import dataclass, field, fields
@@ -325,6 +325,24 @@ def mirror_in(
     y, x = np.where(unseen[tuple(other)], rim, other)
     return view[y, x]
 
+# %% ../nbs/05_worldmodels.ipynb #f9bfeeea
+def smooth_in(
+    view: np.ndarray,  # uint8 [H, W, 3]
+    unseen: np.ndarray,  # bool [H, W], not all True
+    enough: float = 0.3,  # share of seen pixels under a blur from which it is trusted
+) -> np.ndarray:  # uint8 [H, W, 3]
+    "Fill the `unseen` pixels of `view` with a blur of the seen ones, as narrow as reaches them (push-pull; Gortler et al., 1996)."
+    import cv2
+    seen = (~unseen).astype(np.float32)  # [H, W]
+    fill, left = np.zeros(view.shape, np.float32), np.ones_like(seen)
+    for k in range(int(np.log2(min(unseen.shape)))):
+        blur = lambda a: cv2.GaussianBlur(a, (0, 0), 2.0**k, borderType=cv2.BORDER_CONSTANT)
+        weight = blur(seen)
+        share = np.minimum(weight / enough, 1) * left  # [H, W] of this width
+        fill += (share / np.maximum(weight, 1e-6))[..., None] * blur(view * seen[..., None])
+        left -= share
+    return np.where(unseen[..., None], np.clip(fill / np.maximum(1 - left, 1e-6)[..., None], 0, 255).astype(np.uint8), view)
+
 # %% ../nbs/05_worldmodels.ipynb #d5ee28df
 def is_turn(
     pose: np.ndarray,  # [4, 4] new camera in the anchor's frame
@@ -338,13 +356,14 @@ def reproject(
     K: np.ndarray,  # [3, 3] intrinsics
     pose: np.ndarray,  # [4, 4] new camera in the anchor's frame
     depth: np.ndarray | None = None,  # [H, W] metres, 0 where unknown; only a pure turn can do without
+    fill: Callable[[np.ndarray, np.ndarray], np.ndarray] = mirror_in,  # of the unseen pixels, or `smooth_in`
 ) -> tuple[np.ndarray, np.ndarray]:  # uint8 [H, W, 3], bool [H, W] unseen
-    "What a camera at `pose` would see, unseen pixels filled by `mirror_in`. Raises ValueError for a move without `depth`."
+    "What a camera at `pose` would see, unseen pixels filled in. Raises ValueError for a move without `depth`."
     if depth is None and not is_turn(pose):
         raise ValueError("a move needs depth: give the scene a depth map in metres, or use turns only")
     view, unseen = turn_view(image, K, pose[:3, :3]) if is_turn(pose) else move_view(image, depth, K, pose)
     if unseen.any() and not unseen.all():
-        view = mirror_in(view, unseen)
+        view = fill(view, unseen)
     return view, unseen
 
 # %% ../nbs/05_worldmodels.ipynb #d7074327
