@@ -18,8 +18,8 @@ ablation: .venv/installed  ## every arm, and the table that compares them
 comparison: .venv/installed  ## the student alone and with a world model at hand, on all benchmarks that are there
 	dvc repro comparison
 
-fidelity: .venv/installed  ## the teacher's views beside the truth, by size of the motion
-	dvc repro fidelity
+fidelity: .venv/installed  ## the generative teacher: its views beside the truth, and the student that it taught
+	dvc repro fidelity evaluate@generative_teacher
 
 base: .venv/installed  ## train the shipped base student again (two and a half hours on two cores)
 	mkdir -p data/mini/notebooks

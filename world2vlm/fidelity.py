@@ -159,7 +159,9 @@ def fitted_pose(
     soft = lambda image: cv2.GaussianBlur(image.astype(np.float32), (0, 0), blur)
     goal, place, heading = soft(view), asked[:3, 3], relative_motion(np.eye(4), asked).rotation_deg
     at = lambda p: move(p[0] / 10, place[1], p[1] / 10) @ yaw(p[2])  # tenths of a metre and degrees, so that steps are alike
-    cost = lambda p: float(abs(soft(room.render(scene.room.pose @ at(p), scene.K, scene.size).image) - goal).mean())
+    def cost(p):
+        try: return float(abs(soft(room.render(scene.room.pose @ at(p), scene.K, scene.size).image) - goal).mean())
+        except ValueError: return np.inf  # outside of the room
     grid = [np.array([10 * s * place[0], 10 * s * place[2], heading + t]) for t in turns for s in (shares if np.linalg.norm(place) > 1e-6 else (1.0,))]
     start = min(grid, key=cost)
     simplex = start + np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 4]])
@@ -205,7 +207,7 @@ def measure_view(
     if points is not None: told["inliers"] = float(seen.inliers if seen else 0)
     if seen: told |= pose_errors(seen.pose, asked, seen.metric)
     if scene.depth is not None or np.linalg.norm(asked[:3, 3]) < 1e-6:
-        shown, unseen = reproject(scene.image, scene.K, asked, scene.depth)
+        shown, unseen = reproject(scene.image, scene.K, asked, scene.depth, fill=lambda view, _: view)
         if not unseen.all(): told["agreement"] = psnr(shown, view, ~unseen)
     return told, seen
 

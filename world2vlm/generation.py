@@ -110,7 +110,7 @@ class Imagine:
     turn_step: float = 5.0  # the same in degrees
     seed: int = 0  # of the trajectories and of the teacher
     options: dict[str, dict[str, int | float | bool | str]] = field(default_factory=dict)  # teacher -> its own settings
-    gate: Gate | None = None  # bounds of what an inexact teacher may show; None keeps all
+    gates: dict[str, Gate] = field(default_factory=dict)  # teacher -> bounds of what it may show; all is kept where there are none
     workers: int = 1  # processes
 
 # %% ../nbs/17_generation.ipynb #6fe37210
@@ -135,7 +135,7 @@ def rollouts_of(
     for scene in read_shard("scenes", shards("scenes", scenes)[index]):
         told = lambda reason, way: reject(f"{scene.id}: {format_actions(way.actions)}", reason)
         rollouts = teacher.imagine(scene, ways(scene.id, config), config.seed, told)
-        yield from rollouts if teacher.exact or not config.gate else gated(scene, rollouts, config.gate, told)
+        yield from gated(scene, rollouts, config.gates[teacher.name], told) if teacher.name in config.gates else rollouts
 
 # %% ../nbs/17_generation.ipynb #9a3dbb85
 def imagine(
