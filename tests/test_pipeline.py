@@ -284,3 +284,10 @@ def test_an_arm_reruns_alone(clone):
     assert changed(clone) - before == {"sft@bidirectional", "grpo@bidirectional", "evaluate@bidirectional"}
     path.write_text(text)
     assert changed(clone) == before == set()
+
+
+def test_smoke_fidelity_judges_the_shipped_teacher(clone):
+    run(clone, "dvc", "repro", "fidelity")
+    found = json.loads((clone / "data/smoke/metrics/fidelity.json").read_text())["made"]
+    assert found["views"] == sum(row["n"] for row in found["by size"] if row["amount"] is None) > 0
+    assert found["packing"]["released"]["views"] > 10 * found["packing"]["packed"]["views"]
