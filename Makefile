@@ -18,8 +18,8 @@ ablation: .venv/installed  ## every arm, and the table that compares them
 comparison: .venv/installed  ## the student alone and with a world model at hand, on all benchmarks that are there
 	dvc repro comparison
 
-fidelity: .venv/installed  ## the generative teacher: its views beside the truth, and the student that it taught
-	dvc repro fidelity evaluate@generative_teacher
+fidelity: .venv/installed  ## the teacher: its views beside the truth, and the student that reprojection taught instead
+	dvc repro fidelity evaluate@reprojection_teacher
 
 base: .venv/installed  ## train the shipped base student again (two and a half hours on two cores)
 	mkdir -p data/mini/notebooks
