@@ -8,6 +8,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
+TEACHER = PARAMS["teacher"]
 
 # Modules that are imported on the way to others, but have no part in what a stage computes: they act in a later stage, or their whole effect
 # is in the data that the stage reads (which is a dependency itself).
@@ -237,7 +238,7 @@ def clone(tmp_path_factory):
 def test_smoke_makes_report_and_metrics(clone):
     page = (clone / "data/smoke/report/index.html").read_text()
     assert page.startswith("<!DOCTYPE html>") and "Not part of this run" not in page
-    expected = {"scenes", "imagine-reprojection", "supervise-reprojection", "questions", "labels", "sft-bidirectional", "grpo-bidirectional", "controls",
+    expected = {"scenes", f"imagine-{TEACHER}", f"supervise-{TEACHER}", "questions", "labels", "sft-bidirectional", "grpo-bidirectional", "controls",
                 "evaluate-bidirectional", "report"}
     found = {p.stem: json.loads(p.read_text()) for p in (clone / "data/smoke/metrics").glob("*.json")}
     assert found.keys() == expected and all(m["cost"]["seconds"] > 0 for m in found.values())
@@ -253,7 +254,7 @@ def test_smoke_leaves_git_alone(clone):
 
 def test_smoke_data_sets_are_valid(clone):
     from world2vlm.dataset import validate
-    for kind, folder in (("scenes", "scenes"), ("rollouts", "rollouts/reprojection"), ("examples", "examples/reprojection"), ("examples", "questions")):
+    for kind, folder in (("scenes", "scenes"), ("rollouts", f"rollouts/{TEACHER}"), ("examples", f"examples/{TEACHER}"), ("examples", "questions")):
         assert validate(kind, clone / "data/smoke" / folder) == []
 
 
@@ -284,7 +285,7 @@ def test_an_arm_reruns_alone(clone):
     "Changing a parameter of one arm concerns the stages of this arm, and no stage that makes data."
     before, path = changed(clone), clone / "params.yaml"
     text = path.read_text()
-    path.write_text(text.replace("bidirectional: {teacher: reprojection}", "bidirectional: {teacher: reprojection, grpo: {seed: 7}}"))
+    path.write_text(text.replace(f"bidirectional: {{teacher: {TEACHER}}}", f"bidirectional: {{teacher: {TEACHER}, grpo: {{seed: 7}}}}"))
     assert changed(clone) - before == {"sft@bidirectional", "grpo@bidirectional", "evaluate@bidirectional"}
     path.write_text(text)
     assert changed(clone) == before == set()
