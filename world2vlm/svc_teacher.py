@@ -112,12 +112,13 @@ def detailed(
     unseen: np.ndarray,  # bool [H, W] where that is only filled in
     width: float,  # of the blur, pixels
 ) -> np.ndarray:  # uint8 [H, W, 3]
-    "Give the `unseen` part of `view` the fine detail of the mirrored anchor."
+    "Give the `unseen` part of `view` the fine detail of the mirrored anchor, in full from `width` pixels off the rim."
     import cv2
     if not unseen.any() or unseen.all(): return view
     mirrored = mirror_in(carried, unseen).astype(np.float32)
     fine = mirrored - cv2.GaussianBlur(mirrored, (0, 0), width)
-    return np.where(unseen[..., None], np.clip(view + fine, 0, 255), view).astype(np.uint8)
+    share = np.minimum(cv2.distanceTransform(unseen.astype(np.uint8), cv2.DIST_L2, 5) / width, 1)[..., None]  # [H, W, 1]; 0 where it was seen
+    return np.clip(view + share * fine, 0, 255).astype(np.uint8)
 
 # %% ../nbs/35_svc_teacher.ipynb #f37dc232
 def views_at(
