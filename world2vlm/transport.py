@@ -104,6 +104,9 @@ class Transition:
         "The whole, pixel by pixel of the anchor."
         return surface_angles(self.scene, self.pose)
 
+    @cached_property
+    def outcomes(self) -> dict[int, "Outcome"]: return {}  # by id, as far as `outcome` was asked
+
 # %% ../nbs/06_transport.ipynb #83bd2ea8
 def transitions(
     scene: Scene,  # the anchor
@@ -215,11 +218,13 @@ def outcome(
     transition: Transition,  # view before and after
     instance_id: int,  # of one of the scene's instances
 ) -> Outcome:  # by the transition's evidence
-    "What became of the object `instance_id`. Raises ValueError for an id that the scene does not have."
-    found = [i for i in transition.scene.instances or [] if i.id == instance_id]
-    if not found:
-        raise ValueError(f"scene {transition.scene.id} has no instance {instance_id}")
-    return observed(transition, found[0]) if transition.evidence == "exact" else carried(transition, found[0])
+    "What became of the object `instance_id`, worked out once. Raises ValueError for an id that the scene does not have."
+    if instance_id not in transition.outcomes:
+        found = [i for i in transition.scene.instances or [] if i.id == instance_id]
+        if not found:
+            raise ValueError(f"scene {transition.scene.id} has no instance {instance_id}")
+        transition.outcomes[instance_id] = (observed if transition.evidence == "exact" else carried)(transition, found[0])
+    return transition.outcomes[instance_id]
 
 # %% ../nbs/06_transport.ipynb #27bd359c
 def iou(
