@@ -132,8 +132,8 @@ def arms_of(
 # %% ../nbs/20_results.ipynb #c355907a
 def in_short(
     data: Path | str,  # folder of a run: data/<profile>
-    arm: str = "bidirectional",  # whose students
-    teacher: str = "reprojection",  # who imagined for them
+    arm: str,  # whose students
+    teacher: str,  # who imagined for them
 ) -> str:  # Markdown
     "The result of a run and what it cost, from its metrics files."
     metrics = metrics_of(data)
