@@ -105,7 +105,9 @@ class Transition:
         return surface_angles(self.scene, self.pose)
 
     @cached_property
-    def outcomes(self) -> dict[int, "Outcome"]: return {}  # by id, as far as `outcome` was asked
+    def outcomes(self) -> dict[int, "Outcome"]:  # by id of the instance
+        "What `outcome` has worked out so far."
+        return {}
 
 # %% ../nbs/06_transport.ipynb #83bd2ea8
 def transitions(
