@@ -2,7 +2,9 @@
 import json
 import sys
 
-from world2vlm.benchmark_rules import mindcube_letter, mindcube_setting, sat_verdict, vsi_score, vsi_scores
+from world2vlm.evaluation.benchmarks.mindcube import mindcube_letter, _mindcube_setting
+from world2vlm.evaluation.benchmarks.sat import sat_verdict
+from world2vlm.evaluation.benchmarks.vsibench import vsi_score, vsi_scores
 
 VSI = {"fork": "official", "lmms_eval_v0_7_1": "official", "lmms_eval_2026_08": "lmms-eval 2026-07"}  # column of the file -> rule
 
@@ -14,7 +16,7 @@ def sat(rows, aggregate):
 def mindcube(rows, aggregate):
     letters = [mindcube_letter(r["raw"]) for r in rows]
     return {"letter": sum(letter != r["extract_clean"] for letter, r in zip(letters, rows)),
-            "setting": sum(mindcube_setting(r["id"]) != r["setting"] for r in rows),
+            "setting": sum(_mindcube_setting(r["id"]) != r["setting"] for r in rows),
             "score": sum(float(letter == r["gt_answer"]) != r["score_official"] for letter, r in zip(letters, rows))}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from world2vlm.rewards import paper_reward
+from world2vlm.tasks.rewards import paper_reward
 
 INPUTS = ("task", "answer", "response")
 

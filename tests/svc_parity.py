@@ -4,11 +4,11 @@ import json, sys
 import torch
 from safetensors import safe_open
 
-from world2vlm.svc_cameras import normalise, pluecker
-from world2vlm.svc_convert import convert
-from world2vlm.svc_pipeline import denoise, strengths
-from world2vlm.svc_scheduler import SVCScheduler
-from world2vlm.svc_unet import MultiViewUNet
+from world2vlm.teachers.svc.cameras import _normalise_cameras, pluecker
+from world2vlm.teachers.svc.convert import convert_unet
+from world2vlm.teachers.svc.pipeline import _denoise, _guidance_scales
+from world2vlm.teachers.svc.scheduler import SVCScheduler
+from world2vlm.teachers.svc.unet import MultiViewUNet
 
 LIMITS = {"unet": 1e-4, "sigmas": 0.0, "cameras": 1e-5, "pluecker": 1e-5, "guider_0": 1e-3, "guider_1": 1e-3, "guider_2": 1e-3}
 
@@ -32,19 +32,19 @@ def errors(path: str) -> dict[str, float]:
     with safe_open(path, "pt") as file:
         params, ref = json.loads(file.metadata()["params"]), {key: file.get_tensor(key) for key in file.keys()}
     unet, scheduler, T = unet_of(params).eval(), SVCScheduler(), len(ref["cam_c2w"])
-    unet.load_state_dict(convert({k.removeprefix("state_dict."): v for k, v in ref.items() if k.startswith("state_dict.")}, unet))
+    unet.load_state_dict(convert_unet({k.removeprefix("state_dict."): v for k, v in ref.items() if k.startswith("state_dict.")}, unet))
     found = {"unet": far(unet(ref["x"], ref["t"], ref["y"], ref["dense_y"], params["num_frames"]), ref["out"]), "sigmas": far(scheduler.table, ref["sigmas_table"])}
     for key in (k for k in ref if k.startswith("sigmas_") and k != "sigmas_table"):
         scheduler.set_timesteps(int(key.removeprefix("sigmas_")))
         found["sigmas"] = max(found["sigmas"], far(scheduler.sigmas, ref[key]))
-    window, K = normalise(ref["cam_c2w"].numpy(), ref["cam_c2w"].numpy())[0], ref["cam_K"].numpy()
+    window, K = _normalise_cameras(ref["cam_c2w"].numpy(), ref["cam_c2w"].numpy())[0], ref["cam_K"].numpy()
     found |= {"cameras": far(window, ref["cam_c2w_norm"]), "pluecker": far(pluecker(window, K, *ref["plucker"].shape[-2:]), ref["plucker"])}
     given, clean = torch.arange(T) == 0, ref["latent_in"][:, :ref["noise"].shape[1]].expand(T, -1, -1, -1)
     nothing = clean.new_zeros(T, 0, *clean.shape[-2:])  # the released model is given no hints
     scheduler.set_timesteps(4)
     for guider in range(3):
-        strength = torch.from_numpy(strengths(guider, window, K, given.numpy(), 4.0, 1.2))
-        made, wanted = denoise(unet, scheduler, ref["noise"], clean, given, ref["ctx"], ref["plucker"], strength, nothing), ref[f"z_guider{guider}"]
+        strength = torch.from_numpy(_guidance_scales(guider, window, K, given.numpy(), 4.0, 1.2))
+        made, wanted = _denoise(unet, scheduler, ref["noise"], clean, given, ref["ctx"], ref["plucker"], strength, nothing), ref[f"z_guider{guider}"]
         found[f"guider_{guider}"] = far(made, wanted) / float(wanted.abs().max())
     return found
 

@@ -3,16 +3,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from world2vlm.actions import (KINDS, PRESETS, Action, Ranges, between, count_steps, distance, format_actions, inverse, merge,
-                               parse_actions, plan, sample, turned)
-from world2vlm.camera import relative_motion
+from world2vlm.core.camera import ACTION_KINDS, Action
+from world2vlm.core.actions import PRESETS, Ranges, actions_between, count_steps, path_length, format_actions, invert_actions, merge_actions, parse_actions, plan, sample_actions, total_turn
+from world2vlm.core.camera import relative_motion
 
 settings.register_profile("shared machine", deadline=None, derandomize=True)
 settings.load_profile("shared machine")
 
 A = Action
-grid = st.builds(A, st.sampled_from(KINDS), st.integers(1, 600).map(lambda k: k / 10))  # single turns stay below half a turn
-actions = st.builds(A, st.sampled_from(KINDS), st.floats(0, 1e6))
+grid = st.builds(A, st.sampled_from(ACTION_KINDS), st.integers(1, 600).map(lambda k: k / 10))  # single turns stay below half a turn
+actions = st.builds(A, st.sampled_from(ACTION_KINDS), st.floats(0, 1e6))
 paths = st.lists(grid, max_size=4)
 
 
@@ -50,37 +50,37 @@ def test_plans_compose(first, second):
 
 @given(paths)
 def test_the_way_back_leads_home(path):
-    assert np.allclose(plan(path + inverse(path)).poses[-1], np.eye(4), atol=1e-8)
-    assert merge(path + inverse(path)) == []
+    assert np.allclose(plan(path + invert_actions(path)).poses[-1], np.eye(4), atol=1e-8)
+    assert merge_actions(path + invert_actions(path)) == []
 
 
 @given(paths)
 def test_merging_keeps_the_path_and_is_canonical(path):
-    short = merge(path)
-    assert merge(short) == short and len(short) <= len(path) and all(a.amount for a in short)
+    short = merge_actions(path)
+    assert merge_actions(short) == short and len(short) <= len(path) and all(a.amount for a in short)
     assert np.allclose(plan(short).poses[-1], plan(path).poses[-1], atol=1e-4)
 
 
 def test_merge_examples():
-    assert merge([A("forward", 0.1), A("forward", 0.2)]) == [A("forward", 0.3)]
-    assert merge([A("turn_left", 30), A("turn_right", 50)]) == [A("turn_right", 20)]
-    assert merge([A("left", 1), A("forward", 0), A("right", 1), A("forward", 1)]) == [A("forward", 1)]
+    assert merge_actions([A("forward", 0.1), A("forward", 0.2)]) == [A("forward", 0.3)]
+    assert merge_actions([A("turn_left", 30), A("turn_right", 50)]) == [A("turn_right", 20)]
+    assert merge_actions([A("left", 1), A("forward", 0), A("right", 1), A("forward", 1)]) == [A("forward", 1)]
 
 
 @given(st.lists(grid, min_size=1, max_size=3), st.data())
 def test_between_carries_one_view_to_the_other(path, data):
     t = plan(path)
     i, j = (data.draw(st.integers(0, len(t) - 1)) for _ in range(2))
-    assert np.allclose(t.poses[i] @ plan(between(t, i, j)).poses[-1], t.poses[j], atol=1e-4)
+    assert np.allclose(t.poses[i] @ plan(actions_between(t, i, j)).poses[-1], t.poses[j], atol=1e-4)
 
 
 def test_between_keyframes_gives_the_actions():
     path = [A("left", 0.4), A("forward", 1.1), A("turn_left", 50)]
     t = plan(path)
-    assert between(t, 0, len(t) - 1) == path and between(t, t.keyframes[0], t.keyframes[1]) == path[1:2]
+    assert actions_between(t, 0, len(t) - 1) == path and actions_between(t, t.keyframes[0], t.keyframes[1]) == path[1:2]
     assert t.motion(0, t.keyframes[0]).actions() == path[:1]
-    assert np.isclose(distance(path), 1.5) and turned(path) == 50
-    with pytest.raises(ValueError, match="between: frames"): between(t, 0, len(t))
+    assert np.isclose(path_length(path), 1.5) and total_turn(path) == 50
+    with pytest.raises(ValueError, match="between: frames"): actions_between(t, 0, len(t))
 
 
 @given(st.lists(actions, max_size=5))
@@ -134,7 +134,7 @@ def test_reader_refuses(text):
 
 @given(st.text(max_size=200))
 def test_reader_never_fails(text):
-    assert all(a.kind in KINDS for a in parse_actions(text))
+    assert all(a.kind in ACTION_KINDS for a in parse_actions(text))
 
 
 @pytest.mark.parametrize("junk", ["turn ", "turn left 30 degrees ", "2 m forward ", "move to the ", "9", "turn left the "])
@@ -145,16 +145,16 @@ def test_reader_is_linear(junk):
 @given(st.sampled_from(list(PRESETS)), st.integers(0, 2**32 - 1))
 def test_samples_follow_their_preset(preset, seed):
     ranges = Ranges(move=(0.2, 1.5, 0.1), turn=(10, 60, 10))
-    path = sample(np.random.default_rng(seed), preset, ranges)
-    assert path == sample(np.random.default_rng(seed), preset, ranges)
+    path = sample_actions(np.random.default_rng(seed), preset, ranges)
+    assert path == sample_actions(np.random.default_rng(seed), preset, ranges)
     assert all(a.kind in slot for a, slot in zip(path, PRESETS[preset], strict=True))
-    assert all(a.amount in ranges.values(a.kind) for a in path) and merge(path) == path
+    assert all(a.amount in ranges.values(a.kind) for a in path) and merge_actions(path) == path
 
 
 def test_the_papers_grids():
     assert Ranges().values("forward") == [k / 10 for k in range(1, 61)] and Ranges().values("turn_left") == [10.0 * k for k in range(1, 11)]
-    drawn = [sample(np.random.default_rng(seed))[0].kind for seed in range(200)]
-    assert set(drawn) == set(KINDS)
+    drawn = [sample_actions(np.random.default_rng(seed))[0].kind for seed in range(200)]
+    assert set(drawn) == set(ACTION_KINDS)
 
 
 @pytest.mark.parametrize("make, message", [
@@ -165,7 +165,7 @@ def test_the_papers_grids():
     (lambda: A("left", True), "finite"),
     (lambda: Ranges(move=(1, 0.5, 0.1)), "Ranges.move"),
     (lambda: Ranges(turn=(10, 20)), "Ranges.turn"),
-    (lambda: sample(np.random.default_rng(0), "spin"), "unknown preset 'spin'"),
+    (lambda: sample_actions(np.random.default_rng(0), "spin"), "unknown preset 'spin'"),
     (lambda: plan([A("left", 1)], move_step=0), "steps must be positive"),
 ])
 def test_wrong_values_are_refused(make, message):

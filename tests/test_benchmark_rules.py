@@ -3,7 +3,9 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from world2vlm.benchmark_rules import SETTINGS, mindcube_letter, mindcube_scores, mindcube_setting, number_anywhere, relative_accuracy, sat_verdict, vsi_score, vsi_scores
+from world2vlm.evaluation.benchmarks.mindcube import _MINDCUBE_SETTINGS, mindcube_letter, mindcube_scores, _mindcube_setting
+from world2vlm.evaluation.benchmarks.vsibench import _number_anywhere, _relative_accuracy, vsi_score, vsi_scores
+from world2vlm.evaluation.benchmarks.sat import sat_verdict
 
 SAT = {"Left.": "correct", "**left**": "correct", "The answer is left": "correct", "left\n": "wrong", "right\nleft": "correct", "left\nright": "wrong",
        "It is right, not left": "correct", "the leftmost one": "correct", "bright": "wrong", "A": "out of control", "(a)": "out of control", "": "out of control"}
@@ -18,14 +20,14 @@ def test_sat_finds_no_in_words(raw): assert sat_verdict(raw, ["no", "yes"], "no"
 
 
 def test_relative_accuracy_loses_steps_to_rounding():
-    assert [round(relative_accuracy(100 + e, 100), 6) for e in range(0, 60, 5)] == [1, 1, .9, .8, .6, .6, .5, .4, .3, .1, .1, 0]
-    assert relative_accuracy(None, 3) == relative_accuracy(float("nan"), 3) == relative_accuracy(float("inf"), 3) == 0
+    assert [round(_relative_accuracy(100 + e, 100), 6) for e in range(0, 60, 5)] == [1, 1, .9, .8, .6, .6, .5, .4, .3, .1, .1, 0]
+    assert _relative_accuracy(None, 3) == _relative_accuracy(float("nan"), 3) == _relative_accuracy(float("inf"), 3) == 0
 
 
 @given(st.floats(.1, 1e3), st.floats(-1e3, 1e3))
 def test_relative_accuracy_is_a_share(gold, said):
-    score = relative_accuracy(said, gold)
-    assert 0 <= score <= 1 and relative_accuracy(gold, gold) == 1 and abs(score * 10 - round(score * 10)) < 1e-9
+    score = _relative_accuracy(said, gold)
+    assert 0 <= score <= 1 and _relative_accuracy(gold, gold) == 1 and abs(score * 10 - round(score * 10)) < 1e-9
 
 
 @pytest.mark.parametrize("raw,first,anywhere", [("3 chairs", 1, 1), ("3.", 1, 1), ("three", 0, 1), ("There are 3", 0, 1), ("~3", 0, 1), ("3m", 0, 1), ("", 0, 0), ("-3", 0, 0)])
@@ -33,7 +35,7 @@ def test_numbers_by_both_rules(raw, first, anywhere):
     assert vsi_score(raw, "object_counting", "3") == first and vsi_score(raw, "object_counting", "3", "lmms-eval 2026-07") == anywhere
 
 
-def test_number_words(): assert [number_anywhere(text) for text in ("eleven chairs", "none", "twenty", "ninety of them")] == [11, None, 20, 90]
+def test_number_words(): assert [_number_anywhere(text) for text in ("eleven chairs", "none", "twenty", "ninety of them")] == [11, None, 20, 90]
 
 
 @pytest.mark.parametrize("raw,score", [("B", 1), ("b", 1), ("B.", 1), ("B. chair", 1), ("\nB", 1), ("(B)", 0), ("B)", 0), (" B", 0), ("B\nbecause", 0), ("The answer is B", 0)])
@@ -59,9 +61,9 @@ def test_any_text_has_a_letter_or_none(raw): assert mindcube_letter(raw) in {*"A
 
 
 def test_mindcube_leaves_translation_out():
-    rows = [dict(id=f"{setting}_1", score=float(setting == "translation")) for setting in SETTINGS]
+    rows = [dict(id=f"{setting}_1", score=float(setting == "translation")) for setting in _MINDCUBE_SETTINGS]
     assert mindcube_scores(rows)["overall"] == 0 and "translation" not in mindcube_scores(rows)
-    assert [mindcube_setting(name) for name in ("aroundnew_group1_q2", "among_group1", "x")] == ["around", "among", "other"]
+    assert [_mindcube_setting(name) for name in ("aroundnew_group1_q2", "among_group1", "x")] == ["around", "among", "other"]
 
 
 def test_nothing_answered_is_an_error():

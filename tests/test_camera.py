@@ -3,9 +3,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from world2vlm.actions import Action
-from world2vlm.camera import (Motion, check_pose, homography, intrinsics, move, project, relative_motion, relative_pose, resize_K,
-                              transform, unproject, yaw)
+from world2vlm.core.camera import Action
+from world2vlm.core.camera import Motion, check_pose, homography, intrinsics, move, project, relative_motion, relative_pose, resize_K, transform, unproject, yaw
 
 settings.register_profile("shared machine", deadline=None, derandomize=True)
 settings.load_profile("shared machine")

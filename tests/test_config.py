@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from world2vlm.config import (ConfigError, Rejects, from_dict, load_params, merged, read_rejects, read_yaml, reject_line, remedy, repo_root,
-                              stage, write_json)
+from world2vlm.core.config import ConfigError, from_dict, load_params, _merged, read_yaml, _number_hint, repo_root, load_settings
+from world2vlm.core.runs import RejectLog, read_rejects, _reject_line, write_json
 
 settings.register_profile("shared machine", deadline=None, derandomize=True)
 settings.load_profile("shared machine")
@@ -67,16 +67,16 @@ def test_refuses(data, message):
 
 def test_layers():
     params = dict(sft=dict(steps=9, lora=dict(rank=1)), profiles=dict(small=dict(sft=dict(steps=2))), arms=dict(main={}, other=dict(sft=dict(lora=dict(rank=2)))))
-    assert stage(Toy, "sft", "small", "main", params) == Toy(2, lora=Inner(1))
-    assert stage(Toy, "sft", "small", "other", params) == Toy(2, lora=Inner(2))
+    assert load_settings(Toy, "sft", "small", "main", params) == Toy(2, lora=Inner(1))
+    assert load_settings(Toy, "sft", "small", "other", params) == Toy(2, lora=Inner(2))
     assert params["sft"] == dict(steps=9, lora=dict(rank=1))
-    with pytest.raises(ConfigError, match="profiles.large: not in params.yaml; there are small"): stage(Toy, "sft", "large", "main", params)
-    with pytest.raises(ConfigError, match="grpo: no such section"): stage(Toy, "grpo", "small", "main", params)
+    with pytest.raises(ConfigError, match="profiles.large: not in params.yaml; there are small"): load_settings(Toy, "sft", "large", "main", params)
+    with pytest.raises(ConfigError, match="grpo: no such section"): load_settings(Toy, "grpo", "small", "main", params)
 
 
 def test_merged_leaves_its_arguments_alone():
     a = dict(x=dict(y=1))
-    assert merged(a, dict(x=dict(z=2))) == dict(x=dict(y=1, z=2)) and a == dict(x=dict(y=1))
+    assert _merged(a, dict(x=dict(z=2))) == dict(x=dict(y=1, z=2)) and a == dict(x=dict(y=1))
 
 
 @pytest.mark.parametrize("text, message", [
@@ -99,13 +99,13 @@ def test_root_is_found_from_below(tmp_path, monkeypatch):
 @pytest.mark.parametrize("written, expected", [("1e-5", 1e-5), ("2E6", 2e6), ("1.5e3", 1.5e3), ("-3e-1", -0.3), ("+1e1", 10.0)])
 def test_the_remedy_for_a_number_is_a_number(written, expected):
     assert isinstance(read_yaml(written, "x"), str)
-    assert read_yaml(remedy(written).split("write ")[1], "x") == expected
+    assert read_yaml(_number_hint(written).split("write ")[1], "x") == expected
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_every_float_can_be_written(value):
     read = read_yaml(repr(value), "x")
-    found = read if isinstance(read, float) else read_yaml(remedy(read).split("write ")[1], "x")
+    found = read if isinstance(read, float) else read_yaml(_number_hint(read).split("write ")[1], "x")
     assert found == value
 
 
@@ -141,9 +141,9 @@ def test_messages_help(data, message):
 def test_a_slip_is_reported_where_it_stands(profile, arm, message):
     params = dict(toy=None, profiles=dict(mini=dict(toy=dict(rate="x")), small=None), arms=dict(main=dict(toy=dict(rate=2)), typo=dict(toy=dict(rte=2))))
     if message is None:
-        assert stage(Careful, "toy", profile, arm, params).rate == (2.0 if arm else 1.0)
+        assert load_settings(Careful, "toy", profile, arm, params).rate == (2.0 if arm else 1.0)
         return
-    with pytest.raises(ConfigError) as e: stage(Careful, "toy", profile, arm, params)
+    with pytest.raises(ConfigError) as e: load_settings(Careful, "toy", profile, arm, params)
     assert message in str(e.value)
 
 
@@ -182,9 +182,9 @@ rows = st.lists(st.tuples(st.text(st.characters(exclude_categories=["Cs"])), st.
 @given(rows, st.data())
 def test_a_log_cut_anywhere_resumes_to_the_same_bytes(tmp_path_factory, rows, data):
     path = tmp_path_factory.mktemp("log") / "rejects.jsonl"
-    whole = "".join(reject_line(*row) + "\n" for row in rows).encode()
+    whole = "".join(_reject_line(*row) + "\n" for row in rows).encode()
     path.write_bytes(whole[:data.draw(st.integers(0, len(whole)))])
-    log = Rejects(path)
+    log = RejectLog(path)
     for row in rows: log.add(*row)
     assert path.read_bytes() == whole and [tuple(r.values()) for r in read_rejects(path)] == rows and len(log) == len(rows)
 

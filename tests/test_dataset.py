@@ -16,30 +16,32 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from world2vlm.actions import Action, plan
-from world2vlm.camera import intrinsics
-from world2vlm.dataset import (KINDS, card, chosen, dict_rows, features, finish, from_png, picture_bytes, read, read_release,
-                               row_groups, row_scene, scene_row, shard_name, shards, split_of, to_messages, to_png, to_swift, to_trl,
-                               validate, write_shard, write_shards)
-from world2vlm.scenes import Instance, RoomView, Scene, rooms
-from world2vlm.tasks import TASKS
-from world2vlm.transport import transitions
-from world2vlm.worldmodels import load
+from world2vlm.core.camera import Action
+from world2vlm.core.actions import plan
+from world2vlm.core.camera import intrinsics
+from world2vlm.dataset.schema import _DATASET_KINDS, dataset_features, from_png, _row_scene, _scene_row, to_png
+from world2vlm.dataset.shards import _dataset_card, _matching_rows, _dict_rows, close_dataset, _picture_bytes, read_dataset, _row_groups, _shard_name, shard_paths, split_of, validate_dataset, write_shard, write_shards
+from world2vlm.dataset.export import read_release, to_messages, to_swift, to_trl
+from world2vlm.core.records import Instance, RoomPose, Scene
+from world2vlm.scenes.room import room_scenes
+from world2vlm.tasks.tasks import TASKS
+from world2vlm.core.records import transitions_of
+from world2vlm.teachers.base import load_teacher
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def imagined(scene):
-    [rollout] = load("simulator").imagine(scene, [plan([Action("turn_left", 20.0)])], seed=0)
+    [rollout] = load_teacher("simulator").imagine(scene, [plan([Action("turn_left", 20.0)])], seed=0)
     return rollout
 
 
 def asked(scene):
-    [transition] = transitions(scene, imagined(scene))
+    [transition] = transitions_of(scene, imagined(scene))
     return [e for task in TASKS.values() for e in task.derive(transition, np.random.default_rng(0), split=split_of(scene.id))]
 
 
-SCENES = list(rooms(4, seed=0))
+SCENES = list(room_scenes(4, seed=0))
 ITEMS = {"scenes": SCENES, "rollouts": [imagined(s) for s in SCENES], "examples": [e for s in SCENES for e in asked(s)]}
 
 
@@ -66,33 +68,33 @@ def same(a, b):
 
 
 # Nothing is lost.
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", _DATASET_KINDS)
 def test_round_trip(tmp_path, kind):
     stats = write(kind, tmp_path)
-    assert same(list(read(kind, tmp_path)), ITEMS[kind]) and stats["rows"] == len(ITEMS[kind]) and stats["scenes"] == 4
-    assert validate(kind, tmp_path) == []
+    assert same(list(read_dataset(kind, tmp_path)), ITEMS[kind]) and stats["rows"] == len(ITEMS[kind]) and stats["scenes"] == 4
+    assert validate_dataset(kind, tmp_path) == []
 
 
 bare = Scene("bare", SCENES[0].image, SCENES[0].K)
 empty = Scene("empty", SCENES[0].image, SCENES[0].K, depth=np.zeros((64, 64), np.float32), instances=[])
 odd = Scene("odd", np.zeros((3, 5, 3), np.uint8), intrinsics(5, 3, 60), np.ones((3, 5), np.float32),
-            [Instance(70_000, "grün \"chair\"", np.ones((3, 5), bool))], room=RoomView(2**32 - 1, np.eye(4)))
+            [Instance(70_000, "grün \"chair\"", np.ones((3, 5), bool))], room=RoomPose(2**32 - 1, np.eye(4)))
 
 
 def test_optional_parts_and_mixed_sizes(tmp_path):
     write_shard("scenes", tmp_path, 0, 1, lambda index, reject: [bare, SCENES[1], empty, odd])
-    assert same(list(read("scenes", tmp_path)), [bare, SCENES[1], empty, odd])
+    assert same(list(read_dataset("scenes", tmp_path)), [bare, SCENES[1], empty, odd])
 
 
 def test_a_rollout_without_ids(tmp_path):
     item = replace(ITEMS["rollouts"][0], ids=None, fidelity={})
     write_shard("rollouts", tmp_path, 0, 1, lambda index, reject: [item, ITEMS["rollouts"][1]])
-    assert same(list(read("rollouts", tmp_path)), [item, ITEMS["rollouts"][1]])
+    assert same(list(read_dataset("rollouts", tmp_path)), [item, ITEMS["rollouts"][1]])
 
 
 def test_an_empty_shard(tmp_path):
     stats = write_shards("scenes", tmp_path, lambda index, reject: [], 2, progress=False)
-    assert stats["rows"] == 0 and list(read("scenes", tmp_path)) == [] and validate("scenes", tmp_path) == []
+    assert stats["rows"] == 0 and list(read_dataset("scenes", tmp_path)) == [] and validate_dataset("scenes", tmp_path) == []
 
 
 floats = st.floats(0, 100, width=32, allow_subnormal=True)
@@ -103,9 +105,9 @@ floats = st.floats(0, 100, width=32, allow_subnormal=True)
 def test_depth_and_masks_survive_to_the_bit(depth, seed):
     rng = np.random.default_rng(seed)
     scene = Scene("x", rng.integers(0, 256, (2, 3, 3), np.uint8), intrinsics(3, 2, 60), np.array(depth, np.float32).reshape(2, 3),
-                  [Instance(1, "red chair", rng.random((2, 3)) > 0.5)], room=RoomView(seed, np.eye(4)))
-    table = pa.Table.from_pylist([scene_row(scene)], features("scenes").arrow_schema)
-    assert same(row_scene(dict_rows(table.to_batches()[0])[0]), scene)
+                  [Instance(1, "red chair", rng.random((2, 3)) > 0.5)], room=RoomPose(seed, np.eye(4)))
+    table = pa.Table.from_pylist([_scene_row(scene)], dataset_features("scenes").arrow_schema)
+    assert same(_row_scene(_dict_rows(table.to_batches()[0])[0]), scene)
 
 
 @settings(max_examples=30, deadline=None)
@@ -118,7 +120,7 @@ def test_png_round_trip(height, width, kind, seed):
 
 
 # The same bytes.
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", _DATASET_KINDS)
 def test_byte_equal(tmp_path, kind):
     for name in "ab": write(kind, tmp_path / name, recipe={"seed": 0, "size": (64, 64)}, licence="Apache-2.0")
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
@@ -135,20 +137,20 @@ def test_a_finished_run_is_not_made_again(tmp_path):
 def test_another_recipe_is_made_again(tmp_path):
     write("scenes", tmp_path, recipe={"seed": 0})
     stats = write_shards("scenes", tmp_path, lambda index, reject: [SCENES[index]], 2, recipe={"seed": 1}, progress=False)
-    assert stats["rows"] == 2 and [s.id for s in read("scenes", tmp_path)] == [s.id for s in SCENES[:2]]
+    assert stats["rows"] == 2 and [s.id for s in read_dataset("scenes", tmp_path)] == [s.id for s in SCENES[:2]]
 
 
 def test_another_number_of_shards_leaves_nothing_behind(tmp_path):
     write("scenes", tmp_path)
     (tmp_path / "notes.txt").write_text("mine")
     write_shards("scenes", tmp_path, lambda index, reject: SCENES, 1, progress=False)
-    assert sorted(contents(tmp_path)) == ["README.md", "notes.txt", "rejects.jsonl", shard_name("scenes", 0, 1), "stats.json"]
+    assert sorted(contents(tmp_path)) == ["README.md", "notes.txt", "rejects.jsonl", _shard_name("scenes", 0, 1), "stats.json"]
 
 
 def three(index, reject, hang=False):
     "Three rooms a shard; where it `hang`s it says so in the middle of the second shard."
     reject(f"bad-{index}.png", "damaged picture: cut")
-    for i, scene in enumerate(rooms(3, seed=1, start=3 * index)):
+    for i, scene in enumerate(room_scenes(3, seed=1, start=3 * index)):
         if hang and (index, i) == (1, 2):
             print("now", flush=True)
             time.sleep(60)
@@ -164,10 +166,10 @@ def test_kill_and_resume(tmp_path):
     process.wait()
     process.stdout.close()
     assert sorted(contents(tmp_path / "killed")) == ["scenes-00000-of-00003.parquet", "scenes-00001-of-00003.tmp"]
-    stamp = (tmp_path / "killed" / shard_name("scenes", 0, 3)).stat().st_mtime_ns
+    stamp = (tmp_path / "killed" / _shard_name("scenes", 0, 3)).stat().st_mtime_ns
     for name in ("killed", "whole"): write_shards("scenes", tmp_path / name, three, 3, progress=False)
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
-    assert (tmp_path / "killed" / shard_name("scenes", 0, 3)).stat().st_mtime_ns == stamp
+    assert (tmp_path / "killed" / _shard_name("scenes", 0, 3)).stat().st_mtime_ns == stamp
     lines = [json.loads(line) for line in (tmp_path / "killed/rejects.jsonl").read_text().splitlines()]
     assert lines == [{"input": f"bad-{i}.png", "stage": "scenes", "reason": "damaged picture: cut"} for i in range(3)]
 
@@ -175,12 +177,12 @@ def test_kill_and_resume(tmp_path):
 def test_a_failing_item_leaves_no_shard(tmp_path):
     with pytest.raises(ValueError, match="scenes hold Scene, got Rollout"):
         write_shard("scenes", tmp_path, 0, 1, lambda index, reject: [SCENES[0], ITEMS["rollouts"][0]])
-    with pytest.raises(ValueError, match="no shards of scenes"): shards("scenes", tmp_path)
+    with pytest.raises(ValueError, match="no shards of scenes"): shard_paths("scenes", tmp_path)
 
 
 def test_shards_can_be_made_in_any_order(tmp_path):
     for index in (1, 0): write_shard("scenes", tmp_path / "a", index, 2, make("scenes"))
-    finish("scenes", tmp_path / "a", 2)
+    close_dataset("scenes", tmp_path / "a", 2)
     write("scenes", tmp_path / "b")
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
@@ -194,35 +196,35 @@ def test_pictures_are_stored_once_per_group(tmp_path):
     rows = [replace(one, id=f"{s}/{i}", scene_id=f"s{s}", images=pictures[2 * s:2 * s + 2]) for s in range(3) for i in range(12)]
     path = write_shard("examples", tmp_path, 0, 1, lambda index, reject: rows)
     different = sum(len(to_png(p)) for p in pictures)
-    shown, stored = picture_bytes(path)
+    shown, stored = _picture_bytes(path)
     assert shown == 12 * different and different < stored < 1.01 * different and path.stat().st_size < 1.03 * different
-    assert same(list(read("examples", tmp_path)), rows)
+    assert same(list(read_dataset("examples", tmp_path)), rows)
 
 
 @settings(max_examples=50, deadline=None)
 @given(counts=st.lists(st.integers(1, 9), max_size=12), max_rows=st.integers(1, 12))
 def test_groups_never_split_a_scene(counts, max_rows):
     rows = [{"scene_id": str(s), "n": n, "x": {"bytes": bytes([s])}} for s, count in enumerate(counts) for n in range(count)]
-    groups = list(row_groups(rows, max_rows=max_rows))
+    groups = list(_row_groups(rows, max_rows=max_rows))
     assert sum(groups, []) == rows and all(groups)
     assert all(a[-1]["scene_id"] != b[0]["scene_id"] and len(a) >= max_rows for a, b in zip(groups, groups[1:]))
 
 
 def test_heavy_groups_are_closed():
     rows = [{"id": str(i), "image": {"bytes": bytes([i]) * 100}, "depth": np.zeros(25)} for i in range(6)]
-    assert [len(g) for g in row_groups(rows, max_bytes=400)] == [2, 2, 2]
+    assert [len(g) for g in _row_groups(rows, max_bytes=400)] == [2, 2, 2]
 
 
 # Other people's tools.
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", _DATASET_KINDS)
 def test_datasets_opens_it(tmp_path, kind):
     from datasets import disable_progress_bars, load_dataset
     disable_progress_bars()
     write(kind, tmp_path / "set")
-    files = [str(p) for p in shards(kind, tmp_path / "set")]
+    files = [str(p) for p in shard_paths(kind, tmp_path / "set")]
     by_file = load_dataset("parquet", data_files=files, cache_dir=str(tmp_path / "c"), split="train")
     by_folder = load_dataset(str(tmp_path / "set"), cache_dir=str(tmp_path / "d"), split="train")
-    assert len(by_file) == len(by_folder) == len(ITEMS[kind]) and by_file.features == by_folder.features == features(kind)
+    assert len(by_file) == len(by_folder) == len(ITEMS[kind]) and by_file.features == by_folder.features == dataset_features(kind)
     for row, item in zip(by_folder, ITEMS[kind]):
         pictures = [row["image"]] if kind == "scenes" else row["images"]
         wanted = [item.image] if kind == "scenes" else item.images
@@ -232,9 +234,9 @@ def test_datasets_opens_it(tmp_path, kind):
 
 
 def test_the_card_tells_every_column(tmp_path):
-    for kind in KINDS:
-        text = card(write(kind, tmp_path / kind, licence="CC-BY-4.0", recipe={"seed": 3}), "CC-BY-4.0")
-        assert all(f"| `{name}` |" in text for name in features(kind)) and "Licence: CC-BY-4.0" in text and "| `seed` | `3` |" in text
+    for kind in _DATASET_KINDS:
+        text = _dataset_card(write(kind, tmp_path / kind, licence="CC-BY-4.0", recipe={"seed": 3}), "CC-BY-4.0")
+        assert all(f"| `{name}` |" in text for name in dataset_features(kind)) and "Licence: CC-BY-4.0" in text and "| `seed` | `3` |" in text
         assert (tmp_path / kind / "README.md").read_text() == text
 
 
@@ -246,15 +248,15 @@ def hollow(path): path.write_bytes(b"")
 
 
 @pytest.mark.parametrize("spoil", [flip, cut, text, hollow])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", _DATASET_KINDS)
 def test_a_damaged_shard_is_named(tmp_path, kind, spoil):
     write(kind, tmp_path)
-    before, path = contents(tmp_path), tmp_path / shard_name(kind, 1, 2)
+    before, path = contents(tmp_path), tmp_path / _shard_name(kind, 1, 2)
     spoil(path)
-    with pytest.raises(ValueError) as error: list(read(kind, tmp_path))
+    with pytest.raises(ValueError) as error: list(read_dataset(kind, tmp_path))
     message = str(error.value)
     assert str(path) in message and "delete this file and run its stage again" in message and "\n" not in message
-    assert any(str(path) in problem for problem in validate(kind, tmp_path))
+    assert any(str(path) in problem for problem in validate_dataset(kind, tmp_path))
     path.unlink()
     assert write(kind, tmp_path) and contents(tmp_path) == before
 
@@ -263,37 +265,37 @@ def test_a_damaged_shard_is_named(tmp_path, kind, spoil):
 def test_a_shard_without_footer_is_made_again(tmp_path, spoil):
     write("scenes", tmp_path)
     before = contents(tmp_path)
-    spoil(tmp_path / shard_name("scenes", 1, 2))
+    spoil(tmp_path / _shard_name("scenes", 1, 2))
     assert write("scenes", tmp_path) and contents(tmp_path) == before
 
 
 def drop(name): return lambda folder: (folder / name).unlink()
 def swap(folder):
-    a, b = (folder / shard_name("examples", i, 2) for i in (0, 1))
+    a, b = (folder / _shard_name("examples", i, 2) for i in (0, 1))
     b.write_bytes(a.read_bytes())
 def stray(folder): write_shard("examples", folder, 0, 3, make("examples"))
 def resplit(folder):
     rows = [replace(e, id=f"{e.id}/{s}", split=s) for e in ITEMS["examples"][:1] for s in ("train", "test")]
     write_shards("examples", folder, lambda index, reject: rows if index else [], 2, recipe={"x": 1}, progress=False)
-def other(folder): write_shard("scenes", folder, 0, 1, make("scenes")).rename(folder / shard_name("examples", 1, 2))
+def other(folder): write_shard("scenes", folder, 0, 1, make("scenes")).rename(folder / _shard_name("examples", 1, 2))
 
 
 @pytest.mark.parametrize("spoil, message", [
     (drop("stats.json"), "stats.json is missing"), (drop("rejects.jsonl"), "rejects.jsonl is missing"), (drop("README.md"), "README.md is missing"),
-    (drop(shard_name("examples", 1, 2)), "missing examples-00001-of-00002"), (swap, "occurs 2 times"), (swap, "differs from what stats.json"),
+    (drop(_shard_name("examples", 1, 2)), "missing examples-00001-of-00002"), (swap, "occurs 2 times"), (swap, "differs from what stats.json"),
     (stray, "of another run"), (resplit, "is in the splits test, train"), (other, "wrong columns"),
     (lambda folder: (folder / "stats.json").write_text("{}"), "unreadable")])
 def test_validate_finds(tmp_path, spoil, message):
     write("examples", tmp_path)
-    assert validate("examples", tmp_path) == []
+    assert validate_dataset("examples", tmp_path) == []
     spoil(tmp_path)
-    assert any(message in problem for problem in validate("examples", tmp_path)), validate("examples", tmp_path)
+    assert any(message in problem for problem in validate_dataset("examples", tmp_path)), validate_dataset("examples", tmp_path)
 
 
 def test_a_missing_shard_stops_reading_before_the_first_row(tmp_path):
     write("examples", tmp_path)
-    (tmp_path / shard_name("examples", 1, 2)).unlink()
-    with pytest.raises(ValueError, match="missing examples-00001-of-00002.parquet; run the stage 'supervise' again"): next(read("examples", tmp_path))
+    (tmp_path / _shard_name("examples", 1, 2)).unlink()
+    with pytest.raises(ValueError, match="missing examples-00001-of-00002.parquet; run the stage 'supervise' again"): next(read_dataset("examples", tmp_path))
 
 
 @pytest.mark.parametrize("column, value, message", [
@@ -303,8 +305,8 @@ def test_rows_of_a_wrong_inside_are_refused(tmp_path, column, value, message):
     path = write_shard("scenes", tmp_path, 0, 1, lambda index, reject: SCENES[:1])
     rows = pq.read_table(path).to_pylist()
     rows[0][column] = value
-    pq.write_table(pa.Table.from_pylist(rows, features("scenes").arrow_schema), path)
-    with pytest.raises(ValueError, match=f"{path.name}: damaged shard .*{message}"): list(read("scenes", tmp_path))
+    pq.write_table(pa.Table.from_pylist(rows, dataset_features("scenes").arrow_schema), path)
+    with pytest.raises(ValueError, match=f"{path.name}: damaged shard .*{message}"): list(read_dataset("scenes", tmp_path))
 
 
 def test_a_shard_of_older_columns_is_made_again(tmp_path):
@@ -320,8 +322,8 @@ def test_choosing_rows(tmp_path):
     everything = ITEMS["examples"]
     for where in ({"task": "D1"}, {"task": ["A2", "D2"], "phrasing": "direct"}, {"split": "nowhere"}):
         allowed = {k: [v] if isinstance(v, str) else v for k, v in where.items()}
-        assert [e.id for e in read("examples", tmp_path, **where)] == [e.id for e in everything if all(getattr(e, k) in v for k, v in allowed.items())]
-    with pytest.raises(ValueError, match="no column 'tsk'"): list(read("examples", tmp_path, tsk="D1"))
+        assert [e.id for e in read_dataset("examples", tmp_path, **where)] == [e.id for e in everything if all(getattr(e, k) in v for k, v in allowed.items())]
+    with pytest.raises(ValueError, match="no column 'tsk'"): list(read_dataset("examples", tmp_path, tsk="D1"))
 
 
 # Splits.

@@ -8,12 +8,14 @@ import skimage
 from PIL import Image
 from skimage.feature import match_template
 
-from world2vlm.actions import Action, Ranges, format_actions, plan
-from world2vlm.config import read_rejects
-from world2vlm.dataset import read, validate
-from world2vlm.generation import Imagine, Scenes, Supervise, imagine, make_scenes, supervise
-from world2vlm.tasks import TASKS, Rules
-from world2vlm.worldmodels import load
+from world2vlm.core.camera import Action
+from world2vlm.core.actions import Ranges, format_actions, plan
+from world2vlm.core.runs import read_rejects
+from world2vlm.dataset.shards import read_dataset, validate_dataset
+from world2vlm.dataset.synthesis import Imagine, Scenes, Supervise, make_rollouts, make_scenes, make_questions
+from world2vlm.tasks.tasks import TASKS
+from world2vlm.tasks.answers import Rules
+from world2vlm.teachers.base import load_teacher
 
 SHIPPED = Path(skimage.__file__).parent / "data"
 SIZE = (96, 72)
@@ -46,8 +48,8 @@ def save(folder: Path, *broken: dict) -> None:
 def run(pictures: Path, out: Path) -> Path:
     "All stages that make data."
     make_scenes(Scenes(source="photos", folder=str(pictures), n=0, size=SIZE, fov_deg=54, per_shard=2), out / "scenes")
-    imagine(WAYS, "reprojection", out / "scenes", out / "rollouts")
-    supervise(ASKED, out / "scenes", out / "rollouts", out / "examples")
+    make_rollouts(WAYS, "reprojection", out / "scenes", out / "rollouts")
+    make_questions(ASKED, out / "scenes", out / "rollouts", out / "examples")
     return out
 
 
@@ -63,8 +65,8 @@ def made(pictures, tmp_path_factory): return run(pictures, tmp_path_factory.mkte
 
 
 def test_examples_are_valid(made):
-    for kind in ("scenes", "rollouts", "examples"): assert validate(kind, made / kind) == []
-    examples = list(read("examples", made / "examples"))
+    for kind in ("scenes", "rollouts", "examples"): assert validate_dataset(kind, made / kind) == []
+    examples = list(read_dataset("examples", made / "examples"))
     assert {(e.teacher, e.evidence) for e in examples} == {("reprojection", "transport")}
     for e in examples:
         assert len(e.images) == TASKS[e.task].pictures and {i.shape for i in e.images} == {(SIZE[1], SIZE[0], 3)}
@@ -73,13 +75,13 @@ def test_examples_are_valid(made):
 
 def test_tasks_follow_from_what_is_known(made):
     asked = {}
-    for e in read("examples", made / "examples"): asked.setdefault(e.scene_id, set()).add(e.task)
+    for e in read_dataset("examples", made / "examples"): asked.setdefault(e.scene_id, set()).add(e.task)
     turns = {"A2", "A4"}
     assert asked == {"motorcycle": {*TASKS}, "rocket": turns | {"D1", "D2", "D3", "D4"}, "chelsea": turns}
 
 
 def test_moves_need_depth(made):
-    moved = {r.scene_id for r in read("rollouts", made / "rollouts") if any(not a.is_turn for a in r.actions)}
+    moved = {r.scene_id for r in read_dataset("rollouts", made / "rollouts") if any(not a.is_turn for a in r.actions)}
     told = [row for row in read_rejects(made / "rollouts/rejects.jsonl") if "no depth" in row["reason"]]
     assert moved == {"motorcycle"} and {row["input"].split(":")[0] for row in told} == {"rocket", "chelsea"}
     assert all("move" in row["input"] and row["stage"] == "imagine" for row in told)
@@ -95,8 +97,8 @@ def place(scene, image: np.ndarray) -> tuple[float, float]:
 
 def test_turned_pictures_move_the_right_way(made):
     "A turn to the left brings the picture to the right, by as much as the camera says."
-    scenes, checked = {s.id: s for s in read("scenes", made / "scenes")}, set()
-    for r in read("rollouts", made / "rollouts"):
+    scenes, checked = {s.id: s for s in read_dataset("scenes", made / "scenes")}, set()
+    for r in read_dataset("rollouts", made / "rollouts"):
         scene, (first, *rest) = scenes[r.scene_id], r.actions
         if rest or not first.is_turn: continue
         focal, off = scene.K[0, 0], SIZE[0] / 2 - scene.K[0, 2]
@@ -109,8 +111,8 @@ def test_turned_pictures_move_the_right_way(made):
 
 def test_moved_picture_matches_the_second_camera(made):
     "The other picture of the stereo pair was taken 0.193001 m to the right."
-    scene = next(read("scenes", made / "scenes", id="motorcycle"))
-    [rollout] = load("reprojection").imagine(scene, [plan([Action("right", 0.193001)])])
+    scene = next(read_dataset("scenes", made / "scenes", id="motorcycle"))
+    [rollout] = load_teacher("reprojection").imagine(scene, [plan([Action("right", 0.193001)])])
     left, right = (np.array(Image.open(SHIPPED / f"motorcycle_{side}.png")).mean(-1) for side in ("left", "right"))
     found = match_template(right[180:320], left[180:320, 300:440]).argmax() - 300  # around the middle of the crop
     assert place(scene, rollout.images[0])[0] == pytest.approx((found - 31.086) * SIZE[1] / 500, abs=1)  # 31.086 pixels between the principal points
@@ -140,4 +142,4 @@ def test_broken_inputs_cost_one_line_each(tmp_path):
     reasons = ("damaged", "empty", "not a picture", "too large", "leaves the folder", "NaN", "wrong K")
     assert [row["input"] for row in told] == [entry["file"] for entry in broken]
     assert all(reason in row["reason"] for reason, row in zip(reasons, told, strict=True))
-    assert {e.scene_id for e in read("examples", out / "examples")} == {"motorcycle", "rocket", "chelsea"}
+    assert {e.scene_id for e in read_dataset("examples", out / "examples")} == {"motorcycle", "rocket", "chelsea"}

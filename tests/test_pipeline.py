@@ -119,23 +119,23 @@ def test_every_profile_names_every_section(profile):
 
 def test_units_agree():
     "A student is asked in the unit that it was taught."
-    from world2vlm.config import stage
-    from world2vlm.exam import Evaluate
-    from world2vlm.grpo import GRPO
-    from world2vlm.sft import SFT
+    from world2vlm.core.config import load_settings
+    from world2vlm.evaluation.held_out import Evaluate
+    from world2vlm.students.grpo import GRPO
+    from world2vlm.students.sft import SFT
     for profile in PARAMS["profiles"]:
         for arm in PARAMS["arms"]:
-            assert len({stage(cls, name, profile, arm).unit for name, cls in (("sft", SFT), ("grpo", GRPO), ("evaluate", Evaluate))}) == 1
+            assert len({load_settings(cls, name, profile, arm).unit for name, cls in (("sft", SFT), ("grpo", GRPO), ("evaluate", Evaluate))}) == 1
 
 
 def test_rooms_of_the_exam_are_unseen():
     "Scenes, questions and label checks take rooms of different numbers."
-    from world2vlm.config import stage
-    from world2vlm.generation import Questions, Scenes
-    from world2vlm.labels import Labels
-    from world2vlm.transitions import Transitions
+    from world2vlm.core.config import load_settings
+    from world2vlm.dataset.synthesis import HeldOut, Scenes
+    from world2vlm.evaluation.label_audit import LabelAudit
+    from world2vlm.evaluation.benchmarks.rooms import RoomsBenchmark
     for profile in PARAMS["profiles"]:
-        own, train, exam, labels = stage(Transitions, "transitions", profile).scenes, stage(Scenes, "scenes", profile), stage(Questions, "questions", profile).scenes, stage(Labels, "labels", profile)
+        own, train, exam, labels = load_settings(RoomsBenchmark, "transitions", profile).scenes, load_settings(Scenes, "scenes", profile), load_settings(HeldOut, "questions", profile).scenes, load_settings(LabelAudit, "labels", profile)
         spans = [range(train.first, train.first + train.n), range(exam.first, exam.first + exam.n),
                  range(own.first, own.first + own.n), range(labels.scenes.first, labels.scenes.first + 5_000 * labels.parts)]
         assert not any(set(a) & set(b) for i, a in enumerate(spans) for b in spans[:i]), profile
@@ -188,16 +188,16 @@ def test_kill_and_resume(undisturbed, tmp_path, which):
 
 
 def test_other_code_or_settings_start_afresh(tmp_path):
-    from world2vlm.stages import unfinished
+    from world2vlm.core.runs import atomic_dir
     with pytest.raises(RuntimeError):
-        with unfinished(tmp_path / "out", "one") as work:
+        with atomic_dir(tmp_path / "out", "one") as work:
             (work / "shard").write_text("old")
             raise RuntimeError
-    with unfinished(tmp_path / "out", "two") as work: assert not (work / "shard").exists()
+    with atomic_dir(tmp_path / "out", "two") as work: assert not (work / "shard").exists()
 
 
 def test_several_processes_give_the_same_bytes(undisturbed, tmp_path):
-    from world2vlm.generation import Scenes, make_scenes
+    from world2vlm.dataset.synthesis import Scenes, make_scenes
     make_scenes(Scenes(n=24, per_shard=4, workers=2), tmp_path / "scenes")
     assert made(tmp_path / "scenes") == made(undisturbed / "scenes")
 
@@ -253,9 +253,9 @@ def test_smoke_leaves_git_alone(clone):
 
 
 def test_smoke_data_sets_are_valid(clone):
-    from world2vlm.dataset import validate
+    from world2vlm.dataset.shards import validate_dataset
     for kind, folder in (("scenes", "scenes"), ("rollouts", f"rollouts/{TEACHER}"), ("examples", f"examples/{TEACHER}"), ("examples", "questions")):
-        assert validate(kind, clone / "data/smoke" / folder) == []
+        assert validate_dataset(kind, clone / "data/smoke" / folder) == []
 
 
 def test_smoke_comparison_asks_the_student_alone_and_coupled(clone):

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from world2vlm.rewards import REWARDS, box_reward, closeness, iou, normalise, paper_reward, read_bool, read_box, read_steps
+from world2vlm.tasks.rewards import _REWARDS, _box_reward, _numeric_credit, normalise_answer, paper_reward, read_bool, read_box_text, _read_steps
+from world2vlm.core.records import iou
 
 HERE = Path(__file__).parent
 BOX = "[400, 300, 600, 700]"  # 200 x 400, diagonal 447.2, centre tolerance 268.3
@@ -65,7 +66,7 @@ ROWS = [
     ("D2", "no", "no, it stays", dict(overall=0, format=0, accuracy=0)),
     ("D4", "yes", "yes ?!", dict(overall=1)),
     ("D4", "A", "A", dict(overall=0, format=0, accuracy=0)),
-] + [(task, "yes", " " + "y" * 201, dict(overall=-1, format=0)) for task in REWARDS]
+] + [(task, "yes", " " + "y" * 201, dict(overall=-1, format=0)) for task in _REWARDS]
 
 
 @pytest.mark.parametrize("task, answer, response, parts", ROWS)
@@ -85,7 +86,7 @@ def test_unknown_task_is_an_error():
 
 
 @settings(max_examples=200, deadline=None)
-@given(task=st.sampled_from(sorted(REWARDS)), answer=st.sampled_from(["move left 1 meters", "turn left 30 degrees", BOX, "yes"]),
+@given(task=st.sampled_from(sorted(_REWARDS)), answer=st.sampled_from(["move left 1 meters", "turn left 30 degrees", BOX, "yes"]),
        response=st.text(max_size=210))
 def test_any_text_gets_a_bounded_reward(task, answer, response):
     reward = paper_reward(task, answer, response)
@@ -99,25 +100,25 @@ number = st.integers(-300, 1300)
 @settings(max_examples=200, deadline=None)
 @given(box=st.tuples(number, number, number, number))
 def test_boxes_of_any_shape(box):
-    reward = box_reward(BOX, str(list(box)))
+    reward = _box_reward(BOX, str(list(box)))
     assert set(reward) == {"overall", "format", "validity", "geometry", "iou", "center", "size", "l1"}
     assert reward["format"] == 1 and 0.2 <= reward["overall"] <= 1
     x1, y1, x2, y2 = box
-    twisted = box_reward(BOX, str([x2, y2, x1, y1]))
+    twisted = _box_reward(BOX, str([x2, y2, x1, y1]))
     assert all(twisted[k] == pytest.approx(reward[k]) for k in ("iou", "center", "size", "l1"))
 
 
 @given(error=st.floats(0, 200, allow_nan=False), kind=st.sampled_from(["forward", "turn_left"]))
 def test_closeness_falls_and_is_symmetric(error, kind):
-    assert closeness(kind, 50 + error, 50) == pytest.approx(closeness(kind, 50 - error, 50))
-    assert closeness(kind, 50 + error, 50) >= closeness(kind, 50 + error + 1, 50)
+    assert _numeric_credit(kind, 50 + error, 50) == pytest.approx(_numeric_credit(kind, 50 - error, 50))
+    assert _numeric_credit(kind, 50 + error, 50) >= _numeric_credit(kind, 50 + error + 1, 50)
 
 
 def test_readers():
-    assert normalise(" A\n B !") == "a b"
+    assert normalise_answer(" A\n B !") == "a b"
     assert read_bool("Yes") is True and read_bool("yesno") is None
-    assert read_steps("turn left 1 degrees, move  back 2 meters, MOVE backward 2.50 meter") == [("turn_left", 1.0), ("backward", 2.5)]
-    assert read_box("x") == (None, 0.0)
+    assert _read_steps("turn left 1 degrees, move  back 2 meters, MOVE backward 2.50 meter") == [("turn_left", 1.0), ("backward", 2.5)]
+    assert read_box_text("x") == (None, 0.0)
     assert iou([0, 0, 0, 0], [0, 0, 0, 0]) == 0
 
 

@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from world2vlm.camera import intrinsics, project, unproject
-from world2vlm.scenes import (Instance, RoomView, Scene, check_K, count_photos, cover, fit, fit_map, inside, photos, room_scene,
-                              rooms, upright_rgb)
-from world2vlm.simulator import Room
+from world2vlm.core.camera import intrinsics, project, unproject
+from world2vlm.core.records import Instance, RoomPose, Scene, check_K
+from world2vlm.scenes.photos import count_photos, _cover_window, _resize_scene_parts, _resize_map, inside_folder, photo_scenes, _upright_rgb
+from world2vlm.scenes.room import _room_scene, room_scenes
+from world2vlm.scenes.room import Room
 
 GOOD = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
 K_GOOD = [[50, 0, 30], [0, 50, 20], [0, 0, 1]]
@@ -43,7 +44,7 @@ def walk(folder, **options):
     "All scenes and all rejects of a folder."
     rejected = []
     with warnings.catch_warnings(action="error"):
-        scenes = list(photos(folder, reject=lambda name, reason: rejected.append((name, reason)), **options))
+        scenes = list(photo_scenes(folder, reject=lambda name, reason: rejected.append((name, reason)), **options))
     return scenes, rejected
 
 
@@ -63,24 +64,24 @@ def test_scene_refuses(change, message):
 
 @pytest.mark.parametrize("make, message", [
     (lambda: Instance(0, "red chair", np.ones((2, 2), bool)), "above 0"), (lambda: Instance(1, " ", np.ones((2, 2), bool)), "label"),
-    (lambda: Instance(1, "red chair", np.ones((2, 2))), "array of bool"), (lambda: RoomView(-1, np.eye(4)), "room seed"),
-    (lambda: RoomView(1, np.zeros((4, 4))), "room pose")])
+    (lambda: Instance(1, "red chair", np.ones((2, 2))), "array of bool"), (lambda: RoomPose(-1, np.eye(4)), "room seed"),
+    (lambda: RoomPose(1, np.zeros((4, 4))), "room pose")])
 def test_parts_refuse(make, message):
     with pytest.raises(ValueError, match=message): make()
 
 
 # Rooms.
 def test_rooms_depend_on_seed_and_index_alone():
-    whole, part = list(rooms(4, seed=3)), list(rooms(2, seed=3, start=2))
+    whole, part = list(room_scenes(4, seed=3)), list(room_scenes(2, seed=3, start=2))
     for a, b in zip(whole[2:], part, strict=True):
         assert a.id == b.id and a.room.seed == b.room.seed
         assert a.image.tobytes() == b.image.tobytes() and a.depth.tobytes() == b.depth.tobytes()
     assert len({s.image.tobytes() for s in whole}) == 4
-    assert next(rooms(1, seed=4)).image.tobytes() != whole[0].image.tobytes()
+    assert next(room_scenes(1, seed=4)).image.tobytes() != whole[0].image.tobytes()
 
 
 def test_room_view_renders_the_anchor_again():
-    scene = room_scene(1, seed=0, size=(80, 60), fov_deg=70)
+    scene = _room_scene(1, seed=0, size=(80, 60), fov_deg=70)
     again = Room(scene.room.seed).render(scene.room.pose, scene.K, scene.size)
     assert (again.image == scene.image).all() and (again.depth == scene.depth).all()
     assert sum(i.mask.sum() for i in scene.instances) == (again.ids > 0).sum()
@@ -89,7 +90,7 @@ def test_room_view_renders_the_anchor_again():
 
 def test_a_room_without_a_view_is_counted():
     told = []
-    with pytest.raises(RuntimeError, match="none of 3 rooms"): room_scene(5, seed=0, fov_deg=0.5, reject=lambda *r: told.append(r), tries=3)
+    with pytest.raises(RuntimeError, match="none of 3 rooms"): _room_scene(5, seed=0, fov_deg=0.5, reject=lambda *r: told.append(r), tries=3)
     assert [name for name, _ in told] == ["room-000005"] * 3 and all(reason.startswith("no start pose") for _, reason in told)
 
 
@@ -221,20 +222,20 @@ def test_a_duplicate_is_seen_across_shards(folder):
 
 def test_without_reject_bad_inputs_warn(folder):
     (folder / "broken.png").write_bytes(b"PNG")
-    with pytest.warns(UserWarning, match="broken.png: not a picture"): assert len(list(photos(folder))) == 2
+    with pytest.warns(UserWarning, match="broken.png: not a picture"): assert len(list(photo_scenes(folder))) == 2
 
 
 @pytest.mark.parametrize("name, text, message", [
     ("manifest.json", "[{", "not valid JSON"), ("manifest.json", "{}", "expected a list"), ("manifest.json", "[" * 100_000, "not valid JSON")])
 def test_an_unusable_manifest_is_an_error(folder, name, text, message):
     (folder / name).write_text(text)
-    with pytest.raises(ValueError, match=message): list(photos(folder))
+    with pytest.raises(ValueError, match=message): list(photo_scenes(folder))
 
 
 def test_two_manifests_or_no_folder_are_errors(folder):
     for name in ("manifest.json", "manifest.jsonl"): (folder / name).write_text("[]")
-    with pytest.raises(ValueError, match="keep one"): list(photos(folder))
-    with pytest.raises(ValueError, match="no such folder"): list(photos(folder / "none"))
+    with pytest.raises(ValueError, match="keep one"): list(photo_scenes(folder))
+    with pytest.raises(ValueError, match="no such folder"): list(photo_scenes(folder / "none"))
 
 
 def test_what_the_manifest_says_arrives(folder):
@@ -267,13 +268,13 @@ def test_exif_orientation(tmp_path, orientation):
     (Image.fromarray(np.full((2, 3), 65535, np.uint16)), (255, 255, 255)), (Image.fromarray(np.full((2, 3), 257 * 9, np.uint16)), (9, 9, 9)),
     (Image.new("CMYK", (3, 2), (0, 255, 255, 0)), (255, 0, 0)), (Image.new("RGB", (3, 2), (1, 2, 3)).quantize(2), (1, 2, 3))])
 def test_every_mode_becomes_rgb_on_white(picture, colour):
-    assert (upright_rgb(picture) == np.array(colour, np.uint8)).all()
+    assert (_upright_rgb(picture) == np.array(colour, np.uint8)).all()
 
 
 def test_transparent_palette_is_put_on_white():
     picture = Image.new("P", (3, 2), 0)
     picture.info["transparency"] = 0
-    assert (upright_rgb(picture) == 255).all()
+    assert (_upright_rgb(picture) == 255).all()
 
 
 sizes = st.tuples(st.integers(8, 120), st.integers(8, 120))
@@ -285,8 +286,8 @@ def test_K_follows_resize_and_crop(old, new, fov, seed):
     "A point keeps its place in the content: projecting and then cutting is cutting and then projecting."
     rng = np.random.default_rng(seed)
     K, points = intrinsics(*old, fov), rng.uniform([-1, -1, 1], [1, 1, 4], (20, 3))
-    left, top, scale = cover(old, new)
-    image, K_new = fit(np.zeros((old[1], old[0], 3), np.uint8), K, new)
+    left, top, scale = _cover_window(old, new)
+    image, K_new = _resize_scene_parts(np.zeros((old[1], old[0], 3), np.uint8), K, new)
     before, after = project(points, K)[0], project(points, K_new)[0]
     assert image.shape == (new[1], new[0], 3)
     assert np.allclose((before - [left, top]) * scale, after, atol=1e-6)
@@ -300,7 +301,7 @@ def test_maps_keep_their_place(old, new):
     K = intrinsics(*old, 60)
     rays = unproject(np.ones((old[1], old[0])), K)
     depth = (3 / (1 + 0.3 * rays[..., 0] + 0.2 * rays[..., 1])).astype(np.float32)  # z + 0.3 x + 0.2 y = 3
-    cut, K_new = fit_map(depth, new), fit(np.zeros((old[1], old[0], 3), np.uint8), K, new)[1]
+    cut, K_new = _resize_map(depth, new), _resize_scene_parts(np.zeros((old[1], old[0], 3), np.uint8), K, new)[1]
     points = unproject(cut, K_new)
     slack = 0.5 * depth.max() / K[0, 0] * (0.3 + 0.2) + 1e-4  # half an old pixel along the slant
     assert np.abs(points @ [0.3, 0.2, 1] - 3).max() <= slack
@@ -318,7 +319,7 @@ def test_pictures_of_scikit_image():
 
 
 def test_inside_takes_plain_names(tmp_path):
-    assert inside(tmp_path, "a/b.png") == (tmp_path / "a/b.png").resolve()
+    assert inside_folder(tmp_path, "a/b.png") == (tmp_path / "a/b.png").resolve()
     (tmp_path / "a.png").write_bytes(b"x")
     (tmp_path / "alias.png").symlink_to("a.png")
-    assert inside(tmp_path, "alias.png").name == "a.png"
+    assert inside_folder(tmp_path, "alias.png").name == "a.png"

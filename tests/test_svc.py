@@ -9,11 +9,11 @@ from hypothesis import given, settings, strategies as st
 from safetensors.torch import save_file
 
 from svc_parity import LIMITS, errors, unet_of
-from world2vlm.camera import move, yaw
-from world2vlm.svc_cameras import fit, normalise, pluecker
-from world2vlm.svc_convert import names, official_unet, renamed
-from world2vlm.svc_pipeline import strengths
-from world2vlm.svc_scheduler import SVCScheduler
+from world2vlm.core.camera import move, yaw
+from world2vlm.teachers.svc.cameras import _fit_picture, _normalise_cameras, pluecker
+from world2vlm.teachers.svc.convert import _key_map, official_unet, _rename_keys
+from world2vlm.teachers.svc.pipeline import _guidance_scales
+from world2vlm.teachers.svc.scheduler import SVCScheduler
 
 PARAMS = dict(in_channels=11, out_channels=4, model_channels=32, channel_mult=[1, 1, 2, 2], num_res_blocks=1, attention_resolutions=[1, 2, 4], num_head_channels=16,
               context_dim=24, dense_in_channels=6, num_frames=3, unflatten_names=["middle_ds8", "output_ds4", "output_ds2"])
@@ -97,8 +97,8 @@ def random_state(seed=0):
     torch.manual_seed(seed)
     unet = unet_of(PARAMS).eval()
     for p in unet.parameters(): torch.nn.init.normal_(p, std=0.1) if p.dim() > 1 else torch.nn.init.normal_(p, mean=0.5, std=0.2)
-    here = {new: old for old, new in names(unet.config).items()}
-    return unet, {old: unet.state_dict()[new].clone() for new, old in renamed(list(unet.state_dict()), here).items()}
+    here = {new: old for old, new in _key_map(unet.config).items()}
+    return unet, {old: unet.state_dict()[new].clone() for new, old in _rename_keys(list(unet.state_dict()), here).items()}
 
 
 @torch.no_grad()
@@ -121,7 +121,7 @@ def test_parity_command_reads_a_reference_of_its_own_format(tmp_path):
     K = np.tile(np.array([[0.9, 0, 0.5], [0, 0.9, 0.5], [0, 0, 1]], np.float32), (T, 1, 1))
     ref = {"x": rand(T, 11, 16, 8), "t": torch.full((T,), 500), "y": rand(T, 1, 24), "dense_y": rand(T, 6, 16, 8), "cam_c2w": torch.from_numpy(way), "cam_K": torch.from_numpy(K),
            "latent_in": rand(1, 5, 16, 8), "noise": rand(T, 4, 16, 8), "ctx": rand(T, 1, 24), "sigmas_table": scheduler.table, "sigmas_50": scheduler.sigmas}
-    window = normalise(way, way)[0]
+    window = _normalise_cameras(way, way)[0]
     ref |= {"cam_c2w_norm": torch.from_numpy(window), "plucker": torch.from_numpy(pluecker(window, K, 16, 8)), **{f"z_guider{n}": rand(T, 4, 16, 8) for n in range(3)}}
     with torch.no_grad(): ref["out"] = Plain(state, PARAMS)(ref["x"], ref["t"], ref["y"], ref["dense_y"])
     save = lambda weights: save_file({**{k: v.contiguous() for k, v in ref.items()}, **{f"state_dict.{k}": v for k, v in weights.items()}}, tmp_path / "r.safetensors", {"params": json.dumps(PARAMS)})
@@ -165,7 +165,7 @@ def test_turn_right_looks_right_and_the_middle_ray_is_the_heading():
 @given(st.floats(0.05, 30))
 def test_the_length_of_a_straight_way_does_not_matter(length):
     way = np.stack([move(0, 0, z) for z in np.linspace(0, length, 5)])
-    made, factor = normalise(way, way)
+    made, factor = _normalise_cameras(way, way)
     np.testing.assert_allclose(made[-1, 2, 3] - made[0, 2, 3], 4.0, rtol=1e-4)
     np.testing.assert_allclose(factor * length, 4.0, rtol=1e-4)
 
@@ -173,10 +173,10 @@ def test_the_length_of_a_straight_way_does_not_matter(length):
 def test_guidance_is_least_where_the_picture_is_known():
     K, given = np.tile(np.eye(3), (5, 1, 1)), np.arange(5) == 0
     turns = np.stack([yaw(a) for a in (0, 5, 9.9, 10.1, 40)])
-    assert strengths(1, turns, K, given, 4.0, 1.2).tolist() == [1.2, 1.2, 1.2, 4.0, 4.0]
-    np.testing.assert_allclose(strengths(2, turns, K, given, 4.0, 1.2), [1.2, 1.2, 1.2, 3.3, 4.0])
+    assert _guidance_scales(1, turns, K, given, 4.0, 1.2).tolist() == [1.2, 1.2, 1.2, 4.0, 4.0]
+    np.testing.assert_allclose(_guidance_scales(2, turns, K, given, 4.0, 1.2), [1.2, 1.2, 1.2, 3.3, 4.0])
     other = K.copy(); other[1, 0, 0] = 2
-    assert strengths(1, turns, other, given, 4.0, 1.2)[1] == 4.0, "another lens is another view"
+    assert _guidance_scales(1, turns, other, given, 4.0, 1.2)[1] == 4.0, "another lens is another view"
 
 
 @pytest.mark.parametrize("size", [(64, 64), (96, 64), (64, 128)])
@@ -184,7 +184,7 @@ def test_intrinsics_follow_the_cut(size):
     "A mark in the picture is where the new intrinsics say that its point is."
     image, K = np.zeros((200, 300, 3), np.uint8), np.array([[150, 0, 150], [0, 150, 100], [0, 0, 1.0]])
     image[88:92, 158:162] = 255  # centre (160, 90)
-    made, Kn = fit(image, K, size)
+    made, Kn = _fit_picture(image, K, size)
     y, x = np.argwhere(made[..., 0] > 60).mean(0) + 0.5
     ray = np.linalg.inv(K) @ [160, 90, 1]
     u, v, w = np.diag([*size, 1]) @ Kn @ ray

@@ -7,14 +7,20 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from world2vlm.actions import KINDS, Action, Ranges, format_actions, plan, sample
-from world2vlm.config import from_dict
-from world2vlm.rewards import BOX, iou, paper_reward
-from world2vlm.scenes import Instance, rooms
-from world2vlm.tasks import (BOX_UNIT, TASKS, Rules, answer_class, balance, balance_report, box_options, class_of, convert_boxes, differ, edited,
-                             edits, end_pose, false_claim, fate, motion_options, read_motion, read_yes, settle, trades, usual)
-from world2vlm.transport import Transition, candidates, footprint, transitions
-from world2vlm.worldmodels import load
+from world2vlm.core.camera import ACTION_KINDS, Action
+from world2vlm.core.actions import Ranges, format_actions, plan, sample_actions
+from world2vlm.core.config import from_dict
+from world2vlm.tasks.rewards import BOX_PATTERN, paper_reward
+from world2vlm.core.records import iou
+from world2vlm.core.records import Instance
+from world2vlm.scenes.room import room_scenes
+from world2vlm.tasks.answers import BOX_UNITS, Rules, convert_boxes, ends_differ, end_pose, _read_motion, _read_yes, canonical_motion
+from world2vlm.tasks.tasks import TASKS, _answer_class, balance_answers, balance_report
+from world2vlm.tasks.distractors import box_distractors, _edited, _edits, false_claim, motion_distractors, _trades, _follows_preset
+from world2vlm.tasks.cases import label_class, visibility_state
+from world2vlm.core.records import Transition, transitions_of
+from world2vlm.tasks.visibility import candidates, mask_box
+from world2vlm.teachers.base import load_teacher
 
 A = Action
 RULES = Rules(move=(0.2, 1.5), turn=(10, 60))
@@ -25,10 +31,10 @@ WALKS = ("single", "single", "forward_turn", "turn_forward", "shift_forward_turn
 def simulated(n, seed, walks=WALKS, size=(48, 48)) -> list[Transition]:
     "Transitions of both evidences from `n` rooms."
     rng, found = np.random.default_rng(seed), []
-    for scene in rooms(n, seed=seed, size=size):
-        ways = [plan(sample(rng, preset, RANGES)) for preset in walks]
+    for scene in room_scenes(n, seed=seed, size=size):
+        ways = [plan(sample_actions(rng, preset, RANGES)) for preset in walks]
         for teacher in ("simulator", "reprojection"):
-            found += [transitions(scene, r)[-1] for r in load(teacher).imagine(scene, ways, reject=lambda why, way: None)]
+            found += [transitions_of(scene, r)[-1] for r in load_teacher(teacher).imagine(scene, ways, reject=lambda why, way: None)]
     return found
 
 
@@ -101,14 +107,14 @@ def test_parts_are_the_same_for_every_response(examples):
 # The eight defects of the release, each shown absent
 
 def test_defect_1_a_turn_to_the_right_carries_the_picture_to_the_left():
-    scene = next(s for s in rooms(20, seed=3, size=(64, 64)))
+    scene = next(s for s in room_scenes(20, seed=3, size=(64, 64)))
     for kind, sign in (("turn_right", -1), ("turn_left", 1)):
-        [rollout] = load("simulator").imagine(scene, [plan([A(kind, 10)])])
-        t = transitions(scene, rollout)[0]
+        [rollout] = load_teacher("simulator").imagine(scene, [plan([A(kind, 10)])])
+        t = transitions_of(scene, rollout)[0]
         [e] = TASKS["A2"].derive(t, np.random.default_rng(0), Rules(phrasings=("direct",)))
         assert e.answer == f"{kind.replace('_', ' ')} 10 degrees"
         for d1 in TASKS["D1"].derive(t, np.random.default_rng(0), Rules(objects=9)):
-            before = footprint(next(i.mask for i in scene.instances if str(i.id) == d1.id.split("/")[-1]))
+            before = mask_box(next(i.mask for i in scene.instances if str(i.id) == d1.id.split("/")[-1]))
             assert sign * (sum(d1.target["box"][::2]) - sum(before[::2])) > 0
 
 
@@ -122,7 +128,7 @@ def test_defect_2_letters_and_sentences_of_yes_no_tasks_earn_their_reward(exampl
 
 def at_the_border(size=64):
     "An object that the left border cuts, 3 m ahead in an empty scene, and its scene."
-    scene = next(rooms(1, seed=3, size=(size, size)))
+    scene = next(room_scenes(1, seed=3, size=(size, size)))
     mask = np.zeros((size, size), bool)
     mask[24:40, :12] = True
     return replace(scene, depth=np.full((size, size), 3.0, np.float32), instances=[Instance(1, "red chair", mask)])
@@ -131,8 +137,8 @@ def at_the_border(size=64):
 @pytest.mark.parametrize("degrees, gone", [(0.5, False), (3, False), (60, True)])
 def test_defect_3_an_object_at_the_border_is_gone_only_when_geometry_says_so(degrees, gone):
     scene = at_the_border()
-    [rollout] = load("reprojection", max_unseen=1.0).imagine(scene, [plan([A("turn_right", degrees)])])
-    [e] = TASKS["D2"].derive(transitions(scene, rollout)[0], np.random.default_rng(0))
+    [rollout] = load_teacher("reprojection", max_unseen=1.0).imagine(scene, [plan([A("turn_right", degrees)])])
+    [e] = TASKS["D2"].derive(transitions_of(scene, rollout)[0], np.random.default_rng(0))
     assert e.target["yes"] is gone
 
 
@@ -144,7 +150,7 @@ def test_defect_3_exact_labels_follow_the_true_ids(examples):
         assert left > 0 or e.target["yes"]
 
 
-def shown_boxes(e): return [tuple(float(v) / 1000 for v in m.groups()) for m in BOX.finditer(e.question.split("\n")[0])]
+def shown_boxes(e): return [tuple(float(v) / 1000 for v in m.groups()) for m in BOX_PATTERN.finditer(e.question.split("\n")[0])]
 
 
 def test_defect_4_boxes_in_the_second_view_belong_to_the_true_object(examples):
@@ -152,9 +158,9 @@ def test_defect_4_boxes_in_the_second_view_belong_to_the_true_object(examples):
         if e.task not in ("D3", "D4") or e.evidence != "exact": continue
         me = next(i for i in t.scene.instances if str(i.id) == e.id.split("/")[-1])
         before, after = shown_boxes(e)
-        assert before == pytest.approx(footprint(me.mask), abs=1e-3)
-        owner = [i for i in t.scene.instances if (box := footprint(t.ids_after == i.id)) and after == pytest.approx(box, abs=1e-3)]
-        assert owner and class_of(owner[0]) == class_of(me)
+        assert before == pytest.approx(mask_box(me.mask), abs=1e-3)
+        owner = [i for i in t.scene.instances if (box := mask_box(t.ids_after == i.id)) and after == pytest.approx(box, abs=1e-3)]
+        assert owner and label_class(owner[0]) == label_class(me)
         assert (me.id in {i.id for i in owner}) == (True if e.task == "D3" else e.target["yes"])
 
 
@@ -170,7 +176,7 @@ def test_defect_5_no_question_names_the_direction_it_asks_for(name, words, examp
 def test_defect_5_options_do_not_point_at_the_truth(examples):
     for e, _ in examples:
         if e.task not in ("A1", "A2") or not e.choices: continue
-        [kinds, amounts] = zip(*[(a.kind, a.amount) for [a] in map(read_motion, e.choices.values())])
+        [kinds, amounts] = zip(*[(a.kind, a.amount) for [a] in map(_read_motion, e.choices.values())])
         assert set(Counter(kinds).values()) | set(Counter(amounts).values()) <= {1, 2, 4}
         assert len({(Counter(kinds)[k], Counter(amounts)[v]) for k, v in zip(kinds, amounts)}) == 1  # every option looks alike
 
@@ -186,9 +192,9 @@ def test_defect_6_metres_and_degrees_stay_apart(examples):
 def test_defect_7_no_false_claim_is_true_and_no_true_claim_false(examples):
     for e, t in examples:
         if e.task != "A4": continue
-        claim = read_motion(max(re.findall(r"(?:(?:move|turn) \w+ [\d.]+ \w+(?:; )?)+", e.question), key=len))
+        claim = _read_motion(max(re.findall(r"(?:(?:move|turn) \w+ [\d.]+ \w+(?:; )?)+", e.question), key=len))
         assert e.target["yes"] == np.allclose(end_pose(claim), t.pose, atol=1e-6)
-        assert len(claim) == len(settle(t.actions)) and usual(claim)
+        assert len(claim) == len(canonical_motion(t.actions)) and _follows_preset(claim)
 
 
 def test_defect_7_wrong_options_are_wrong(examples):
@@ -196,7 +202,7 @@ def test_defect_7_wrong_options_are_wrong(examples):
         if not e.choices: continue
         typed = [TASKS[e.task].kind.read(v) for v in e.choices.values()]
         assert len(typed) == (2 if e.target["yes"] is not None else 4) and typed["ABCD".index(e.answer)] == settled(e)
-        if e.target["actions"]: assert all(differ(a, b) for a, b in combinations(typed, 2))
+        if e.target["actions"]: assert all(ends_differ(a, b) for a, b in combinations(typed, 2))
         if e.target["box"]: assert all(iou(a, b) < RULES.overlap for a, b in combinations(typed, 2))
 
 
@@ -224,46 +230,46 @@ def test_ids_are_unique(views):
 
 # Motions
 
-actions = st.lists(st.tuples(st.sampled_from(KINDS), st.integers(1, 15)).map(lambda p: A(p[0], p[1] * (10 if "turn" in p[0] else 0.1))), max_size=5)
+actions = st.lists(st.tuples(st.sampled_from(ACTION_KINDS), st.integers(1, 15)).map(lambda p: A(p[0], p[1] * (10 if "turn" in p[0] else 0.1))), max_size=5)
 
 
 @given(actions)
 def test_settling_keeps_the_end_and_is_final(motion):
-    form = settle(motion)
+    form = canonical_motion(motion)
     assert np.allclose(end_pose(form), end_pose(motion), atol=1e-9)
-    assert settle(form) == form and settle([a.opposite for a in reversed(motion)] + motion) == ()
-    assert not form or read_motion(format_actions(form)) == form
+    assert canonical_motion(form) == form and canonical_motion([a.opposite for a in reversed(motion)] + motion) == ()
+    assert not form or _read_motion(format_actions(form)) == form
 
 
 @given(actions, st.integers(0, 99))
 def test_false_claims_end_elsewhere(motion, seed):
-    truth = settle(motion)
+    truth = canonical_motion(motion)
     claim = false_claim(truth, np.random.default_rng(seed), RULES) if truth else None
-    assert claim is None or (differ(claim, truth, RULES) and len(claim) == len(truth))
+    assert claim is None or (ends_differ(claim, truth, RULES) and len(claim) == len(truth))
 
 
 def test_every_preset_has_false_claims_of_every_kind_and_options():
     rng = np.random.default_rng(0)
     for preset in WALKS:
         for _ in range(60):
-            truth = settle(sample(rng, preset, RANGES))
-            options = motion_options(truth, rng, RULES)
-            assert false_claim(truth, rng, RULES) and options and all(map(usual, options))
-    truth = settle([A("turn_left", 30), A("forward", 1)])
-    assert {e[0] for e in edits(truth) + trades(truth)} == {"swap", "mirror", "kind", "amount", "trade"}
-    assert edited(truth, ("swap", 0, None)) == (A("forward", 1), A("turn_left", 30))
+            truth = canonical_motion(sample_actions(rng, preset, RANGES))
+            options = motion_distractors(truth, rng, RULES)
+            assert false_claim(truth, rng, RULES) and options and all(map(_follows_preset, options))
+    truth = canonical_motion([A("turn_left", 30), A("forward", 1)])
+    assert {e[0] for e in _edits(truth) + _trades(truth)} == {"swap", "mirror", "kind", "amount", "trade"}
+    assert _edited(truth, ("swap", 0, None)) == (A("forward", 1), A("turn_left", 30))
 
 
 def test_the_order_of_two_moves_is_not_asked_for():
     e = Rules(phrasings=("direct",))
-    scene = next(rooms(1, seed=3, size=(48, 48)))
-    truth = settle([A("forward", 0.2), A("left", 0.2)])
-    assert truth == settle([A("left", 0.2), A("forward", 0.2)])
-    [rollout] = load("reprojection").imagine(scene, [plan([A("forward", 0.2), A("left", 0.2)])])
-    [example] = TASKS["A3"].derive(transitions(scene, rollout)[-1], np.random.default_rng(0), e)
+    scene = next(room_scenes(1, seed=3, size=(48, 48)))
+    truth = canonical_motion([A("forward", 0.2), A("left", 0.2)])
+    assert truth == canonical_motion([A("left", 0.2), A("forward", 0.2)])
+    [rollout] = load_teacher("reprojection").imagine(scene, [plan([A("forward", 0.2), A("left", 0.2)])])
+    [example] = TASKS["A3"].derive(transitions_of(scene, rollout)[-1], np.random.default_rng(0), e)
     for text in ("move forward 0.2 meters; move left 0.2 meters", "move left 0.2 meters; move forward 0.2 meters"):
         assert TASKS["A3"].score(text, example)["overall"] == 1.0
-    assert TASKS["A3"].derive(transitions(scene, rollout)[0], np.random.default_rng(0), e) == []
+    assert TASKS["A3"].derive(transitions_of(scene, rollout)[0], np.random.default_rng(0), e) == []
 
 
 def test_scores_fall_with_the_error(examples):
@@ -279,7 +285,7 @@ def test_scores_fall_with_the_error(examples):
 # Objects
 
 def test_visibility_rule():
-    assert [fate(s, Rules(seen=0.5, gone=0.1)) for s in (0.5, 0.49, 0.11, 0.1)] == ["seen", "ambiguous", "ambiguous", "gone"]
+    assert [visibility_state(s, Rules(seen=0.5, gone=0.1)) for s in (0.5, 0.49, 0.11, 0.1)] == ["seen", "ambiguous", "ambiguous", "gone"]
     with pytest.raises(ValueError, match="gone < seen"): Rules(seen=0.1, gone=0.1)
     assert from_dict(Rules, {"seen": 0.3, "turn": [10, 60]}, "tasks").turn == (10.0, 60.0)
 
@@ -289,9 +295,9 @@ def test_an_object_is_named_by_its_label_only_where_that_is_enough():
     other = np.roll(scene.instances[0].mask, 30, 1)
     crowd = replace(scene, instances=[*scene.instances, Instance(2, "red chair", other)])
     for s, boxes in ((scene, 0), (crowd, 1)):
-        [rollout] = load("reprojection").imagine(s, [plan([A("turn_right", 3)])])
-        for e in TASKS["D2"].derive(transitions(s, rollout)[0], np.random.default_rng(0)):
-            assert len(shown_boxes(e)) == boxes and (BOX_UNIT["thousandths"] in e.question) == bool(boxes)
+        [rollout] = load_teacher("reprojection").imagine(s, [plan([A("turn_right", 3)])])
+        for e in TASKS["D2"].derive(transitions_of(s, rollout)[0], np.random.default_rng(0)):
+            assert len(shown_boxes(e)) == boxes and (BOX_UNITS["thousandths"] in e.question) == bool(boxes)
 
 
 def test_d4_needs_another_object_of_the_class():
@@ -302,8 +308,8 @@ def test_d4_needs_another_object_of_the_class():
     count, rng = Counter(), np.random.default_rng(0)
     made = {}
     for s in (lone, crowd):
-        [rollout] = load("reprojection").imagine(s, [plan([A("turn_right", 3)])])
-        made[s.instances[1].label] = [e for _ in range(40) for e in TASKS["D4"].derive(transitions(s, rollout)[0], rng, count=count)]
+        [rollout] = load_teacher("reprojection").imagine(s, [plan([A("turn_right", 3)])])
+        made[s.instances[1].label] = [e for _ in range(40) for e in TASKS["D4"].derive(transitions_of(s, rollout)[0], rng, count=count)]
     assert made["blue lamp"] == [] and count["D4: no other of its class in the second view"] == 80
     assert 20 < sum(e.target["yes"] for e in made["blue chair"]) < 60
     assert not any("red" in e.question for e in made["blue chair"])  # a colour would answer the question
@@ -314,7 +320,7 @@ def test_box_options_form_a_square():
     for _ in range(100):
         x, y, w, h = rng.uniform((0.2, 0.2, 0.1, 0.1), (0.6, 0.6, 0.2, 0.2))
         truth = (x, y, x + w, y + h)
-        wrong = box_options(truth, (x + 0.1, y, x + w + 0.1, y + h), rng)
+        wrong = box_distractors(truth, (x + 0.1, y, x + w + 0.1, y + h), rng)
         assert all(iou(a, b) < 0.5 for a, b in combinations([truth, *wrong], 2))
 
 
@@ -331,11 +337,11 @@ def test_letters_and_yes_no_are_even(examples):
 def test_balance_evens_out_each_evidence_and_drops_nothing_else(examples):
     made = [e for e, _ in examples]
     made = [replace(e, split="test" if i % 3 else "train") for i, e in enumerate(made)]
-    even = balance(made, np.random.default_rng(0))
+    even = balance_answers(made, np.random.default_rng(0))
     assert [e for e in made if e.task != "D2"] == [e for e in even if e.task != "D2"]
     counts = Counter((e.evidence, e.split, e.target["yes"]) for e in even if e.task == "D2")
     assert len(counts) == 8 and all(counts[(*key, True)] == counts[(*key, False)] for key in product(("exact", "transport"), ("train", "test")))
-    mirrored = Counter(map(answer_class, balance([e for e in made if e.task in ("A1", "A2")], np.random.default_rng(0), ("A1", "A2"))))
+    mirrored = Counter(map(_answer_class, balance_answers([e for e in made if e.task in ("A1", "A2")], np.random.default_rng(0), ("A1", "A2"))))
     assert mirrored["left"] == mirrored["right"] and mirrored["turn_left"] == mirrored["turn_right"]
     report = balance_report(even)
     assert report["D2"]["answers"]["yes"] == report["D2"]["answers"]["no"] and set(report) == set(TASKS)
@@ -346,12 +352,12 @@ def test_balance_evens_out_each_evidence_and_drops_nothing_else(examples):
 
 @pytest.mark.parametrize("text, said", [("yes", True), ("TRUE!", True), ("No, it stays", False), ("I say: no", False), ("it is not true", None),
                                         ("maybe", None), ("", None), ("It isn't so, false", None)])
-def test_yes_and_no_in_words(text, said): assert read_yes(text) is said
+def test_yes_and_no_in_words(text, said): assert _read_yes(text) is said
 
 
 @given(st.lists(st.integers(0, 1000), min_size=4, max_size=4))
 def test_boxes_survive_the_way_to_large_pictures_and_back(box):
-    text = f"{BOX_UNIT['thousandths']} From {box} to bbox {box[::-1]}?"
+    text = f"{BOX_UNITS['thousandths']} From {box} to bbox {box[::-1]}?"
     there = convert_boxes(text, "pixels", (1932, 1092))
     assert "in pixels" in there and "1932 wide" in there and "1000" not in there.split("?")[0].split("high.")[0]
     assert convert_boxes(there, "pixels", (1932, 1092), back=True) == text

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from world2vlm import dataset, grpo, pretraining, sft, students
-from world2vlm.stages import together
-from world2vlm.tasks import Example
+from world2vlm.students.launch import launch_distributed
+from world2vlm.core.records import Example
 
 TINY = students.MiniConfig(image_size=16, patch_size=4, hidden_size=32, head_size=16, vision_layers=1, text_layers=1, vocabulary=320)
 PLAIN = sft.SFT(lora_rank=0, freeze_vision=False, batch_size=8, accumulation=1, learning_rate=1e-2, bf16=False, checkpointing=False,
@@ -62,7 +62,7 @@ def test_two_processes_are_two_accumulated_batches(home):
     paths = {}
     for processes in (1, 2):
         config = replace(PLAIN, batch_size=4, accumulation=2 // processes, processes=processes)
-        paths[processes] = losses(together(sft.train, config, str(home / "start"), str(home / "examples"), str(home / f"together{processes}"), processes=processes))
+        paths[processes] = losses(launch_distributed(sft.train, config, str(home / "start"), str(home / "examples"), str(home / f"together{processes}"), processes=processes))
     assert len(paths[1]) == 8
     np.testing.assert_allclose(paths[1], paths[2], rtol=2e-3)
 
@@ -168,7 +168,7 @@ REINFORCE = grpo.GRPO(group=4, batch_size=16, accumulation=1, learning_rate=1e-3
 @pytest.mark.parametrize("stage,config", [("sft", PLAIN), ("sft", replace(PLAIN, batch_size=4, processes=2)), ("grpo", REINFORCE)])
 def test_killed_and_resumed_is_undisturbed(home, tmp_path, one_thread, stage, config):
     "kill -9 in the middle, run again: the same weights and the same log as a run that nobody disturbed."
-    train = partial(together, {"sft": sft.train, "grpo": grpo.train}[stage], processes=config.processes)
+    train = partial(launch_distributed, {"sft": sft.train, "grpo": grpo.train}[stage], processes=config.processes)
     whole = train(config, str(home / "start"), str(home / "examples"), str(tmp_path / "whole"))
     killed(stage, home, tmp_path / "killed", config, at=2)
     assert not (tmp_path / "killed" / "model.safetensors").exists()

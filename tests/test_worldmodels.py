@@ -5,11 +5,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from world2vlm.actions import Action, plan
-from world2vlm.camera import intrinsics, move, yaw
-from world2vlm.scenes import Scene, rooms
-from world2vlm.simulator import Room
-from world2vlm.worldmodels import clearance, keyposes, load, reproject, slope, splat, turn_index, turn_view
+from world2vlm.core.camera import Action
+from world2vlm.core.actions import plan
+from world2vlm.core.camera import intrinsics, move, yaw
+from world2vlm.core.records import Scene
+from world2vlm.scenes.room import room_scenes
+from world2vlm.scenes.room import Room
+from world2vlm.teachers.reprojection import _clearance, reproject, slope, splat, turn_index, _turn_view
+from world2vlm.core.records import keyframe_poses
+from world2vlm.teachers.base import load_teacher
 
 SIZE = (64, 64)
 K = intrinsics(*SIZE, 90)
@@ -17,7 +21,7 @@ K = intrinsics(*SIZE, 90)
 
 @pytest.fixture(scope="module")
 def scenes():
-    return list(rooms(5, 21, size=SIZE, fov_deg=90))
+    return list(room_scenes(5, 21, size=SIZE, fov_deg=90))
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +52,7 @@ def test_reprojection_signs(kind, amount, sign):
     "The leading edge of the disc is measured; what opens behind it is mirrored in and may be red."
     def edge(image): return np.flatnonzero(red(image).any(0))[-1 if sign > 0 else 0] + 0.5
     before = ball()
-    after = views(load("reprojection"), before, Action(kind, amount)).images[0]
+    after = views(load_teacher("reprojection"), before, Action(kind, amount)).images[0]
     expected = 32 * np.tan(np.radians(amount) + np.arctan(6 / 32)) - 6 if "turn" in kind else 32 * amount / 2
     assert edge(after) - edge(before.image) == pytest.approx(sign * expected, abs=1)
 
@@ -56,7 +60,7 @@ def test_reprojection_signs(kind, amount, sign):
 @pytest.mark.parametrize("kind, factor", [("forward", 2 / 1.5), ("backward", 2 / 2.5)])
 def test_reprojection_sizes(kind, factor):
     before = ball()
-    after = views(load("reprojection"), before, Action(kind, 0.5)).images[0]
+    after = views(load_teacher("reprojection"), before, Action(kind, 0.5)).images[0]
     assert np.sqrt(red(after).sum() / red(before.image).sum()) == pytest.approx(factor, rel=0.08)
 
 
@@ -65,7 +69,7 @@ def test_simulator_signs(scenes, kind, amount, sign):
     "Content goes the other way than the camera, but for an object that something else uncovers."
     shifts = []
     for scene in scenes:
-        for rollout in load("simulator").imagine(scene, [plan([Action(kind, amount)])]):
+        for rollout in load_teacher("simulator").imagine(scene, [plan([Action(kind, amount)])]):
             for thing in scene.instances:
                 after = rollout.ids[0] == thing.id
                 if min(after.sum(), thing.mask.sum()) > 30 and not (after | thing.mask)[:, [0, -1]].any():
@@ -76,7 +80,7 @@ def test_simulator_signs(scenes, kind, amount, sign):
 def test_simulator_forward_grows(scenes):
     ratios = []
     for scene in scenes:
-        for rollout in load("simulator").imagine(scene, [plan([Action("forward", 0.4)])]):
+        for rollout in load_teacher("simulator").imagine(scene, [plan([Action("forward", 0.4)])]):
             for thing in scene.instances:
                 after = rollout.ids[0] == thing.id
                 if thing.mask.sum() > 30 and not (after | thing.mask)[[0, -1]].any() and not (after | thing.mask)[:, [0, -1]].any():
@@ -87,7 +91,7 @@ def test_simulator_forward_grows(scenes):
 def test_moves_follow_the_heading(scene):
     "Turn right 90 then forward is a move to the right of the anchor."
     trajectory = plan([Action("turn_right", 90), Action("forward", 1)])
-    np.testing.assert_allclose(keyposes(trajectory)[1][:3, 3], [1, 0, 0], atol=1e-9)
+    np.testing.assert_allclose(keyframe_poses(trajectory)[1][:3, 3], [1, 0, 0], atol=1e-9)
 
 
 @pytest.mark.parametrize("pose", [yaw(10), yaw(-20), yaw(35), move(z=0.3), move(x=0.3), move(x=-0.3), move(z=-0.3), yaw(15) @ move(z=0.3)])
@@ -107,7 +111,7 @@ def test_reprojection_agrees_with_truth(scenes, pose):
 def test_turn_needs_no_depth_and_keeps_colours(degrees):
     "A picture of one colour stays so, and what is seen is exactly what lies within both fields of view."
     image = np.full((64, 64, 3), 77, np.uint8)
-    view, unseen = turn_view(image, K, yaw(degrees)[:3, :3])
+    view, unseen = _turn_view(image, K, yaw(degrees)[:3, :3])
     assert (view[~unseen] == 77).all()
     x = (np.arange(64) + 0.5 - 32) / 32
     column = np.abs(np.degrees(np.arctan(x)) + degrees) < 45  # the middle row sees straight ahead
@@ -168,24 +172,24 @@ def test_collisions_are_refused_between_keyframes(scene):
     there_and_back = plan([Action("forward", 20), Action("backward", 20)])
     for name in ("simulator", "reprojection"):
         refused = []
-        assert load(name).imagine(scene, [there_and_back], reject=lambda why, t: refused.append((why, t))) == []
+        assert load_teacher(name).imagine(scene, [there_and_back], reject=lambda why, t: refused.append((why, t))) == []
         assert refused[0][0].startswith("collision") and refused[0][1] is there_and_back
 
 
 def test_clearance_does_not_tunnel():
     wall = np.full((64, 64), 2.0, np.float32)
     poses = np.stack([np.eye(4), move(z=4.0)])  # one large step
-    assert clearance(poses, wall, K) < 0.06
+    assert _clearance(poses, wall, K) < 0.06
 
 
 def test_refusals_name_the_remedy(scene):
     photo, refused = Scene("photo", scene.image, scene.K), []
     wanted = [plan([Action("forward", 0.5)]), plan([Action("turn_left", 100)]), plan([Action("turn_left", 20)])]
-    got = load("reprojection").imagine(photo, wanted, reject=lambda why, t: refused.append(why))
+    got = load_teacher("reprojection").imagine(photo, wanted, reject=lambda why, t: refused.append(why))
     assert [r.actions for r in got] == [wanted[2].actions]
     assert "depth map of scene photo" in refused[0] and "max_unseen" in refused[1]
-    assert load("reprojection", max_unseen=1.0).imagine(photo, wanted[1:2])[0].fidelity["unseen"] == 1.0
-    assert load("simulator").imagine(photo, wanted, reject=lambda why, t: refused.append(why)) == []
+    assert load_teacher("reprojection", max_unseen=1.0).imagine(photo, wanted[1:2])[0].fidelity["unseen"] == 1.0
+    assert load_teacher("simulator").imagine(photo, wanted, reject=lambda why, t: refused.append(why)) == []
     assert "no room: scene photo" in refused[-1]
     with pytest.raises(ValueError, match="needs depth"):
         reproject(scene.image, scene.K, move(z=0.1))
@@ -194,22 +198,22 @@ def test_refusals_name_the_remedy(scene):
 @pytest.mark.parametrize("name", ["simulator", "reprojection"])
 def test_rollouts_are_whole_and_repeatable(scene, name):
     trajectories = [plan([Action("turn_left", 20), Action("forward", 0.3)]), plan([Action("turn_right", 10)])]
-    first, again = (load(name).imagine(scene, trajectories, seed=7) for _ in range(2))
+    first, again = (load_teacher(name).imagine(scene, trajectories, seed=7) for _ in range(2))
     assert len(first) == 2
     for t, a, b in zip(trajectories, first, again):
         assert (a.scene_id, a.teacher, a.seed, a.actions, a.keyframes) == (scene.id, name, 7, t.actions, t.keyframes)
         assert a.images.shape == (len(t.actions), 64, 64, 3) and a.images.dtype == np.uint8
         assert a.images.tobytes() == b.images.tobytes() and a.fidelity == b.fidelity
-        assert (a.ids is not None) == load(name).exact
+        assert (a.ids is not None) == load_teacher(name).exact
     if name == "simulator":
         assert first[0].ids.shape == (2, 64, 64) and first[0].ids.dtype == np.uint16
 
 
 def test_load_refuses_what_it_does_not_know():
     with pytest.raises(ValueError, match="unknown world model 'svc2': choose one of simulator, reprojection"):
-        load("svc2")
+        load_teacher("svc2")
     with pytest.raises(ValueError, match="no option unseen, radus: it has max_unseen, radius"):
-        load("reprojection", unseen=0.3, radus=1)
+        load_teacher("reprojection", unseen=0.3, radus=1)
 
 
 def test_speed(scene):
