@@ -210,7 +210,7 @@ def test_rollouts_are_whole_and_repeatable(scene, name):
 
 
 def test_load_refuses_what_it_does_not_know():
-    with pytest.raises(ValueError, match="unknown world model 'svc2': choose one of simulator, reprojection"):
+    with pytest.raises(ValueError, match="teacher 'svc2': unknown; choose one of simulator, reprojection"):
         load_teacher("svc2")
     with pytest.raises(ValueError, match="no option unseen, radus: it has max_unseen, radius"):
         load_teacher("reprojection", unseen=0.3, radus=1)

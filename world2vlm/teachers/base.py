@@ -6,10 +6,10 @@
 __all__ = ['RejectTrajectory', 'TEACHERS', 'WorldModel', 'collect_rollouts', 'load_teacher']
 
 # %% ../../nbs/20_base.ipynb #098b6f14
-from dataclasses import fields
-from importlib import import_module
+from inspect import signature
 from typing import Any, Callable, Protocol
 
+from ..core.config import ConfigError, import_named
 from ..core.actions import Trajectory
 from ..core.records import Rollout, Scene
 
@@ -52,19 +52,20 @@ def collect_rollouts(
     return rollouts
 
 # %% ../../nbs/20_base.ipynb #04468ccd
-TEACHERS = {"simulator": "worldmodels.Simulator", "reprojection": "worldmodels.Reprojection", "svc": "svc_teacher.SVC"}  # in this package
+TEACHERS = {  # name -> module:class
+    "simulator": "world2vlm.teachers.simulator:Simulator",
+    "reprojection": "world2vlm.teachers.reprojection:Reprojection",
+    "svc": "world2vlm.teachers.svc.teacher:SVC",
+}
 
 # %% ../../nbs/20_base.ipynb #14bfd9d6
 def load_teacher(
-    name: str,  # 'simulator', 'reprojection' or 'svc'
-    **options: Any,  # fields of the teacher's class
+    name: str,  # a key of TEACHERS, or `module:Class` of a user's own
+    **options: Any,  # arguments of the teacher's class
 ) -> WorldModel:  # ready to imagine
-    "The teacher called `name` with `options`; raises ValueError for an unknown name or option."
-    if name not in TEACHERS:
-        raise ValueError(f"unknown world model '{name}': choose one of {', '.join(TEACHERS)}")
-    module, kind = TEACHERS[name].split(".")
-    kind = getattr(import_module(f"world2vlm.{module}"), kind)
-    known = [f.name for f in fields(kind)]
-    if wrong := [o for o in options if o not in known]:
-        raise ValueError(f"world model '{name}' has no option {', '.join(wrong)}: it has {', '.join(known)}")
+    "The teacher called `name` with `options`. ConfigError for an unknown name or option."
+    kind = import_named(name, TEACHERS, "teacher")
+    known = [p.name for p in signature(kind).parameters.values()]
+    if unknown := [o for o in options if o not in known]:
+        raise ConfigError(f"teacher {name!r} has no option {', '.join(unknown)}; it has {', '.join(known)}")
     return kind(**options)
