@@ -16,7 +16,7 @@ BASE = str(repo_root() / "data/base")
 def config(tmp_path_factory):
     out = tmp_path_factory.mktemp("comparison") / "transitions"
     make_rooms_benchmark(RoomsBenchmark(Scenes(n=2, first=970_000, seed=3, per_shard=2), Imagine(presets={"single": 3}), Supervise(per_scene=1)), out)
-    return Comparison(sources={"transitions": str(out)}, depths=(1,), coupled=ViewSearch(score_tokens=4), unit="pixels", batch_size=8)
+    return Comparison(sources={"transitions": str(out)}, depths=(1,), coupled=ViewSearch(score_tokens=4), box_format="pixels", batch_size=8)
 
 
 @pytest.fixture(scope="module")

@@ -256,8 +256,8 @@ def test_boxes_come_back_from_pixels(student, held_out, monkeypatch):
     boxed = [example for example in held_out if example.task == "D1" and example.phrasing == "direct"][:3]
     assert boxed
     in_pixels = lambda example: [round(side * 64) for side in example.target["box"]]
-    monkeypatch.setattr("world2vlm.evaluation.generate", lambda model, processor, batch, unit, **more: [str(in_pixels(example)) for example in batch])
-    for row in answer_examples(*student, boxed, unit="pixels", progress=False):
+    monkeypatch.setattr("world2vlm.evaluation.generate", lambda model, processor, batch, box_format, **more: [str(in_pixels(example)) for example in batch])
+    for row in answer_examples(*student, boxed, box_format="pixels", progress=False):
         assert row["raw"] != row["response"] and row["score"]["overall"] > 0.7
     assert model_picture_size(student[1], np.zeros((64, 64, 3), np.uint8)) == (64, 64)
 

@@ -125,7 +125,7 @@ def test_units_agree():
     from world2vlm.students.sft import SFT
     for profile in PARAMS["profiles"]:
         for arm in PARAMS["arms"]:
-            assert len({load_settings(cls, name, profile, arm).unit for name, cls in (("sft", SFT), ("grpo", GRPO), ("evaluate", Evaluate))}) == 1
+            assert len({load_settings(cls, name, profile, arm).box_format for name, cls in (("sft", SFT), ("grpo", GRPO), ("evaluate", Evaluate))}) == 1
 
 
 def test_rooms_of_the_exam_are_unseen():

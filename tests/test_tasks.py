@@ -14,7 +14,7 @@ from world2vlm.tasks.rewards import BOX_PATTERN, paper_reward
 from world2vlm.core.records import iou
 from world2vlm.core.records import Instance
 from world2vlm.scenes.room import room_scenes
-from world2vlm.tasks.answers import BOX_UNITS, Rules, convert_boxes, ends_differ, end_pose, _read_motion, _read_yes, canonical_motion
+from world2vlm.tasks.answers import BOX_FORMATS, Rules, convert_boxes, ends_differ, end_pose, _read_motion, _read_yes, canonical_motion
 from world2vlm.tasks.tasks import TASKS, _answer_class, balance_answers, balance_report
 from world2vlm.tasks.distractors import box_distractors, _edited, _edits, false_claim, motion_distractors, _trades, _follows_preset
 from world2vlm.tasks.cases import label_class, visibility_state
@@ -297,7 +297,7 @@ def test_an_object_is_named_by_its_label_only_where_that_is_enough():
     for s, boxes in ((scene, 0), (crowd, 1)):
         [rollout] = load_teacher("reprojection").imagine(s, [plan([A("turn_right", 3)])])
         for e in TASKS["D2"].derive(transitions_of(s, rollout)[0], np.random.default_rng(0)):
-            assert len(shown_boxes(e)) == boxes and (BOX_UNITS["thousandths"] in e.question) == bool(boxes)
+            assert len(shown_boxes(e)) == boxes and (BOX_FORMATS["norm1000"] in e.question) == bool(boxes)
 
 
 def test_d4_needs_another_object_of_the_class():
@@ -357,11 +357,11 @@ def test_yes_and_no_in_words(text, said): assert _read_yes(text) is said
 
 @given(st.lists(st.integers(0, 1000), min_size=4, max_size=4))
 def test_boxes_survive_the_way_to_large_pictures_and_back(box):
-    text = f"{BOX_UNITS['thousandths']} From {box} to bbox {box[::-1]}?"
+    text = f"{BOX_FORMATS['norm1000']} From {box} to bbox {box[::-1]}?"
     there = convert_boxes(text, "pixels", (1932, 1092))
     assert "in pixels" in there and "1932 wide" in there and "1000" not in there.split("?")[0].split("high.")[0]
     assert convert_boxes(there, "pixels", (1932, 1092), back=True) == text
-    assert convert_boxes(text, "thousandths", (64, 64)) == text
+    assert convert_boxes(text, "norm1000", (64, 64)) == text
 
 
 def test_boxes_in_pixels():

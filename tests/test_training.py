@@ -184,7 +184,7 @@ def test_reward_is_the_score_of_the_task():
     asked = colour_examples(1)[0]
     line = json.dumps({k: v for k, v in vars(asked).items() if k != "images"})
     say = [[dict(role="assistant", content=text)] for text in (asked.answer, "yes" if asked.answer == "no" else "no", "hm")]
-    score = lambda part: grpo.reward(part)(say, [line] * 3, [(16, 16)] * 3, ["thousandths"] * 3)
+    score = lambda part: grpo.reward(part)(say, [line] * 3, [(16, 16)] * 3, ["norm1000"] * 3)
     assert score("overall") == [1, 0, 0] and score("format") == [1, 1, 0] and score("iou") == [None] * 3
     assert [grpo.reward(part).__name__ for part in grpo.PARTS] == list(grpo.PARTS)
 

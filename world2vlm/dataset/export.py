@@ -25,25 +25,25 @@ from .schema import dumps, to_png
 # %% ../../nbs/52_export.ipynb #73dffa17
 def to_messages(
     example: Example,  # question and answer
-    unit: str = "thousandths",  # of boxes in texts, or "pixels"
+    box_format: str = "norm1000",  # of boxes in texts, or "pixels"
     size: tuple[int, int] | None = None,  # width and height the student sees, for "pixels"; None takes the picture's own
 ) -> list[dict]:  # one message of the user, one of the assistant
     "The chat of `example`: pictures first as placeholders, then the question; the second message is the answer."
     height, width = example.images[0].shape[:2]
-    text = lambda words: {"type": "text", "text": convert_boxes(words, unit, size or (width, height))}
+    text = lambda words: {"type": "text", "text": convert_boxes(words, box_format, size or (width, height))}
     return [{"role": "user", "content": [*({"type": "image"} for _ in example.images), text(example.question)]},
             {"role": "assistant", "content": [text(example.answer)]}]
 
 # %% ../../nbs/52_export.ipynb #28a2e231
 def to_trl(
     examples: Iterable[Example],  # one row each
-    unit: str = "thousandths",  # of boxes in texts, or "pixels"
+    box_format: str = "norm1000",  # of boxes in texts, or "pixels"
     size: tuple[int, int] | None = None,  # width and height the student sees, for "pixels"
     columns: tuple[str, ...] = (),  # further fields of an example, for example ("id", "task")
 ) -> Iterator[dict]:  # prompt, completion, images (PIL) and `columns`
     "Rows for TRL's SFTTrainer and GRPOTrainer with pictures."
     for example in examples:
-        user, assistant = to_messages(example, unit, size)
+        user, assistant = to_messages(example, box_format, size)
         more = {name: getattr(example, name) for name in columns}
         yield {"prompt": [user], "completion": [assistant], "images": [Image.fromarray(i) for i in example.images], **more}
 
@@ -65,7 +65,7 @@ def _store_picture(
 def to_swift(
     examples: Iterable[Example],  # one line each
     folder: Path | str,  # gets `name` and images/
-    unit: str = "thousandths",  # of boxes in texts, or "pixels"
+    box_format: str = "norm1000",  # of boxes in texts, or "pixels"
     size: tuple[int, int] | None = None,  # width and height the student sees, for "pixels"
     name: str = "examples.jsonl",  # the file of records
 ) -> Path:  # that file; its image paths are relative to `folder`
@@ -75,7 +75,7 @@ def to_swift(
     with temporary.open("w", encoding="utf-8") as file:
         for example in examples:
             messages = [{"role": m["role"], "content": "".join(part.get("text", "<image>") for part in m["content"])}
-                        for m in to_messages(example, unit, size)]
+                        for m in to_messages(example, box_format, size)]
             images = [_store_picture(Path(folder), image) for image in example.images]
             file.write(dumps({"messages": messages, "images": images, "task_type": example.task}) + "\n")
     os.replace(temporary, path)

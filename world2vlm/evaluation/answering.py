@@ -141,7 +141,7 @@ def answer_examples(
     model: Any,  # the student
     processor: Any,  # its processor
     examples: list[Example],  # questions
-    unit: str = "thousandths",  # unit of boxes the student speaks: "thousandths" or "pixels"
+    box_format: str = "norm1000",  # unit of boxes the student speaks: "norm1000" or "pixels"
     batch_size: int = 16,  # questions per forward pass
     max_new_tokens: int = 64,  # longest answer
     seed: int = 0,  # of sampling, unused at temperature 0
@@ -154,10 +154,10 @@ def answer_examples(
     settings = dict(max_new_tokens=max_new_tokens, temperature=temperature, autocast=autocast)
 
     def respond(batch, number):
-        raw = generate_answers(model, processor, batch, unit, seed=seed + number, **settings)
-        back = lambda e, text: text if unit == "thousandths" else convert_boxes(text, unit, model_picture_size(processor, e.images[0]), back=True)
+        raw = generate_answers(model, processor, batch, box_format, seed=seed + number, **settings)
+        back = lambda e, text: text if box_format == "norm1000" else convert_boxes(text, box_format, model_picture_size(processor, e.images[0]), back=True)
         return [dict(response=back(e, text), raw=text) for e, text in zip(batch, raw)]
-    key = model_digest(model, settings | dict(unit=unit, batch_size=batch_size, seed=seed))
+    key = model_digest(model, settings | dict(box_format=box_format, batch_size=batch_size, seed=seed))
     return collect_answers(respond, examples, path, batch_size, key, progress)
 
 # %% ../../nbs/71_answering.ipynb #635a1479

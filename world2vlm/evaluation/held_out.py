@@ -25,7 +25,7 @@ from .answering import answer_examples, answer_row, plain_value, read_answers
 @dataclass(frozen=True)
 class Evaluate:
     "How students are asked."
-    unit: str = "thousandths"  # how the student writes boxes: "thousandths" or "pixels"
+    box_format: str = "norm1000"  # how the student writes boxes: "norm1000" or "pixels"
     batch_size: int = 64  # questions in one forward pass
     max_new_tokens: int = 64  # longest answer
     max_pixels: int = 0  # largest picture, pixels; 0 leaves the student's own
@@ -44,7 +44,7 @@ def _answer_held_out(
     import torch
     model, processor = load_student(str(student), config.attention, max_pixels=config.max_pixels or None)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
-    return answer_examples(model, processor, examples, config.unit, config.batch_size, config.max_new_tokens, config.seed, path, autocast=config.autocast)
+    return answer_examples(model, processor, examples, config.box_format, config.batch_size, config.max_new_tokens, config.seed, path, autocast=config.autocast)
 
 # %% ../../nbs/72_held_out.ipynb #85b3c982
 def evaluate_student(

@@ -36,7 +36,7 @@ class Comparison:
     depths: tuple[int, ...] = (1, 3)  # of the coupled baseline; () leaves it out
     coupled: ViewSearch = ViewSearch()  # how the world model is searched
     options: dict[str, dict[str, int | float | bool | str]] = field(default_factory=dict)  # world model -> its own settings
-    unit: str = "thousandths"  # of boxes that the student speaks, or "pixels"
+    box_format: str = "norm1000"  # of boxes that the student speaks, or "pixels"
     batch_size: int = 16  # questions in one forward pass, without a world model
     frames: int = 32  # of a video
     attention: str = "sdpa"  # "eager" | "sdpa"
@@ -54,7 +54,7 @@ def _open_student(
     "The student at `path`, ready to answer."
     import torch
     model, processor = load_student(str(path), config.attention, max_pixels=config.max_pixels or None)
-    return HFStudent(model.to("cuda" if torch.cuda.is_available() else "cpu"), processor, config.unit)
+    return HFStudent(model.to("cuda" if torch.cuda.is_available() else "cpu"), processor, config.box_format)
 
 # %% ../../nbs/89_comparison.ipynb #9dfbccd6
 def _load_items(

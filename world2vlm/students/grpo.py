@@ -19,7 +19,7 @@ from .sft import last_checkpoint, live_callback, prepare_model, restore_weights,
 class GRPO:
     "How a student is reinforced; the defaults are the paper's."
     directions: tuple[str, ...] = ("forward", "inverse")  # which questions are asked; an arm may take one
-    unit: str = "thousandths"  # how boxes are written: "thousandths" | "pixels"
+    box_format: str = "norm1000"  # how boxes are written: "norm1000" | "pixels"
     limit: int = 1000  # questions at most, 0 for all
     epochs: float = 1.0  # passes over the questions
     format_weight: float = 0.1  # of the part "format"; the task's own score has the rest
@@ -53,14 +53,14 @@ def _score_completions(
     completions: list,  # TRL's chats: one list with one message for each answer
     example: list[str],  # the question's example as JSON, without pictures
     size: list,  # width and height of the picture as the student sees it
-    unit: list[str],  # how the student writes boxes
+    box_format: list[str],  # how the student writes boxes
 ) -> list[dict]:  # named parts in [0, 1], "overall" among them
     "What the tasks say of each answer."
     from world2vlm.tasks.tasks import TASKS
     from world2vlm.core.records import Example
     from world2vlm.tasks.answers import convert_boxes
     out = []
-    for said, line, wh, u in zip(completions, example, size, unit):
+    for said, line, wh, u in zip(completions, example, size, box_format):
         asked = Example(**json.loads(line), images=[])
         out.append(TASKS[asked.task].score(convert_boxes(said[0]["content"], u, tuple(wh), back=True), asked))
     return out
@@ -70,8 +70,8 @@ def _reward_function(
     part: str,  # one of `_REWARD_PARTS`
 ) -> Callable:  # (completions, example, size, unit, ...) -> one float or None for each answer
     "The reward function of one `part`."
-    def score(completions, example, size, unit, **_):
-        return [found.get(part) for found in _score_completions(completions, example, size, unit)]
+    def score(completions, example, size, box_format, **_):
+        return [found.get(part) for found in _score_completions(completions, example, size, box_format)]
     score.__name__ = part
     return score
 
@@ -85,15 +85,15 @@ def _reward_weights(
 # %% ../../nbs/63_grpo.ipynb #9e04bf2b
 def _question_row(
     example: dict,  # one decoded line of an examples shard
-    unit: str = "thousandths",  # how boxes are written
+    box_format: str = "norm1000",  # how boxes are written
     size: tuple[int, int] | None = None,  # of the first picture as the student sees it
 ) -> dict:  # prompt, images, example, size, unit
     "One `example` as TRL's GRPO trainer reads it."
     from world2vlm.dataset.schema import row_example
     asked = vars(row_example({**example, "images": []}))
     line = json.dumps({name: value for name, value in asked.items() if name != "images"})
-    made = sft_row(example, unit, size)
-    return dict(prompt=made["prompt"], images=made["images"], example=line, size=list(size or example["images"][0].size), unit=unit)
+    made = sft_row(example, box_format, size)
+    return dict(prompt=made["prompt"], images=made["images"], example=line, size=list(size or example["images"][0].size), box_format=box_format)
 
 # %% ../../nbs/63_grpo.ipynb #97a584d7
 def _grpo_arguments(

@@ -158,11 +158,11 @@ def model_picture_size(
 def _encode_batch(
     processor: Any,  # of the student
     examples: list[Example],  # one batch
-    unit: str = "thousandths",  # unit of boxes: "thousandths" or "pixels"
+    box_format: str = "norm1000",  # unit of boxes: "norm1000" or "pixels"
 ) -> Any:  # BatchFeature: tokens padded on the left, pictures
     "The prompts of one batch as tensors."
-    sizes = [model_picture_size(processor, example.images[0]) if unit == "pixels" else None for example in examples]
-    chats = [to_messages(example, unit, size)[:1] for example, size in zip(examples, sizes)]
+    sizes = [model_picture_size(processor, example.images[0]) if box_format == "pixels" else None for example in examples]
+    chats = [to_messages(example, box_format, size)[:1] for example, size in zip(examples, sizes)]
     prompts = processor.apply_chat_template(chats, add_generation_prompt=True, tokenize=False)
     return processor(text=prompts, images=[list(example.images) for example in examples], padding=True, padding_side="left", return_tensors="pt")
 
@@ -171,7 +171,7 @@ def generate_answers(
     model: Any,  # the student
     processor: Any,  # its processor
     examples: list[Example],  # one batch
-    unit: str = "thousandths",  # unit of boxes the student speaks
+    box_format: str = "norm1000",  # unit of boxes the student speaks
     max_new_tokens: int = 64,  # longest answer
     temperature: float = 0.0,  # 0 takes the likeliest token
     seed: int = 0,  # of sampling, unused at temperature 0
@@ -179,7 +179,7 @@ def generate_answers(
 ) -> list[str]:  # what the student says, in its own unit
     "One batch of answers."
     import torch
-    inputs = _encode_batch(processor, examples, unit).to(model.device)
+    inputs = _encode_batch(processor, examples, box_format).to(model.device)
     settings = dict(do_sample=True, temperature=temperature, top_p=1.0, top_k=0) if temperature else dict(do_sample=False, temperature=None, top_p=None, top_k=None)
     half = torch.autocast(model.device.type, torch.bfloat16) if autocast else nullcontext()
     with torch.inference_mode(), half, torch.random.fork_rng(enabled=temperature > 0):
@@ -278,15 +278,15 @@ def _batch_inputs(
 # %% ../../nbs/60_models.ipynb #46e719a5
 def _in_box_format(
     text: str,  # of a prompt, or with `back` what the student wrote
-    unit: str,  # "thousandths" or "pixels"
+    box_format: str,  # "norm1000" or "pixels"
     processor: Any,  # of the student
     pieces: list[str | np.ndarray],  # the prompt; the size of its first picture decides
     back: bool = False,  # from the student's unit to thousandths
 ) -> str:  # the same text with other numbers
     "The boxes of `text` in the unit of the student."
     first = next((p for p in pieces if not isinstance(p, str)), None)
-    if unit == "thousandths" or first is None: return text
-    return convert_boxes(text, unit, model_picture_size(processor, first if first.ndim == 3 else first[0]), back)
+    if box_format == "norm1000" or first is None: return text
+    return convert_boxes(text, box_format, model_picture_size(processor, first if first.ndim == 3 else first[0]), back)
 
 # %% ../../nbs/60_models.ipynb #ecd9d10c
 @dataclass(frozen=True)
@@ -294,24 +294,24 @@ class HFStudent:
     "A student of transformers, on the device where its model is."
     model: Any  # of `students.models.load_student`
     processor: Any  # of `students.models.load_student`
-    unit: str = "thousandths"  # of the boxes that it reads and writes, or "pixels"
+    box_format: str = "norm1000"  # of the boxes that it reads and writes, or "pixels"
 
     def key(
         self,
         settings: dict,  # what else decides the answers
     ) -> str:  # for answer files
         "A digest of the weights, the unit and `settings`."
-        return model_digest(self.model, settings | dict(unit=self.unit))
+        return model_digest(self.model, settings | dict(box_format=self.box_format))
 
     def __call__(self, prompts: list[list[str | np.ndarray]], systems: list[str], max_new_tokens: int) -> list[Reply]:
         import torch
-        told = [[_in_box_format(p, self.unit, self.processor, pieces) if isinstance(p, str) else p for p in pieces] for pieces in prompts]
+        told = [[_in_box_format(p, self.box_format, self.processor, pieces) if isinstance(p, str) else p for p in pieces] for pieces in prompts]
         inputs = _batch_inputs(self.processor, told, systems).to(self.model.device)
         with torch.inference_mode(): tokens = self.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, temperature=None, top_p=None, top_k=None, repetition_penalty=1.0)
         written, pad = tokens[:, inputs["input_ids"].shape[1]:], self.processor.tokenizer.pad_token_id
         counts = inputs["attention_mask"].sum(1) + (written != pad).sum(1)
         texts = self.processor.batch_decode(written, skip_special_tokens=True)
-        return [Reply(_in_box_format(text, self.unit, self.processor, pieces, back=True), int(n)) for text, pieces, n in zip(texts, prompts, counts)]
+        return [Reply(_in_box_format(text, self.box_format, self.processor, pieces, back=True), int(n)) for text, pieces, n in zip(texts, prompts, counts)]
 
 # %% ../../nbs/60_models.ipynb #609b38ae
 def _vllm_request(
@@ -333,18 +333,18 @@ class VLLMStudent:
     llm: Any  # `vllm.LLM(name, limit_mm_per_prompt={"image": 64, "video": 1})`
     processor: Any  # of `AutoProcessor.from_pretrained(name)`
     name: str  # of the checkpoint, for answer files
-    unit: str = "thousandths"  # of the boxes that it reads and writes, or "pixels"
+    box_format: str = "norm1000"  # of the boxes that it reads and writes, or "pixels"
 
     def key(
         self,
         settings: dict,  # what else decides the answers
     ) -> str:  # for answer files
         "A digest of the name, the unit and `settings`."
-        return hashlib.sha256(json.dumps(settings | dict(vllm=self.name, unit=self.unit), sort_keys=True).encode()).hexdigest()[:12]
+        return hashlib.sha256(json.dumps(settings | dict(vllm=self.name, box_format=self.box_format), sort_keys=True).encode()).hexdigest()[:12]
 
     def __call__(self, prompts: list[list[str | np.ndarray]], systems: list[str], max_new_tokens: int) -> list[Reply]:
         from vllm import SamplingParams
-        told = [[_in_box_format(p, self.unit, self.processor, pieces) if isinstance(p, str) else p for p in pieces] for pieces in prompts]
+        told = [[_in_box_format(p, self.box_format, self.processor, pieces) if isinstance(p, str) else p for p in pieces] for pieces in prompts]
         asked = [_vllm_request(self.processor, pieces, system) for pieces, system in zip(told, systems)]
         said = [(out.outputs[0], len(out.prompt_token_ids)) for out in self.llm.generate(asked, SamplingParams(temperature=0.0, max_tokens=max_new_tokens), use_tqdm=False)]
-        return [Reply(_in_box_format(one.text, self.unit, self.processor, pieces, back=True), n + len(one.token_ids)) for (one, n), pieces in zip(said, prompts)]
+        return [Reply(_in_box_format(one.text, self.box_format, self.processor, pieces, back=True), n + len(one.token_ids)) for (one, n), pieces in zip(said, prompts)]

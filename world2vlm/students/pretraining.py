@@ -40,7 +40,7 @@ class Base:
     learning_rate: float = 1.0e-3  # peak of the cosine of each course
     weight_decay: float = 0.05  # AdamW
     fov_deg: float = 90.0  # horizontal field of view of the views
-    unit: str = "pixels"  # how boxes are written
+    box_format: str = "pixels"  # how boxes are written
     seed: int = 0  # of weights, rooms and questions
     buffer: int = 2000  # questions that are shuffled together
     save_every: int = 200  # steps between checkpoints
@@ -59,12 +59,12 @@ yes you your""".split()  # words that questions about motion use
 def _initial_student(
     seed: int,  # of the stream
     questions: int = 2000,  # of the stream that are read
-    unit: str = "pixels",  # how boxes are written
+    box_format: str = "pixels",  # how boxes are written
 ) -> list[str]:  # texts for `students.models._train_tokenizer`
     "What the tokenizer learns from: questions, answers, and `_TASK_WORDS` at the start and within a sentence."
     from itertools import islice
     from world2vlm.tasks.answers import convert_boxes
-    lines = [convert_boxes(text, unit, row["images"][0].size)
+    lines = [convert_boxes(text, box_format, row["images"][0].size)
              for row in islice(question_stream(seed), questions) for text in (row["question"], row["answer"])]
     return lines + [f"{word} {word} {word.capitalize()}\n{word.capitalize()}" for word in _TASK_WORDS] * 20
 
@@ -90,7 +90,7 @@ def _course_stream(
     for line in question_stream(config.seed + 1 + number + 1000 * parts[0], school, (MiniConfig().image_size,) * 2, config.fov_deg,
                        per_room=course.per_room, least=course.least, near=course.near,
                        two_views=course.two_views, shifts=course.shifts, drills=course.drills):
-        yield sft_row(line, config.unit) | dict(length=len(line["question"]) + len(line["answer"]))
+        yield sft_row(line, config.box_format) | dict(length=len(line["question"]) + len(line["answer"]))
 
 # %% ../../nbs/65_pretraining.ipynb #a829d0ed
 def _course_rows(
@@ -132,7 +132,7 @@ def train_base(
     from accelerate import PartialState
     from world2vlm import students
     from world2vlm.students.sft import SFT, fit_sft
-    model, processor = students.mini(_initial_student(config.seed, unit=config.unit), seed=config.seed)
+    model, processor = students.mini(_initial_student(config.seed, box_format=config.box_format), seed=config.seed)
     model.set_attn_implementation(dict(text_config="eager", vision_config="sdpa"))
     recipe = SFT(batch_size=config.batch_size, learning_rate=config.learning_rate, weight_decay=config.weight_decay, lora_rank=0,
                  freeze_vision=False, checkpointing=False, max_length=1024, save_every=config.save_every, workers=1, seed=config.seed)
@@ -185,21 +185,21 @@ def _score_by_kind(
     model: "PreTrainedModel",  # the student
     processor: "ProcessorMixin",  # its processor
     asked: list["Example"],  # of `quiz`
-    unit: str = "pixels",  # how the student writes boxes
+    box_format: str = "pixels",  # how the student writes boxes
     batch_size: int = 64,  # questions in one forward pass
 ) -> list[float]:  # [0, 1] each
     "The `_score_answer` of each answer of a student."
     from world2vlm.students.models import generate_answers
     from world2vlm.tasks.answers import convert_boxes
-    said = [text for i in range(0, len(asked), batch_size) for text in generate_answers(model, processor, asked[i:i + batch_size], unit, 96)]
-    return [_score_answer(convert_boxes(text, unit, e.images[0].shape[1::-1], back=True), e.answer) for text, e in zip(said, asked)]
+    said = [text for i in range(0, len(asked), batch_size) for text in generate_answers(model, processor, asked[i:i + batch_size], box_format, 96)]
+    return [_score_answer(convert_boxes(text, box_format, e.images[0].shape[1::-1], back=True), e.answer) for text, e in zip(said, asked)]
 
 # %% ../../nbs/65_pretraining.ipynb #f0ca113b
 def probe(
     model: "PreTrainedModel",  # the student
     processor: "ProcessorMixin",  # its processor
     asked: list["Example"],  # of `quiz`
-    unit: str = "pixels",  # how the student writes boxes
+    box_format: str = "pixels",  # how the student writes boxes
 ) -> dict[str, dict[str, float]]:  # kind -> n, mean marks with the right pictures ("seen") and with strange ones ("blind")
     "How well a student answers each kind of question."
     from tqdm import tqdm
@@ -207,5 +207,5 @@ def probe(
     for example in asked: groups.setdefault(example.task, []).append(example)
     for kind, mine in tqdm(groups.items(), desc="probe", unit="kind"):
         strange = [replace(e, images=other.images) for e, other in zip(mine, mine[1:] + mine[:1])]
-        told[kind] = dict(n=len(mine), **{name: float(np.mean(_score_by_kind(model, processor, some, unit))) for name, some in dict(seen=mine, blind=strange).items()})
+        told[kind] = dict(n=len(mine), **{name: float(np.mean(_score_by_kind(model, processor, some, box_format))) for name, some in dict(seen=mine, blind=strange).items()})
     return told

@@ -20,7 +20,7 @@ import numpy as np
 class SFT:
     "How a student is fine-tuned; the defaults are the paper's."
     directions: tuple[str, ...] = ("forward", "inverse")  # which questions are learned; an arm may take one
-    unit: str = "thousandths"  # how boxes are written: "thousandths" | "pixels"
+    box_format: str = "norm1000"  # how boxes are written: "norm1000" | "pixels"
     limit: int = 0  # examples at most, 0 for all
     epochs: float = 1.0  # passes over the examples
     batch_size: int = 8  # examples in one forward pass
@@ -46,13 +46,13 @@ class SFT:
 # %% ../../nbs/62_sft.ipynb #c4c8fe0e
 def sft_row(
     example: dict,  # question, answer and images (PIL) of one example
-    unit: str = "thousandths",  # how boxes are written
+    box_format: str = "norm1000",  # how boxes are written
     size: tuple[int, int] | None = None,  # width and height of the first picture as the student sees it; None is its own
 ) -> dict:  # prompt, completion, images
     "One `example` as TRL's vision trainers read it."
     from world2vlm.tasks.answers import convert_boxes
     size = size or example["images"][0].size
-    question, answer = (convert_boxes(example[name], unit, size) for name in ("question", "answer"))
+    question, answer = (convert_boxes(example[name], box_format, size) for name in ("question", "answer"))
     return dict(prompt=[dict(role="user", content=question)], completion=[dict(role="assistant", content=answer)],
                 images=example["images"])
 
@@ -116,7 +116,7 @@ def training_rows(
     order = _short_first(keep[_reading_order(len(keep), config.epochs, config.seed)], lengths, *step)
     def transform(batch):
         lines = [dict(zip(batch, line)) for line in zip(*batch.values())]
-        made = [to_row(line, config.unit, _student_picture_size(processor, line["images"][0])) for line in lines]
+        made = [to_row(line, config.box_format, _student_picture_size(processor, line["images"][0])) for line in lines]
         return {name: [line[name] for line in made] for name in made[0]}
     return data.select(order).with_transform(transform)
 

@@ -277,7 +277,7 @@ def ask_same(
     rng: np.random.Generator,  # source of chance
 ) -> tuple[str, str] | None:  # question, answer; None where no question is
     "Ask whether a box of the first view and one of the second show the same object."
-    from world2vlm.tasks.answers import BOX_UNITS, format_box
+    from world2vlm.tasks.answers import BOX_FORMATS, format_box
     both = _common_objects(first, second)
     if not both or len(second) < 2: return None
     (one, again), yes = both[rng.integers(len(both))], bool(rng.random() < .5)
@@ -287,7 +287,7 @@ def ask_same(
     question = f"Is the object at {format_box(one.box)} in the first picture the same as the one at {format_box(shown.box)} in the second?"
     words = ("yes", "no")[not yes], ("no", "yes")[not yes]
     told = "Yes, it is the same object." if yes else "No, it is another object."
-    return _phrased(f"{BOX_UNITS['thousandths']} {question}", "Answer yes or no.", words[0], told, [words[1]], rng)
+    return _phrased(f"{BOX_FORMATS['norm1000']} {question}", "Answer yes or no.", words[0], told, [words[1]], rng)
 
 # %% ../../nbs/64_static_questions.ipynb #ea32962f
 def _box_area(
@@ -313,7 +313,7 @@ def suppose(
     grid: int = 16,  # columns
 ) -> tuple[str, str]:  # question, answer
     "Ask where an object would be, or whether it would leave the picture, if all things shifted or grew."
-    from world2vlm.tasks.answers import BOX_UNITS, format_box
+    from world2vlm.tasks.answers import BOX_FORMATS, format_box
     thing = found[rng.integers(len(found))]
     box, steps, factor = np.reshape(thing.box, (2, 2)), int(rng.integers(1, grid - 1)), round(float(rng.uniform(1.1, 2.5)), 1)
     way = str(rng.choice(["left", "right", "larger", "smaller"], p=[.35, .35, .15, .15]))
@@ -325,7 +325,7 @@ def suppose(
         return _phrased(f"The picture {change}. Is the {thing.label} out of it then?", "Answer yes or no.", words[0], told.format(thing.label), [words[1]], rng)
     others, place = [np.clip(kept + [d, 0], 0, 1) for d in rng.permutation([-.6, -.4, -.2, .2, .4, .6])], format_box(kept.ravel())
     wrong = [format_box(o.ravel()) for o in others if _box_area(o) > .3 * _box_area(kept)][:3]
-    question = f"{BOX_UNITS['thousandths']} The picture {change}. Where is the {thing.label} then?"
+    question = f"{BOX_FORMATS['norm1000']} The picture {change}. Where is the {thing.label} then?"
     return _phrased(question, "Answer with the box [x1, y1, x2, y2] only.", place, f"The {thing.label} is at {place}.", wrong, rng)
 
 # %% ../../nbs/64_static_questions.ipynb #21a8b054

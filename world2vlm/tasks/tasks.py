@@ -19,7 +19,7 @@ from ..core.camera import Action
 from ..core.actions import format_actions
 from ..core.records import Example, Transition
 from .rewards import BOX_PATTERN, MAX_ANSWER_CHARS, normalise_answer
-from .answers import AnswerType, BOX_ANSWER, BOX_UNITS, canonical_motion, format_box, letter_options, MOTION_ANSWER, Rules, TRUE_FALSE, YES_NO
+from .answers import AnswerType, BOX_ANSWER, BOX_FORMATS, canonical_motion, format_box, letter_options, MOTION_ANSWER, Rules, TRUE_FALSE, YES_NO
 from .distractors import box_distractors, motion_distractors
 from .cases import Case, find_box, find_claim, find_disappearance, find_motion, find_path, find_same, Note
 
@@ -86,7 +86,7 @@ def _ask(
     else: raise ValueError(f"phrasing {phrasing!r}: choose direct, choice or sentence")
     question = f"{stem} {tail}".replace(" \n", "\n")
     boxed = task.kind is BOX_ANSWER or BOX_PATTERN.search(question)
-    return (f"{BOX_UNITS['thousandths']} {question}" if boxed else question), answer, choices
+    return (f"{BOX_FORMATS['norm1000']} {question}" if boxed else question), answer, choices
 
 Task.ask = _ask
 
