@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from ..core.records import Example
-from ..scenes.room import Reject
+from ..core.runs import Reject
 from ..scenes.photos import inside_folder
 from ..tasks.answers import convert_boxes
 from .schema import dumps, to_png

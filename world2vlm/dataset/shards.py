@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.records import Example, Rollout, Scene
-from ..scenes.room import Reject
+from ..core.runs import Reject
 from .schema import dataset_features, dumps, from_row, to_row
 
 # %% ../../nbs/51_shards.ipynb #a808b5c1

@@ -20,7 +20,8 @@ import numpy as np
 from ..core.actions import format_actions, plan, Ranges, sample_actions, Trajectory
 from ..core.records import Example, Rollout, Scene, transitions_of
 from ..core.runs import atomic_dir, fingerprint, parallel_map, rng_for
-from ..scenes.room import Reject, room_scenes
+from ..scenes.room import room_scenes
+from ..core.runs import Reject
 from ..scenes.photos import count_photos, photo_scenes
 from ..teachers.base import load_teacher, WorldModel
 from ..teachers.filters import Filter, filter_rollouts

@@ -18,7 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..core.camera import intrinsics
 from ..core.records import check_depth, check_K, Instance, Scene
-from .room import Reject
+from ..core.runs import Reject
 
 # %% ../../nbs/14_photos.ipynb #f0b31559
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")

@@ -14,7 +14,8 @@ import numpy as np
 from ..core.camera import homography, project, resize_K, transform, unproject
 from ..core.actions import format_actions, Trajectory
 from ..core.records import is_pure_turn, keyframe_poses, Rollout, Scene
-from .base import collect_rollouts, RejectTrajectory
+from .base import collect_rollouts
+from ..core.runs import Reject
 
 # %% ../../nbs/22_reprojection.ipynb #d5ff9097
 def turn_index(
@@ -307,7 +308,7 @@ class Reprojection:
         scene: Scene,  # any picture
         trajectories: list[Trajectory],  # wanted
         seed: int = 0,  # recorded; nothing is sampled
-        reject: RejectTrajectory | None = None,  # told why a trajectory is refused
+        reject: Reject | None = None,  # told why a trajectory is refused
     ) -> list[Rollout]:  # accepted trajectories, in order
         "Reproject the anchor of `scene` along `trajectories`."
         views = lambda t: collision_in_depth(scene, t, self.radius) or _reprojected_views(scene, t, self.max_unseen)

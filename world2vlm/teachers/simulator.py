@@ -13,7 +13,8 @@ import numpy as np
 
 from ..core.actions import format_actions, Trajectory
 from ..core.records import keyframe_poses, Rollout, Scene
-from .base import collect_rollouts, RejectTrajectory
+from .base import collect_rollouts
+from ..core.runs import Reject
 
 # %% ../../nbs/21_simulator.ipynb #bdfb3382
 def _collision_in_room(
@@ -54,7 +55,7 @@ class Simulator:
         scene: Scene,  # must come from a room
         trajectories: list[Trajectory],  # wanted
         seed: int = 0,  # recorded; rendering has no randomness
-        reject: RejectTrajectory | None = None,  # told about collisions
+        reject: Reject | None = None,  # told about collisions
     ) -> list[Rollout]:  # accepted trajectories, in order
         "Render `trajectories` of `scene`; the room is built once."
         from world2vlm.scenes.room import Room

@@ -18,7 +18,7 @@ from ...core.camera import unproject
 from ...core.actions import format_actions
 from ...core.records import Example, Instance, Scene, Transition, transitions_of
 from ...core.runs import atomic_dir, fingerprint, rng_for
-from ...scenes.room import Reject
+from ...core.runs import Reject
 from ...tasks.visibility import candidates, visibility_of
 from ...tasks.answers import canonical_motion, Rules
 from ...tasks.cases import box_after

@@ -16,7 +16,8 @@ import numpy as np
 from ...core.config import repo_root
 from ...core.actions import Trajectory
 from ...core.records import keyframe_poses, Rollout, Scene
-from ..base import collect_rollouts, RejectTrajectory
+from ..base import collect_rollouts
+from ...core.runs import Reject
 from ..reprojection import collision_in_depth, fill_mirror, fill_smooth, reproject
 
 # %% ../../../nbs/35_svc_teacher.ipynb #0841b78e
@@ -161,7 +162,7 @@ def _imagine(
     scene: Scene,  # the anchor view
     trajectories: list[Trajectory],  # wanted
     seed: int = 0,  # of the stage; each scene and window has noise of its own
-    reject: RejectTrajectory | None = None,  # told why a trajectory is refused
+    reject: Reject | None = None,  # told why a trajectory is refused
 ) -> list[Rollout]:  # accepted trajectories, in order
     "Imagine the ends of all actions of `trajectories` in shared windows."
     reasons = [_refusal(self, scene, t) for t in trajectories]
