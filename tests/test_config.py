@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from world2vlm.core.config import ConfigError, from_dict, load_params, _merged, read_yaml, _number_hint, repo_root, load_settings
-from world2vlm.core.runs import RejectLog, read_rejects, _reject_line, write_json
+from world2vlm.core.runs import RejectLog, read_jsonl, write_json
 
 settings.register_profile("shared machine", deadline=None, derandomize=True)
 settings.load_profile("shared machine")
@@ -182,20 +182,21 @@ rows = st.lists(st.tuples(st.text(st.characters(exclude_categories=["Cs"])), st.
 @given(rows, st.data())
 def test_a_log_cut_anywhere_resumes_to_the_same_bytes(tmp_path_factory, rows, data):
     path = tmp_path_factory.mktemp("log") / "rejects.jsonl"
-    whole = "".join(_reject_line(*row) + "\n" for row in rows).encode()
+    lines = [json.dumps(dict(zip(("input", "stage", "reason"), row)), ensure_ascii=False) + "\n" for row in rows]
+    whole = "".join(lines).encode()
     path.write_bytes(whole[:data.draw(st.integers(0, len(whole)))])
     log = RejectLog(path)
     for row in rows: log.add(*row)
-    assert path.read_bytes() == whole and [tuple(r.values()) for r in read_rejects(path)] == rows and len(log) == len(rows)
+    assert path.read_bytes() == whole and [tuple(r.values()) for r in read_jsonl(path)] == rows and len(log) == len(rows)
 
 
 def test_a_killed_writer_leaves_whole_lines(tmp_path):
     path = tmp_path / "rejects.jsonl"
-    code = "import sys, itertools; from world2vlm.config import Rejects\nlog = Rejects(sys.argv[1])\nfor i in itertools.count(): log.add(f'room-{i}', 'imagine', 'collision'); print(i, flush=True)"
+    code = "import sys, itertools; from world2vlm.core.runs import RejectLog\nlog = RejectLog(sys.argv[1])\nfor i in itertools.count(): log.add(f'room-{i}', 'imagine', 'collision'); print(i, flush=True)"
     writer = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True)
     for _ in range(20): writer.stdout.readline()
     writer.send_signal(signal.SIGKILL)
     writer.wait()
     writer.stdout.close()
-    found = [r["input"] for r in read_rejects(path)]
+    found = [r["input"] for r in read_jsonl(path)]
     assert len(found) >= 20 and found == [f"room-{i}" for i in range(len(found))]

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from world2vlm.core.actions import Ranges, plan, sample_actions
-from world2vlm.evaluation.answering import answer_examples, answer_row, _batches, collect_answers, read_answers, rounded, _write_metrics
+from world2vlm.evaluation.answering import answer_examples, answer_row, _batches, collect_answers, read_answers, _write_metrics
+from world2vlm.core.runs import rounded
 from world2vlm.evaluation.held_out import _shuffle_images, _most_frequent_answer, _answer_by_majority, _other_scene_indices
 from world2vlm.evaluation.statistics import _fold_by_scene, score_runs, _design_effect, _percentile_interval, paired_difference, _bootstrap_means, score_rows, wilson_interval
 from world2vlm.students.models import model_digest, generate_answers, model_picture_size

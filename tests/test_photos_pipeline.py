@@ -10,7 +10,7 @@ from skimage.feature import match_template
 
 from world2vlm.core.camera import Action
 from world2vlm.core.actions import Ranges, format_actions, plan
-from world2vlm.core.runs import read_rejects
+from world2vlm.core.runs import read_jsonl
 from world2vlm.dataset.shards import read_dataset, validate_dataset
 from world2vlm.dataset.synthesis import Imagine, Scenes, Supervise, make_rollouts, make_scenes, make_questions
 from world2vlm.tasks.tasks import TASKS
@@ -82,7 +82,7 @@ def test_tasks_follow_from_what_is_known(made):
 
 def test_moves_need_depth(made):
     moved = {r.scene_id for r in read_dataset("rollouts", made / "rollouts") if any(not a.is_turn for a in r.actions)}
-    told = [row for row in read_rejects(made / "rollouts/rejects.jsonl") if "no depth" in row["reason"]]
+    told = [row for row in read_jsonl(made / "rollouts/rejects.jsonl") if "no depth" in row["reason"]]
     assert moved == {"motorcycle"} and {row["input"].split(":")[0] for row in told} == {"rocket", "chelsea"}
     assert all("move" in row["input"] and row["stage"] == "imagine" for row in told)
 
@@ -138,7 +138,7 @@ def test_broken_inputs_cost_one_line_each(tmp_path):
     broken += [{"file": "chelsea.png", "id": "a", "depth": "nan.npy"}, {"file": "chelsea.png", "id": "b", "K": [[500, 0, 9000], [0, 500, 150], [0, 0, 1]]}]
     save(folder, *broken)
     out = run(folder, tmp_path / "made")
-    told = read_rejects(out / "scenes/rejects.jsonl")
+    told = read_jsonl(out / "scenes/rejects.jsonl")
     reasons = ("damaged", "empty", "not a picture", "too large", "leaves the folder", "NaN", "wrong K")
     assert [row["input"] for row in told] == [entry["file"] for entry in broken]
     assert all(reason in row["reason"] for reason, row in zip(reasons, told, strict=True))
