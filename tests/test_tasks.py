@@ -14,10 +14,12 @@ from world2vlm.tasks.rewards import BOX_PATTERN, paper_reward
 from world2vlm.core.records import iou
 from world2vlm.core.records import Instance
 from world2vlm.scenes.room import room_scenes
-from world2vlm.tasks.answers import BOX_FORMATS, Rules, convert_boxes, ends_differ, end_pose, _read_motion, _read_yes, canonical_motion
+from world2vlm.tasks.answers import BOX_FORMATS, convert_boxes, ends_differ, end_pose, _read_motion, _read_yes, canonical_motion
+from world2vlm.tasks.rules import Rules
 from world2vlm.tasks.tasks import TASKS, _answer_class, balance_answers, balance_report
 from world2vlm.tasks.distractors import box_distractors, _edited, _edits, false_claim, motion_distractors, _trades, _follows_preset
-from world2vlm.tasks.cases import label_class, visibility_state
+from world2vlm.tasks.cases import label_class
+from world2vlm.tasks.rules import visibility_state
 from world2vlm.core.records import Transition, transitions_of
 from world2vlm.tasks.visibility import candidates, mask_box
 from world2vlm.teachers.base import load_teacher
@@ -34,7 +36,7 @@ def simulated(n, seed, walks=WALKS, size=(48, 48)) -> list[Transition]:
     for scene in room_scenes(n, seed=seed, size=size):
         ways = [plan(sample_actions(rng, preset, RANGES)) for preset in walks]
         for teacher in ("simulator", "reprojection"):
-            found += [transitions_of(scene, r)[-1] for r in load_teacher(teacher).imagine(scene, ways, reject=lambda why, way: None)]
+            found += [transitions_of(scene, r)[-1] for r in load_teacher(teacher).imagine(scene, ways)]
     return found
 
 
