@@ -81,7 +81,7 @@ def test_trained_weights_open_and_teach(made, plain):
     teacher = load_teacher("svc", checkpoint=str(made))
     ways = [plan(parse_actions(text)) for text in ("turn left 20 degrees; move forward 0.3 meters", "move forward 0.3 meters", "turn right 20 degrees", "move forward 9 meters")]
     refused, asked, rng = [], Counter(), np.random.default_rng(0)
-    rollouts = teacher.imagine(scene, ways, seed=3, reject=lambda why, way: refused.append(why))
+    rollouts = teacher.imagine(scene, ways, seed=3, reject=lambda name, reason: refused.append(reason))
     assert [r.actions for r in rollouts] == [tuple(w.actions) for w in ways[:3]] and refused[0].startswith("collision")
     for t in (t for r in rollouts for t in transitions_of(scene, r)):
         for task in TASKS.values(): asked.update((e.task, e.evidence) for e in task.derive(t, rng))
@@ -91,7 +91,7 @@ def test_trained_weights_open_and_teach(made, plain):
     few = {e.task for r in nominal for t in transitions_of(bare, r) for task in TASKS.values() for e in task.derive(t, rng)}
     assert all(r.fidelity["nominal"] for r in nominal) and "A2" in few and not few & {"A1", "A3"}
     refused.clear()
-    turns = load_teacher("svc", checkpoint=str(made)).imagine(bare, ways[:3], seed=3, reject=lambda why, way: refused.append(why))
+    turns = load_teacher("svc", checkpoint=str(made)).imagine(bare, ways[:3], seed=3, reject=lambda name, reason: refused.append(reason))
     assert [r.actions for r in turns] == [tuple(ways[2].actions)] and all(why.startswith("no depth") for why in refused) and len(refused) == 2
 
 

@@ -23,9 +23,9 @@ from ..core.runs import atomic_dir, fingerprint, parallel_map, rng_for
 from ..scenes.room import room_scenes
 from ..core.runs import Reject
 from ..scenes.photos import count_photos, photo_scenes
-from ..teachers.base import load_teacher, WorldModel
+from ..teachers.base import teacher_with_options, WorldModel
 from ..teachers.filters import Filter, filter_rollouts
-from ..tasks.answers import Rules
+from ..tasks.rules import Rules
 from ..tasks.tasks import balance_answers, balance_report, TASKS
 from .shards import close_dataset, read_shard, shard_paths, split_of, SPLIT_SHARES, write_shard
 
@@ -112,7 +112,7 @@ class Imagine:
     turn_step: float = 5.0  # the same in degrees
     seed: int = 0  # of the trajectories and of the teacher
     options: dict[str, dict[str, int | float | bool | str]] = field(default_factory=dict)  # teacher -> its own settings
-    gates: dict[str, Filter] = field(default_factory=dict)  # teacher -> bounds of what it may show; all is kept where there are none
+    filters: dict[str, Filter] = field(default_factory=dict)  # teacher -> bounds of good rollouts; none: all are kept
     workers: int = 1  # processes
 
 # %% ../../nbs/53_synthesis.ipynb #6fe37210
@@ -128,29 +128,31 @@ def trajectories_of(
 # %% ../../nbs/53_synthesis.ipynb #7a4b3e1d
 def _shard_rollouts(
     index: int,  # number of the shard
-    reject: Reject,  # told what is left out
+    reject: Reject,  # called for each trajectory that is left out
     scenes: Path | str,  # data set of scenes
-    teacher: WorldModel,  # who imagines
-    config: Imagine,  # what
+    teacher: WorldModel,  # ready to imagine
+    config: Imagine,  # which motions
+    bounds: Filter | None = None,  # of good rollouts; None keeps all
 ) -> Iterator[Rollout]:  # the rollouts of one shard of scenes
     "What `teacher` imagines in the scenes of shard `index`."
     for scene in read_shard("scenes", shard_paths("scenes", scenes)[index]):
-        told = lambda reason, way: reject(f"{scene.id}: {format_actions(way.actions)}", reason)
-        rollouts = teacher.imagine(scene, trajectories_of(scene.id, config), config.seed, told)
-        yield from filter_rollouts(scene, rollouts, config.gates[teacher.name], told) if teacher.name in config.gates else rollouts
+        rollouts = teacher.imagine(scene, trajectories_of(scene.id, config), config.seed, reject)
+        yield from filter_rollouts(scene, rollouts, bounds, reject) if bounds else rollouts
 
 # %% ../../nbs/53_synthesis.ipynb #9a3dbb85
 def make_rollouts(
     config: Imagine,  # which motions
-    teacher: str,  # name of the world model
+    teacher: str | WorldModel,  # name, `module:Class`, or a teacher that is open already
     scenes: Path | str,  # data set of scenes
     out: Path | str,  # folder of the data set
 ) -> dict:  # content of stats.json
-    "The stage `make_rollouts` for one teacher."
-    model, recipe = load_teacher(teacher, **config.options.get(teacher, {})), recipe_of(config, teacher=teacher)
+    "The stage `imagine` for one teacher."
+    model = teacher_with_options(teacher, config.options)
+    name = teacher if isinstance(teacher, str) else teacher.name
     with atomic_dir(out, fingerprint(config, scenes)) as work:
-        make = partial(_shard_rollouts, scenes=scenes, teacher=model, config=config)
-        return make_shards("rollouts", work, make, len(shard_paths("scenes", scenes)), recipe, config.workers)
+        make = partial(_shard_rollouts, scenes=scenes, teacher=model, config=config, bounds=config.filters.get(name))
+        n_shards = len(shard_paths("scenes", scenes))
+        return make_shards("rollouts", work, make, n_shards, recipe_of(config, teacher=name), config.workers)
 
 # %% ../../nbs/53_synthesis.ipynb #ef7b7802
 @dataclass(frozen=True)
@@ -246,8 +248,8 @@ def exact_rollouts(
     config: Imagine,  # motions
 ) -> list[tuple[Scene, list[Rollout]]]:  # scenes with what the simulator shows after the motions
     "The rooms of shard `index` with their true views, in memory."
-    teacher, told = load_teacher("simulator", **config.options.get("simulator", {})), lambda reason, way: reject(format_actions(way.actions), reason)
-    return [(s, teacher.imagine(s, trajectories_of(s.id, config), config.seed, told)) for s in shard_scenes(index, reject, scenes)]
+    teacher = teacher_with_options("simulator", config.options)
+    return [(s, teacher.imagine(s, trajectories_of(s.id, config), config.seed, reject)) for s in shard_scenes(index, reject, scenes)]
 
 # %% ../../nbs/53_synthesis.ipynb #1188a79c
 def _held_out_shard(

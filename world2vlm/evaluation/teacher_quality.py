@@ -32,7 +32,7 @@ class TeacherQuality:
     turns: tuple[float, ...] = (10, 20, 30, 40, 50, 60)  # degrees
     moves: tuple[float, ...] = (0.2, 0.5, 0.8, 1.1, 1.5)  # metres
     options: dict[str, dict[str, int | float | bool | str]] = field(default_factory=dict)  # teacher -> its own settings
-    gate: Filter = Filter()  # bounds of a good rollout
+    filter: Filter = Filter()  # bounds of a good rollout
     poses: bool = True  # also find the pose whose true view fits best, which takes half a second a view
     seed: int = 0  # of the directions and of the teacher
     workers: int = 1  # processes
@@ -117,7 +117,7 @@ def _judge_shard(
         exact = {r.actions: r.images[0] for r in true.imagine(scene, ways, 0, lambda *_: None)}
         room = Room(scene.room.seed) if config.poses else None
         for rollout in model.imagine(scene, [way for way in ways if way.actions in exact], config.seed, lambda *_: None):
-            found.append(judge_view(scene, rollout, exact[rollout.actions], config.gate, room))
+            found.append(judge_view(scene, rollout, exact[rollout.actions], config.filter, room))
     return found
 
 # %% ../../nbs/74_teacher_quality.ipynb #2546d030

@@ -19,7 +19,7 @@ from ..core.camera import Action, intrinsics, OPPOSITE_KIND
 from ..core.actions import format_actions, merge_actions, plan, Trajectory
 from ..core.records import Scene
 from ..teachers.base import WorldModel
-from ..students.models import load_piece, Student
+from ..students.models import load_piece, Prompt, Student
 from .answering import collect_answers
 from .benchmarks.base import benchmark_row, open_benchmark, Item
 
@@ -112,8 +112,9 @@ def _imagine_paths(
     "The views along the last action of each way."
     paths, refused = [_trajectory_of(way, config.parts) for way in ways], []
     calls = [paths] if config.together else [[path] for path in paths]
-    made = [rollout for call in calls for rollout in worldmodel.imagine(scene, call, config.seed, lambda reason, path: refused.append(path))]
-    free = [way for way, path in zip(ways, paths) if path not in refused]
+    made = [rollout for call in calls for rollout in worldmodel.imagine(scene, call, config.seed, lambda name, reason: refused.append(name))]
+    accepted = {rollout.actions for rollout in made}
+    free = [way for way, path in zip(ways, paths) if path.actions in accepted]
     views = [ImaginedView(actions, image) for way, rollout in zip(free, made, strict=True) for actions, image in zip(_path_steps(way, config.parts), rollout.images)]
     account.update(rollouts=len(made), views=len(views), refused=len(refused))
     return views
@@ -154,7 +155,7 @@ def _counted_call(
     account: Counter,  # gains calls, tokens
 ) -> str:  # what it says
     "One call of the student."
-    reply = student([prompt], [system], most)[0]
+    reply = student.reply([Prompt(prompt, system)], most)[0]
     account.update(calls=1, tokens=reply.tokens)
     return reply.text
 

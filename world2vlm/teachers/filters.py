@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..core.camera import Action, move, relative_motion, unproject, yaw
-from ..core.actions import plan
+from ..core.actions import format_actions, plan
 from ..core.records import keyframe_poses, Rollout, Scene
 from .reprojection import reproject
 
@@ -281,5 +281,5 @@ def filter_rollouts(
         if why and gate.relabel and len(rollout.actions) == 1:
             other = _relabel_rollout(rollout, _measure_view(scene, rollout.images[0], keyframe_poses(rollout)[0], matcher)[1])
             if other: rollout, told = other, measure_rollout(scene, other, matcher) | {"relabelled": 1.0}; why = rejection_reason(told, gate)
-        if why: reject(why, rollout)
+        if why: reject(f"{scene.id}: {format_actions(rollout.actions)}", why)
         else: yield replace(rollout, fidelity=rollout.fidelity | told)
