@@ -39,7 +39,7 @@ class Scripted:
     "Scores by caption; remembers what it was shown."
     def __init__(self, explore=None, helpful=None, says="left"): self.scores, self.says, self.seen, self.asked = dict(explore=explore or {}, helpful=helpful or {}), says, [], []
     def key(self, settings): return "scripted"
-    def __call__(self, prompts, systems, max_new_tokens): return [Reply(self.said(p, s), 7) for p, s in zip(prompts, systems)]
+    def reply(self, prompts, max_new_tokens): return [Reply(self.said(*prompt), 7) for prompt in prompts]
     def said(self, prompt, system):
         which = next((name for name in self.scores if coupled.SCORE[name] in system), None)
         if which is None: self.asked.append(prompt); return self.says

@@ -155,7 +155,7 @@ def answer_examples(
 
     def respond(batch, number):
         raw = generate_answers(model, processor, batch, box_format, seed=seed + number, **settings)
-        back = lambda e, text: text if box_format == "norm1000" else convert_boxes(text, box_format, model_picture_size(processor, e.images[0]), back=True)
+        back = lambda e, text: text if box_format == "norm1000" else convert_boxes(text, box_format, model_picture_size(processor, e.images[0].shape[1::-1]), back=True)
         return [dict(response=back(e, text), raw=text) for e, text in zip(batch, raw)]
     key = model_digest(model, settings | dict(box_format=box_format, batch_size=batch_size, seed=seed))
     return collect_answers(respond, examples, path, batch_size, key, progress)

@@ -17,7 +17,7 @@ import numpy as np
 
 from ...core.config import import_named
 from ...core.records import Example, Scene
-from ...students.models import load_piece, Student
+from ...students.models import load_piece, Prompt, Student
 from ..answering import collect_answers
 
 # %% ../../../nbs/75_benchmarks.ipynb #17861624
@@ -152,8 +152,8 @@ def ask_benchmark(
     benchmark = open_benchmark(name)
     settings = dict(benchmark=name, frames=frames, blind=blind, max_new_tokens=max_new_tokens or benchmark.max_new_tokens)
     def answers(batch, number):
-        prompts = [[load_piece(piece, blind, frames) for piece in benchmark.prompt(item)] for item in batch]
-        replies = student(prompts, [benchmark.system(item) for item in batch], settings["max_new_tokens"])
+        prompts = [Prompt([load_piece(piece, blind, frames) for piece in benchmark.prompt(item)], benchmark.system(item)) for item in batch]
+        replies = student.reply(prompts, settings["max_new_tokens"])
         return [dict(response=reply.text, tokens=reply.tokens) for reply in replies]
     weight = lambda item: (-len(item.images) - bool(item.video), -len(item.question))
     return collect_answers(answers, items, path, batch_size, student.key(settings), True, benchmark_row, weight)
