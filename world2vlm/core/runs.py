@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Reject', 'seed_sequence', 'rng_for', 'seed_for', 'write_text', 'write_json', 'rounded', 'read_jsonl', 'append_jsonl',
-           'RejectLog', 'fingerprint', 'atomic_dir', 'peak_memory', 'track_cost', 'parallel_map', 'log_stage']
+           'RejectLog', 'peak_memory', 'track_cost', 'parallel_map', 'log_stage']
 
 # %% ../../nbs/04_runs.ipynb #91accecf
 import dataclasses
@@ -142,53 +142,6 @@ class RejectLog:
         self.rows.add(tuple(row.values()))
 
     def __len__(self) -> int: return len(self.rows)
-
-# %% ../../nbs/04_runs.ipynb #d998cc97
-def _content_hash(
-    path: Path,  # a file or a folder
-    pattern: str = "*",  # which files of the folder count
-) -> str:  # 64 hex digits
-    "Digest of a file, or of all files below a folder; of a data set only its `stats.json`, which signs the shards."
-    signed = path / "stats.json"
-    files = [signed] if signed.is_file() else sorted(p for p in path.rglob(pattern) if p.is_file()) if path.is_dir() else [path]
-    total = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as f: total.update(f"{file.relative_to(path)}:{hashlib.file_digest(f, 'sha256').hexdigest()}\n".encode())
-    return total.hexdigest()
-
-# %% ../../nbs/04_runs.ipynb #15a0fbb1
-def fingerprint(
-    config: Any,  # dataclass with the settings of the stage
-    *inputs: Path | str,  # files and folders it reads
-) -> str:  # 64 hex digits
-    "Digest of the settings, the `inputs` and the code of this package."
-    told = {"config": asdict(config), "inputs": [_content_hash(Path(i)) for i in inputs], "code": _code_hash()}
-    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
-
-# %% ../../nbs/04_runs.ipynb #f6f2c1e3
-def _code_hash() -> str:  # 64 hex digits
-    "Digest of the modules of this package."
-    import world2vlm
-    return _content_hash(Path(world2vlm.__file__).parent, "*.py")
-
-# %% ../../nbs/04_runs.ipynb #3e4de3fb
-_MARK = "fingerprint"  # file in an unfinished folder
-
-@contextmanager
-def atomic_dir(
-    out: Path | str,  # where the result goes in one rename
-    mark: str,  # fingerprint of the run
-) -> Iterator[Path]:  # the folder to work in
-    "Work in `out`.partial, kept after a kill and taken up again by a run with the same `mark`; at the end it becomes `out`."
-    out = Path(out)
-    work = out.with_name(out.name + ".partial")
-    if work.exists() and not ((work / _MARK).is_file() and (work / _MARK).read_text() == mark): shutil.rmtree(work)
-    work.mkdir(parents=True, exist_ok=True)
-    (work / _MARK).write_text(mark)
-    yield work
-    if out.exists(): shutil.rmtree(out)
-    (work / _MARK).unlink()
-    os.replace(work, out)
 
 # %% ../../nbs/04_runs.ipynb #53759102
 def peak_memory() -> dict[str, float]:  # "peak_gb", with a GPU also "peak_gpu_gb"
