@@ -188,7 +188,7 @@ def test_kill_and_resume(undisturbed, tmp_path, which):
 
 
 def test_other_code_or_settings_start_afresh(tmp_path):
-    from world2vlm.core.runs import atomic_dir
+    from world2vlm.core.stages import atomic_dir
     with pytest.raises(RuntimeError):
         with atomic_dir(tmp_path / "out", "one") as work:
             (work / "shard").write_text("old")

@@ -19,7 +19,9 @@ import numpy as np
 
 from ..core.actions import format_actions, plan, Ranges, sample_actions, Trajectory
 from ..core.records import Example, Rollout, Scene, transitions_of
-from ..core.runs import atomic_dir, fingerprint, parallel_map, rng_for
+from ..core.runs import parallel_map, rng_for
+from ..core.stages import atomic_dir
+from ..core.stages import fingerprint
 from ..scenes.room import room_scenes
 from ..core.runs import Reject
 from ..scenes.photos import count_photos, photo_scenes

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from ..core.records import Example
-from ..core.runs import atomic_dir, fingerprint
+from ..core.stages import atomic_dir
+from ..core.stages import fingerprint
 from ..tasks.tasks import TASKS
 from ..dataset.shards import read_dataset
 from ..students.models import load_student

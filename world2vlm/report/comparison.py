@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from ..core.runs import atomic_dir, fingerprint, parallel_map, write_json
+from ..core.runs import parallel_map, write_json
+from ..core.stages import atomic_dir
+from ..core.stages import fingerprint
 from ..core.plotting import canvas, picture_html, styled
 from ..teachers.base import load_teacher as load_worldmodel
 from ..students.models import HFStudent, load_student

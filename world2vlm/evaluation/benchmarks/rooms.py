@@ -17,10 +17,13 @@ import numpy as np
 from ...core.camera import unproject
 from ...core.actions import format_actions
 from ...core.records import Example, Instance, Scene, Transition, transitions_of
-from ...core.runs import atomic_dir, fingerprint, rng_for
+from ...core.runs import rng_for
+from ...core.stages import atomic_dir
+from ...core.stages import fingerprint
 from ...core.runs import Reject
 from ...tasks.visibility import candidates, visibility_of
-from ...tasks.answers import canonical_motion, Rules
+from ...tasks.answers import canonical_motion
+from ...tasks.rules import Rules
 from ...tasks.cases import box_after
 from ...tasks.tasks import TASKS
 from ...dataset.shards import read_dataset
