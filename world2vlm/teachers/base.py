@@ -36,7 +36,7 @@ def collect_rollouts(
     teacher: WorldModel,  # its name goes into the rollouts
     scene: Scene,  # the anchor view
     trajectories: list[Trajectory],  # in order
-    views: Callable[[Trajectory], dict | str],  # the fields images, ids and fidelity of a rollout, or a reason for rejection
+    views: Callable[[Trajectory], dict | str],  # fields images, ids, fidelity of a rollout, or a reason for rejection
     seed: int,  # recorded in the rollouts
     reject: Reject | None,  # called for each trajectory without views
 ) -> list[Rollout]:  # of the accepted trajectories, in order
@@ -62,11 +62,11 @@ def load_teacher(
     name: str,  # a key of TEACHERS, or `module:Class` of a user's own
     **options: Any,  # arguments of the teacher's class
 ) -> WorldModel:  # ready to imagine
-    "The teacher called `name` with `options`. ConfigError for an unknown name, a wrong option, or a class that is no teacher."
+    "The teacher called `name` with `options`; ConfigError for a wrong name, a wrong option, or no teacher."
     cls = import_named(name, TEACHERS, "teacher")
-    known = list(signature(cls).parameters)
     try: signature(cls).bind(**options)
-    except TypeError as e: raise ConfigError(f"teacher {name!r}: {e}; its options are: {', '.join(known) or 'none'}") from None
+    except TypeError as e:
+        raise ConfigError(f"teacher {name!r}: {e}; its options are: {', '.join(signature(cls).parameters)}") from None
     teacher = cls(**options)
     if missing := [part for part in ("name", "exact", "imagine") if not hasattr(teacher, part)]:
         raise ConfigError(f"teacher {name!r}: {cls.__name__} has no {', '.join(missing)}; see `WorldModel`")

@@ -13,21 +13,22 @@ import numpy as np
 
 from ..core.actions import format_actions, Trajectory
 from ..core.records import keyframe_poses, Rollout, Scene
-from .base import collect_rollouts
 from ..core.runs import Reject
+from .base import collect_rollouts
 
 # %% ../../nbs/21_simulator.ipynb #bdfb3382
 def _collision_in_room(
     room: "Room",  # simulated room
     anchor: np.ndarray,  # [4, 4] the anchor's camera in the room
     trajectory: Trajectory,  # planned motion
-    radius: float = 0.2,  # metres of free space wanted around the camera
-) -> str:  # reason, empty if the way is free
+    radius: float = 0.2,  # metres of free space around the camera
+) -> str:  # reason, empty if the path is free
     "Why `trajectory` cannot be walked in `room`, naming the first action that collides."
     poses, start = anchor @ np.asarray(trajectory.poses), 0
     for i, end in enumerate(trajectory.keyframes):
         if not room.clear(poses[start : end + 1], radius):
-            return f"collision: '{format_actions(trajectory.actions[i : i + 1])}' (action {i + 1}) leaves the free space"
+            action = format_actions(trajectory.actions[i : i + 1])
+            return f"collision: '{action}' (action {i + 1}) leaves the free space"
         start = end
     return ""
 
@@ -39,7 +40,8 @@ def _render_views(
 ) -> dict:  # images uint8 [N, H, W, 3], ids uint16 [N, H, W], fidelity
     "Exact views at the keyframes of `trajectory`."
     views = [room.render(scene.room.pose @ pose, scene.K, scene.size) for pose in keyframe_poses(trajectory)]
-    return dict(images=np.stack([v.image for v in views]), ids=np.stack([v.ids for v in views]), fidelity={"unseen": 0.0})
+    images, ids = np.stack([v.image for v in views]), np.stack([v.ids for v in views])
+    return dict(images=images, ids=ids, fidelity={"unseen": 0.0})
 
 # %% ../../nbs/21_simulator.ipynb #352eb47f
 @dataclass(frozen=True)
@@ -53,10 +55,10 @@ class Simulator:
     def imagine(
         self,
         scene: Scene,  # must come from a room
-        trajectories: list[Trajectory],  # wanted
+        trajectories: list[Trajectory],  # planned motions
         seed: int = 0,  # recorded; rendering has no randomness
-        reject: Reject | None = None,  # told about collisions
-    ) -> list[Rollout]:  # accepted trajectories, in order
+        reject: Reject | None = None,  # called for each trajectory that collides
+    ) -> list[Rollout]:  # of the accepted trajectories, in order
         "Render `trajectories` of `scene`; the room is built once."
         from world2vlm.scenes.room import Room
 
