@@ -26,6 +26,7 @@ from ..scenes.room import room_scenes
 from ..core.runs import Reject
 from ..scenes.photos import count_photos, photo_scenes
 from ..teachers.base import teacher_with_options, WorldModel
+from ..teachers.simulator import Simulator
 from ..teachers.filters import Filter, filter_rollouts
 from ..tasks.rules import Rules
 from ..tasks.tasks import balance_answers, balance_report, TASKS
@@ -250,7 +251,7 @@ def exact_rollouts(
     config: Imagine,  # motions
 ) -> list[tuple[Scene, list[Rollout]]]:  # scenes with what the simulator shows after the motions
     "The rooms of shard `index` with their true views, in memory."
-    teacher = teacher_with_options("simulator", config.options)
+    teacher = Simulator(**config.options.get("simulator", {}))
     return [(s, teacher.imagine(s, trajectories_of(s.id, config), config.seed, reject)) for s in shard_scenes(index, reject, scenes)]
 
 # %% ../../nbs/53_synthesis.ipynb #1188a79c

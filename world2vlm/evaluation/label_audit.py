@@ -19,11 +19,13 @@ from ..core.actions import parse_actions
 from ..core.records import Example, iou, Transition, transitions_of
 from ..core.runs import parallel_map, rng_for
 from ..scenes.room import room_scenes
-from ..teachers.base import load_teacher
+from ..teachers.simulator import Simulator
 from ..tasks.visibility import error_cause, exact_visibility, mask_box, Visibility, warped_visibility
 from ..tasks.rewards import ACTION_PATTERN, BOX_PATTERN
-from ..tasks.answers import end_pose, Rules
-from ..tasks.cases import label_class, visibility_state
+from ..tasks.answers import end_pose
+from ..tasks.rules import Rules
+from ..tasks.cases import label_class
+from ..tasks.rules import visibility_state
 from ..tasks.tasks import TASKS
 from ..dataset.synthesis import Imagine, Scenes, trajectories_of
 from .statistics import wilson_interval
@@ -46,9 +48,9 @@ def _unseen_transitions(
     part: int = 0,  # piece of the work
 ) -> Iterator[Transition]:  # with true ids
     "Transitions of rooms that no other stage uses, without end."
-    s, teacher = config.scenes, load_teacher("simulator")
+    s, teacher = config.scenes, Simulator()
     for scene in room_scenes(10**9, s.seed, s.size, s.fov_deg, start=s.first + 5_000 * part):
-        for rollout in teacher.imagine(scene, trajectories_of(scene.id, config.imagine), config.imagine.seed, lambda reason, way: None):
+        for rollout in teacher.imagine(scene, trajectories_of(scene.id, config.imagine), config.imagine.seed):
             yield from transitions_of(scene, rollout)
 
 # %% ../../nbs/73_label_audit.ipynb #4785723a

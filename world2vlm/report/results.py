@@ -16,7 +16,7 @@ import numpy as np
 from ..core.actions import format_actions, plan
 from ..core.records import Example
 from ..scenes.room import room_scenes
-from ..teachers.base import load_teacher
+from ..teachers.simulator import Simulator
 from ..dataset.shards import read_dataset
 from ..dataset.synthesis import answer_counts, Scenes
 from ..evaluation.statistics import score_runs
@@ -31,12 +31,12 @@ def _view_pairs(
     n: int = 6,  # how many views
 ) -> list[ViewPair]:  # the last view of one rollout of each scene
     "What a teacher imagined, beside what the simulator sees there; ways through furniture are left out."
-    truth, found = load_teacher("simulator", radius=0.0), {}
+    truth, found = Simulator(radius=0.0), {}
     anchors = {scene.id: scene for scene in islice(read_dataset("scenes", scenes), 3 * n) if scene.room}
     for r in read_dataset("rollouts", rollouts):
         if len(found) == n or r.scene_id not in anchors: break
         if r.scene_id in found: continue
-        for true in truth.imagine(anchors[r.scene_id], [plan(r.actions)], 0, lambda reason, way: None):
+        for true in truth.imagine(anchors[r.scene_id], [plan(r.actions)], 0):
             found[r.scene_id] = ViewPair(anchors[r.scene_id].image, r.images[-1], true.images[-1], format_actions(r.actions))
     return list(found.values())
 
@@ -48,7 +48,7 @@ def _true_view_after(
     "The true view after the motion of `example`."
     if len(example.images) > 1: return None
     scene = next(room_scenes(1, scenes.seed, scenes.size, scenes.fov_deg, start=int(example.scene_id.split("-")[1])))
-    rollouts = load_teacher("simulator", radius=0.0).imagine(scene, [plan(stated_in_question(example.question)[1])], 0, lambda reason, way: None)
+    rollouts = Simulator(radius=0.0).imagine(scene, [plan(stated_in_question(example.question)[1])], 0)
     return rollouts[0].images[-1] if rollouts else None
 
 # %% ../../nbs/88_results.ipynb #e2d61d18

@@ -85,7 +85,12 @@ class Benchmark:
     system: Callable[[Item], str] = lambda item: ""  # system message
 
 
-BENCHMARKS = {name: f"world2vlm.evaluation.benchmarks.{name}:BENCHMARK" for name in ("sat", "vsibench", "mindcube", "rooms")}
+BENCHMARKS = {  # name -> module:attribute
+    "sat": "world2vlm.evaluation.benchmarks.sat:BENCHMARK",
+    "vsibench": "world2vlm.evaluation.benchmarks.vsibench:BENCHMARK",
+    "mindcube": "world2vlm.evaluation.benchmarks.mindcube:BENCHMARK",
+    "rooms": "world2vlm.evaluation.benchmarks.rooms:BENCHMARK",
+}
 
 
 def open_benchmark(
