@@ -1,20 +1,25 @@
-"The library imports fast, and without the tools of its notebooks."
+"The library imports fast, and without the tools of its notebooks and the large libraries that only some functions need."
 import subprocess, sys
 from pathlib import Path
 
 import pytest
 
+import world2vlm
+
 ROOT = Path(__file__).resolve().parent.parent
-MODULES = ["world2vlm"] + [f"world2vlm.{p.stem}" for p in sorted((ROOT / "world2vlm").glob("[!_]*.py"))]
-NETWORKS = {"world2vlm.svc_unet", "world2vlm.svc_scheduler", "world2vlm.svc_pipeline"}  # classes of torch and diffusers, whose own import takes longer
-TOOLS = ("nbdev", "fastcore", "execnb", "dvc", "papermill", "IPython", "jupytext", "pytest", "hypothesis")
+FILES = sorted(p.relative_to(ROOT) for p in (ROOT / "world2vlm").rglob("*.py") if p.stem != "_modidx")
+MODULES = [".".join(p.with_suffix("").parts).removesuffix(".__init__") for p in FILES]
+NETWORKS = {f"world2vlm.teachers.svc.{name}" for name in ("unet", "scheduler", "pipeline")}  # their classes inherit from torch and diffusers
+TOOLS = {"nbdev", "fastcore", "execnb", "dvc", "papermill", "IPython", "jupytext", "pytest", "hypothesis"}
+TORCH_TOOLS = {"IPython", "pytest", "hypothesis"}  # torch itself looks for these
+LARGE = {"torch", "transformers", "diffusers", "datasets", "trl", "peft", "accelerate", "vllm", "matplotlib", "seaborn", "pandas"}
 PROBE = """
 import sys, time
 
 class Block:
-    "Hides the notebook tools."
+    "Hides packages."
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {tools!r}: raise ImportError(f"{{name}} is not for the library")
+        if name.split(".")[0] in {hidden!r}: raise ImportError(f"{{name}} is imported with {module}")
 
 sys.meta_path.insert(0, Block())
 start = time.process_time()
@@ -23,16 +28,44 @@ print(time.process_time() - start)
 """
 
 
-def seconds(module: str) -> float:
-    "Processor time a fresh interpreter takes to import `module`."
-    tools = [t for t in TOOLS if module not in NETWORKS or t not in ("hypothesis", "pytest", "IPython")]  # torch itself asks for some of these
-    code = PROBE.format(tools=tools, module=module)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    return float(done.stdout)
+def seconds(module: str, hidden: set) -> float:
+    "Processor time that a fresh interpreter takes to import `module` where the packages `hidden` are not installed."
+    code = PROBE.format(hidden=hidden, module=module)
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert process.returncode == 0, process.stderr
+    return float(process.stdout)
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_import(module):
-    found = [seconds(module) for _ in range(1 if module in NETWORKS else 3)]
-    assert module in NETWORKS or min(found) < 1.0
+def fastest(module: str, limit: float, hidden: set) -> float:
+    "The best of at most three imports of `module`, as the machine may be busy; one that is below `limit` will do."
+    times = []
+    while len(times) < 3 and not (times and min(times) < limit): times.append(seconds(module, hidden))
+    return min(times)
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m not in NETWORKS])
+def test_module_imports_fast_and_alone(module): assert fastest(module, 1.0, TOOLS | LARGE) < 1.0
+
+
+@pytest.mark.parametrize("module", sorted(NETWORKS))
+def test_network_imports_without_tools(module): seconds(module, TOOLS - TORCH_TOOLS)
+
+
+def test_package_imports_at_once():
+    assert fastest("world2vlm", 0.1, TOOLS | LARGE | {"numpy"}) < 0.1
+
+
+def test_a_hidden_package_is_noticed():
+    with pytest.raises(AssertionError, match="numpy is imported with world2vlm.core.camera"): seconds("world2vlm.core.camera", {"numpy"})
+
+
+def test_public_names_are_loaded_at_their_first_use():
+    assert 10 <= len(world2vlm.__all__) <= 16 and set(world2vlm.__all__) <= set(dir(world2vlm))
+    for name in world2vlm.__all__: assert getattr(world2vlm, name).__class__.__name__ != "module"
+    assert world2vlm.Scene.__module__ == "world2vlm.core.records"
+    with pytest.raises(AttributeError, match="no attribute 'scene'; it offers Scene"): world2vlm.scene
+
+
+def test_version_is_that_of_the_settings():
+    "nbdev_export writes the version into world2vlm/__init__.py and leaves the rest of the file alone."
+    assert f"version = {world2vlm.__version__}\n" in (ROOT / "settings.ini").read_text()
