@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['launch_distributed']
 
-# %% ../../nbs/61_launch.ipynb #0a0224c3
+# %% ../../nbs/61_launch.ipynb #886bff85
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 # %% ../../nbs/61_launch.ipynb #c1996b5f
@@ -25,19 +26,29 @@ def _run_with_parent(
     threading.Thread(target=watch, daemon=True).start()
     return train(*arguments)
 
+# %% ../../nbs/61_launch.ipynb #8a0e7420
+@contextmanager
+def _threads_of_children(
+    n: int,  # threads of each child
+) -> Iterator[None]:
+    "Set `OMP_NUM_THREADS` within the block; afterwards it and the signal handlers are what they were."
+    before = os.environ.get("OMP_NUM_THREADS")
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)}
+    os.environ["OMP_NUM_THREADS"] = str(n)
+    try: yield
+    finally:
+        for number, handler in handlers.items(): signal.signal(number, handler)
+        os.environ.pop("OMP_NUM_THREADS") if before is None else os.environ.update(OMP_NUM_THREADS=before)
+
 # %% ../../nbs/61_launch.ipynb #978b92d8
 def launch_distributed(
     train: Callable,  # a function of a module
     *arguments: Any,  # of `train`
-    processes: int = 1,  # how many
+    processes: int = 1,  # that train together
 ) -> Any:  # what the first one returns
-    "Call `train` in several `processes` that know of each other, or just call it."
+    "Call `train` in several `processes` of one process group, or just call it."
     if processes == 1: return train(*arguments)
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-    before, handlers = os.environ.get("OMP_NUM_THREADS"), {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)}
-    os.environ["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // processes))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     config = LaunchConfig(1, 1, processes, run_id=str(os.getpid()), rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0)
-    try: return elastic_launch(config, _run_with_parent)(train, *arguments)[0]
-    finally:  # the launcher leaves both behind
-        for number, handler in handlers.items(): signal.signal(number, handler)
-        os.environ.pop("OMP_NUM_THREADS") if before is None else os.environ.update(OMP_NUM_THREADS=before)
+    with _threads_of_children(max(1, cores // processes)): return elastic_launch(config, _run_with_parent)(train, *arguments)[0]

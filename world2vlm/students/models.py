@@ -364,7 +364,6 @@ def open_student(
 class StudentConfig:
     "The student of a run."
     checkpoint: str = "data/base"  # that every arm starts from: a folder, or the name of a model on the hub
-    engine: str = "transformers"  # what runs students in evaluation: "transformers" | "vllm" | "module:Class"
 
 # %% ../../nbs/60_models.ipynb #98bd9ffb
 def _video_frames(
