@@ -1,4 +1,4 @@
-"Scenes: rooms that can be made again, and photos that were made by others."
+"Photos: each broken input costs its own entry and no other, and cameras follow the pixels."
 import json
 import re
 import struct
@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from world2vlm.core.camera import intrinsics, project, unproject
-from world2vlm.core.records import Instance, RoomPose, Scene, check_K
-from world2vlm.scenes.photos import count_photos, _cover_window, _resize_scene_parts, _resize_map, inside_folder, photo_scenes, _upright_rgb
-from world2vlm.scenes.room import _room_scene, room_scenes
-from world2vlm.scenes.room import Room
+from world2vlm.core.records import check_K
+from world2vlm.scenes.photos import (_cover_window, _resize_map, _resize_scene_parts, _upright_rgb, count_photos, inside_folder,
+                                     photo_scenes)
 
 GOOD = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
 K_GOOD = [[50, 0, 30], [0, 50, 20], [0, 0, 1]]
@@ -48,53 +47,7 @@ def walk(folder, **options):
     return scenes, rejected
 
 
-# A scene refuses parts that do not fit together.
-IMAGE, K = np.zeros((4, 6, 3), np.uint8), intrinsics(6, 4, 60)
-
-
-@pytest.mark.parametrize("change, message", [
-    (dict(id=""), "scene id"), (dict(image=IMAGE.astype(float)), "array of uint8"), (dict(image=IMAGE[..., 0]), "expected shape"),
-    (dict(K=np.eye(4)), "3 rows"), (dict(depth=np.ones((4, 6))), "array of float32"), (dict(depth=np.ones((6, 4), np.float32)), "expected shape"),
-    (dict(depth=np.full((4, 6), -1, np.float32)), "negative"), (dict(depth=np.full((4, 6), np.inf, np.float32)), "infinite"),
-    (dict(instances=[Instance(1, "red chair", np.ones((2, 2), bool))]), "mask of red chair"),
-    (dict(instances=[Instance(1, w, np.ones((4, 6), bool)) for w in ("red chair", "blue ball")]), "used twice")])
-def test_scene_refuses(change, message):
-    with pytest.raises(ValueError, match=message): Scene(**{"id": "x", "image": IMAGE, "K": K, **change})
-
-
-@pytest.mark.parametrize("make, message", [
-    (lambda: Instance(0, "red chair", np.ones((2, 2), bool)), "above 0"), (lambda: Instance(1, " ", np.ones((2, 2), bool)), "label"),
-    (lambda: Instance(1, "red chair", np.ones((2, 2))), "array of bool"), (lambda: RoomPose(-1, np.eye(4)), "room seed"),
-    (lambda: RoomPose(1, np.zeros((4, 4))), "room pose")])
-def test_parts_refuse(make, message):
-    with pytest.raises(ValueError, match=message): make()
-
-
-# Rooms.
-def test_rooms_depend_on_seed_and_index_alone():
-    whole, part = list(room_scenes(4, seed=3)), list(room_scenes(2, seed=3, start=2))
-    for a, b in zip(whole[2:], part, strict=True):
-        assert a.id == b.id and a.room.seed == b.room.seed
-        assert a.image.tobytes() == b.image.tobytes() and a.depth.tobytes() == b.depth.tobytes()
-    assert len({s.image.tobytes() for s in whole}) == 4
-    assert next(room_scenes(1, seed=4)).image.tobytes() != whole[0].image.tobytes()
-
-
-def test_room_view_renders_the_anchor_again():
-    scene = _room_scene(1, seed=0, size=(80, 60), fov_deg=70)
-    again = Room(scene.room.seed).render(scene.room.pose, scene.K, scene.size)
-    assert (again.image == scene.image).all() and (again.depth == scene.depth).all()
-    assert sum(i.mask.sum() for i in scene.instances) == (again.ids > 0).sum()
-    assert all((again.ids[i.mask] == i.id).all() for i in scene.instances)
-
-
-def test_a_room_without_a_view_is_counted():
-    told = []
-    with pytest.raises(RuntimeError, match="none of 3 rooms"): _room_scene(5, seed=0, fov_deg=0.5, reject=lambda *r: told.append(r), tries=3)
-    assert [name for name, _ in told] == ["room-000005"] * 3 and all(reason.startswith("no start pose") for _, reason in told)
-
-
-# Photos: everything that may be wrong with one entry costs that entry and no other.
+# Everything that may be wrong with an entry costs that entry and no other.
 def spoil(name, data):
     return lambda folder: (folder / name).write_bytes(data)
 
@@ -309,7 +262,7 @@ def test_maps_keep_their_place(old, new):
 
 
 def test_pictures_of_scikit_image():
-    "Real pictures that nobody prepared for us load at their own size and cut to a square; one TIFF layout is beyond Pillow."
+    "Real pictures load at their own size and cut to a square; one TIFF layout is beyond Pillow."
     folder = Path(skimage.__file__).parent / "data"
     own, rejected = walk(folder)
     assert len(own) >= 20 and {name for name, _ in rejected} <= {"multipage_rgb.tif"}
