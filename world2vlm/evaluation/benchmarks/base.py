@@ -156,12 +156,12 @@ def ask_benchmark(
     "Ask a student a benchmark; a run that was killed goes on."
     benchmark = open_benchmark(name)
     settings = dict(benchmark=name, frames=frames, blind=blind, max_new_tokens=max_new_tokens or benchmark.max_new_tokens)
-    def answers(batch, number):
+    def answers(batch):
         prompts = [Prompt([load_piece(piece, blind, frames) for piece in benchmark.prompt(item)], benchmark.system(item)) for item in batch]
         replies = student.reply(prompts, settings["max_new_tokens"])
         return [dict(response=reply.text, tokens=reply.tokens) for reply in replies]
     weight = lambda item: (-len(item.images) - bool(item.video), -len(item.question))
-    return collect_answers(answers, items, path, batch_size, student.key(settings), True, benchmark_row, weight)
+    return collect_answers(answers, items, path, batch_size, student.key(settings), benchmark_row, weight)
 
 # %% ../../../nbs/75_benchmarks.ipynb #3f13d245
 def _option(
