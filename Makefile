@@ -1,44 +1,53 @@
 # The first use of any target makes .venv from requirements.lock. `profile` in params.yaml says how large a run is.
 .DEFAULT_GOAL := help
-.PHONY: help repro ablation comparison fidelity base teacher test sync lab
+.PHONY: help repro ablation comparison quality base teacher test sync notebooks docs lab
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export OMP_NUM_THREADS ?= 2
 # glibc gives large arrays back to the kernel and asks for them again at each step of a training, which costs more than the arithmetic; here it keeps them
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=8589934592:glibc.malloc.top_pad=268435456
+NOTEBOOK = python -m papermill -k python3 --log-output --no-progress-bar -p profile mini
 
 help:      ## this list
 	@grep -E '^[a-z]+: .*##' Makefile | sed 's/:[^#]*##/ -/'
 
-repro: .venv/installed  ## the main arm, from scenes to report
-	dvc repro report labels
+repro: .venv/installed  ## the main arm, from scenes to its report
+	dvc repro report@bidirectional label_audit
 
 ablation: .venv/installed  ## every arm, and the table that compares them
 	dvc repro ablation
 
-comparison: .venv/installed  ## the student alone and with a world model at hand, on all benchmarks that are there
-	dvc repro comparison
+comparison: .venv/installed  ## the main arm alone and against a world model at test time, on all benchmarks at hand
+	dvc repro comparison@bidirectional
 
-fidelity: .venv/installed  ## the teacher: its views beside the truth, and the student that reprojection taught instead
-	dvc repro fidelity evaluate@reprojection_teacher
+quality: .venv/installed  ## the teacher's views against the truth, and the student that reprojection taught instead
+	dvc repro teacher_quality evaluate@reprojection_teacher
 
 base: .venv/installed  ## train the shipped base student again (two and a half hours on two cores)
 	mkdir -p data/mini/notebooks
-	python -m papermill -k python3 --log-output --no-progress-bar -p profile mini -p out data/base nbs/pipeline/base.ipynb data/mini/notebooks/base.ipynb
+	$(NOTEBOOK) -p out data/base nbs/pipeline/base.ipynb data/mini/notebooks/base.ipynb
 
 teacher: .venv/installed  ## train the shipped generative teacher again (forty minutes on two cores)
 	mkdir -p data/mini/notebooks
-	python -m papermill -k python3 --log-output --no-progress-bar -p profile mini -p out data/teacher nbs/pipeline/teacher.ipynb data/mini/notebooks/teacher.ipynb
+	$(NOTEBOOK) -p out data/teacher nbs/pipeline/teacher.ipynb data/mini/notebooks/teacher.ipynb
 
 test: .venv/installed  ## all tests, then every notebook of the library
 	HF_HUB_OFFLINE=1 python -m pytest
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 nbdev_test --n_workers 2
 
-sync: .venv/installed  ## notebooks -> library and README
-	jupyter nbconvert --log-level WARN --to notebook --inplace --execute nbs/index.ipynb
+sync: .venv/installed  ## notebooks -> library, dvc.yaml, README and RESULTS
 	nbdev_clean
 	nbdev_export
-	jupyter nbconvert --log-level WARN --to markdown --no-input --output-dir . --output README nbs/index.ipynb
+	python -c "from world2vlm.core.stages import sync_dependencies; sync_dependencies('dvc.yaml')"
+	jupyter nbconvert --log-level WARN --execute --to markdown --no-input --output-dir . --output README nbs/index.ipynb
+	jupyter nbconvert --log-level WARN --execute --to markdown --no-input --output-dir . --output RESULTS nbs/95_results.ipynb
 	git diff --stat
+
+notebooks: .venv/installed  ## execute every notebook of the library in place, without progress bars or warnings in the outputs
+	cd nbs && HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 jupyter nbconvert --log-level WARN --execute --to notebook --inplace [0-9]*.ipynb index.ipynb
+	nbdev_clean
+
+docs: .venv/installed  ## the notebooks as a static site: _docs/site/index.html
+	python docs/build.py
 
 lab: .venv/installed  ## JupyterLab on the notebooks
 	jupyter lab nbs
