@@ -43,7 +43,7 @@ sync: .venv/installed  ## notebooks -> library, dvc.yaml, README and RESULTS
 	git diff --stat
 
 notebooks: .venv/installed  ## execute every notebook of the library in place, without progress bars or warnings in the outputs
-	cd nbs && HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 jupyter nbconvert --log-level WARN --execute --to notebook --inplace [0-9]*.ipynb index.ipynb
+	cd nbs && HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 jupyter nbconvert --config ../docs/nbconvert_config.py --log-level WARN --execute --to notebook --inplace [0-9]*.ipynb index.ipynb
 	nbdev_clean
 
 docs: .venv/installed  ## the notebooks as a static site: _docs/site/index.html
