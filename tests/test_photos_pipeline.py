@@ -14,20 +14,20 @@ from world2vlm.core.runs import read_jsonl
 from world2vlm.dataset.shards import read_dataset, validate_dataset
 from world2vlm.dataset.synthesis import Imagine, Scenes, Supervise, make_rollouts, make_scenes, make_questions
 from world2vlm.tasks.tasks import TASKS
-from world2vlm.tasks.answers import Rules
+from world2vlm.tasks.rules import Rules
 from world2vlm.teachers.base import load_teacher
 
 SHIPPED = Path(skimage.__file__).parent / "data"
 SIZE = (96, 72)
-WAYS = Imagine(presets={"single": 24, "shift_forward_turn": 3}, ranges=Ranges(move=(0.1, 0.4, 0.1), turn=(5, 10, 5)), seed=5)
-ASKED = Supervise(Rules(move=(0.1, 0.4), turn=(5, 10), turn_gap=5), even=())
+MOTIONS = Imagine(presets={"single": 24, "shift_forward_turn": 3}, ranges=Ranges(move=(0.1, 0.4, 0.1), turn=(5, 10, 5)), seed=5)
+QUESTIONS = Supervise(rules=Rules(move=(0.1, 0.4), turn=(5, 10), turn_gap=5), balance=())
 
 
 def ids(shape: tuple, *boxes: tuple) -> np.ndarray:
     "A label map of rectangles x1, y1, x2, y2."
-    found = np.zeros(shape, np.uint8)
-    for number, (x1, y1, x2, y2) in enumerate(boxes, 1): found[y1:y2, x1:x2] = number
-    return found
+    labels = np.zeros(shape, np.uint8)
+    for number, (x1, y1, x2, y2) in enumerate(boxes, 1): labels[y1:y2, x1:x2] = number
+    return labels
 
 
 def save(folder: Path, *broken: dict) -> None:
@@ -48,8 +48,8 @@ def save(folder: Path, *broken: dict) -> None:
 def run(pictures: Path, out: Path) -> Path:
     "All stages that make data."
     make_scenes(Scenes(source="photos", folder=str(pictures), n=0, size=SIZE, fov_deg=54, per_shard=2), out / "scenes")
-    make_rollouts(WAYS, "reprojection", out / "scenes", out / "rollouts")
-    make_questions(ASKED, out / "scenes", out / "rollouts", out / "examples")
+    make_rollouts(MOTIONS, "reprojection", out / "scenes", out / "rollouts")
+    make_questions(QUESTIONS, out / "scenes", out / "rollouts", out / "examples")
     return out
 
 
@@ -61,30 +61,30 @@ def pictures(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def made(pictures, tmp_path_factory): return run(pictures, tmp_path_factory.mktemp("made"))
+def data(pictures, tmp_path_factory): return run(pictures, tmp_path_factory.mktemp("data"))
 
 
-def test_examples_are_valid(made):
-    for kind in ("scenes", "rollouts", "examples"): assert validate_dataset(kind, made / kind) == []
-    examples = list(read_dataset("examples", made / "examples"))
+def test_examples_are_valid(data):
+    for kind in ("scenes", "rollouts", "examples"): assert validate_dataset(kind, data / kind) == []
+    examples = list(read_dataset("examples", data / "examples"))
     assert {(e.teacher, e.evidence) for e in examples} == {("reprojection", "transport")}
     for e in examples:
-        assert len(e.images) == TASKS[e.task].pictures and {i.shape for i in e.images} == {(SIZE[1], SIZE[0], 3)}
+        assert len(e.images) == TASKS[e.task].n_images and {i.shape for i in e.images} == {(SIZE[1], SIZE[0], 3)}
         assert TASKS[e.task].score(e.answer, e)["overall"] == 1
 
 
-def test_tasks_follow_from_what_is_known(made):
-    asked = {}
-    for e in read_dataset("examples", made / "examples"): asked.setdefault(e.scene_id, set()).add(e.task)
+def test_tasks_follow_from_what_is_known(data):
+    tasks = {}
+    for e in read_dataset("examples", data / "examples"): tasks.setdefault(e.scene_id, set()).add(e.task)
     turns = {"A2", "A4"}
-    assert asked == {"motorcycle": {*TASKS}, "rocket": turns | {"D1", "D2", "D3", "D4"}, "chelsea": turns}
+    assert tasks == {"motorcycle": {*TASKS}, "rocket": turns | {"D1", "D2", "D3", "D4"}, "chelsea": turns}
 
 
-def test_moves_need_depth(made):
-    moved = {r.scene_id for r in read_dataset("rollouts", made / "rollouts") if any(not a.is_turn for a in r.actions)}
-    told = [row for row in read_jsonl(made / "rollouts/rejects.jsonl") if "no depth" in row["reason"]]
-    assert moved == {"motorcycle"} and {row["input"].split(":")[0] for row in told} == {"rocket", "chelsea"}
-    assert all("move" in row["input"] and row["stage"] == "imagine" for row in told)
+def test_moves_need_depth(data):
+    moved = {r.scene_id for r in read_dataset("rollouts", data / "rollouts") if any(not a.is_turn for a in r.actions)}
+    rejects = [row for row in read_jsonl(data / "rollouts/rejects.jsonl") if "no depth" in row["reason"]]
+    assert moved == {"motorcycle"} and {row["input"].split(":")[0] for row in rejects} == {"rocket", "chelsea"}
+    assert all("move" in row["input"] and row["stage"] == "imagine" for row in rejects)
 
 
 def place(scene, image: np.ndarray) -> tuple[float, float]:
@@ -95,10 +95,10 @@ def place(scene, image: np.ndarray) -> tuple[float, float]:
     return x + 12 - w // 2, y + 12 - h // 2
 
 
-def test_turned_pictures_move_the_right_way(made):
+def test_turned_pictures_move_the_right_way(data):
     "A turn to the left brings the picture to the right, by as much as the camera says."
-    scenes, checked = {s.id: s for s in read_dataset("scenes", made / "scenes")}, set()
-    for r in read_dataset("rollouts", made / "rollouts"):
+    scenes, checked = {s.id: s for s in read_dataset("scenes", data / "scenes")}, set()
+    for r in read_dataset("rollouts", data / "rollouts"):
         scene, (first, *rest) = scenes[r.scene_id], r.actions
         if rest or not first.is_turn: continue
         focal, off = scene.K[0, 0], SIZE[0] / 2 - scene.K[0, 2]
@@ -109,19 +109,19 @@ def test_turned_pictures_move_the_right_way(made):
     assert len(checked) == 6
 
 
-def test_moved_picture_matches_the_second_camera(made):
+def test_moved_picture_matches_the_second_camera(data):
     "The other picture of the stereo pair was taken 0.193001 m to the right."
-    scene = next(read_dataset("scenes", made / "scenes", id="motorcycle"))
+    scene = next(read_dataset("scenes", data / "scenes", id="motorcycle"))
     [rollout] = load_teacher("reprojection").imagine(scene, [plan([Action("right", 0.193001)])])
     left, right = (np.array(Image.open(SHIPPED / f"motorcycle_{side}.png")).mean(-1) for side in ("left", "right"))
-    found = match_template(right[180:320], left[180:320, 300:440]).argmax() - 300  # around the middle of the crop
-    assert place(scene, rollout.images[0])[0] == pytest.approx((found - 31.086) * SIZE[1] / 500, abs=1)  # 31.086 pixels between the principal points
+    disparity = match_template(right[180:320], left[180:320, 300:440]).argmax() - 300  # around the middle of the crop
+    assert place(scene, rollout.images[0])[0] == pytest.approx((disparity - 31.086) * SIZE[1] / 500, abs=1)  # 31.086 pixels between the principal points
 
 
-def test_rerun_is_byte_equal(made, pictures, tmp_path):
+def test_rerun_is_byte_equal(data, pictures, tmp_path):
     again = run(pictures, tmp_path)
     digests = lambda folder: {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("*")) if p.is_file()}
-    assert digests(again) == digests(made)
+    assert digests(again) == digests(data)
 
 
 def test_broken_inputs_cost_one_line_each(tmp_path):
@@ -137,9 +137,9 @@ def test_broken_inputs_cost_one_line_each(tmp_path):
     broken = [{"file": name} for name in ("cut.png", "empty.png", "text.jpg", "bomb.png", "../chelsea.png")]
     broken += [{"file": "chelsea.png", "id": "a", "depth": "nan.npy"}, {"file": "chelsea.png", "id": "b", "K": [[500, 0, 9000], [0, 500, 150], [0, 0, 1]]}]
     save(folder, *broken)
-    out = run(folder, tmp_path / "made")
-    told = read_jsonl(out / "scenes/rejects.jsonl")
+    out = run(folder, tmp_path / "data")
+    rejects = read_jsonl(out / "scenes/rejects.jsonl")
     reasons = ("damaged", "empty", "not a picture", "too large", "leaves the folder", "NaN", "wrong K")
-    assert [row["input"] for row in told] == [entry["file"] for entry in broken]
-    assert all(reason in row["reason"] for reason, row in zip(reasons, told, strict=True))
+    assert [row["input"] for row in rejects] == [entry["file"] for entry in broken]
+    assert all(reason in row["reason"] for reason, row in zip(reasons, rejects, strict=True))
     assert {e.scene_id for e in read_dataset("examples", out / "examples")} == {"motorcycle", "rocket", "chelsea"}

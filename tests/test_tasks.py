@@ -17,7 +17,7 @@ from world2vlm.scenes.room import room_scenes
 from world2vlm.tasks.answers import BOX_FORMATS, convert_boxes, ends_differ, end_pose, _read_motion, _read_yes, canonical_motion
 from world2vlm.tasks.rules import Rules
 from world2vlm.tasks.tasks import TASKS, _answer_class, balance_answers, balance_report
-from world2vlm.tasks.distractors import box_distractors, _edited, _edits, false_claim, motion_distractors, _trades, _follows_preset
+from world2vlm.tasks.distractors import box_distractors, _edited, _edits, false_claim, motion_distractors, _exchanges, _follows_preset
 from world2vlm.tasks.cases import label_class
 from world2vlm.tasks.rules import visibility_state
 from world2vlm.core.records import Transition, transitions_of
@@ -51,7 +51,7 @@ def examples(views):
     return [(e, t) for t in views for task in TASKS.values() for _ in range(2) for e in task.derive(t, rng, RULES)]
 
 
-def settled(e): return TASKS[e.task].kind.unpack(e.target[TASKS[e.task].kind.name])
+def settled(e): return TASKS[e.task].answer_type.unpack(e.target[TASKS[e.task].answer_type.name])
 
 
 def test_every_task_and_phrasing_is_derived(examples):
@@ -169,7 +169,7 @@ def test_defect_4_boxes_in_the_second_view_belong_to_the_true_object(examples):
 @pytest.mark.parametrize("name, words", [("A1", ("forward", "backward", "left", "right")), ("A2", ("left", "right"))])
 def test_defect_5_no_question_names_the_direction_it_asks_for(name, words, examples):
     task = TASKS[name]
-    for text in (*task.stems, task.hint, task.remark):
+    for text in (*task.questions, task.instruction, task.sentence_instruction):
         assert {w for w in words if re.search(rf"\b{w}\b", text)} in (set(), set(words))
     for e, _ in examples:
         if e.task == name and e.phrasing != "choice": assert {w for w in words if re.search(rf"\b{w}\b", e.question)} in (set(), set(words))
@@ -202,7 +202,7 @@ def test_defect_7_no_false_claim_is_true_and_no_true_claim_false(examples):
 def test_defect_7_wrong_options_are_wrong(examples):
     for e, t in examples:
         if not e.choices: continue
-        typed = [TASKS[e.task].kind.read(v) for v in e.choices.values()]
+        typed = [TASKS[e.task].answer_type.read(v) for v in e.choices.values()]
         assert len(typed) == (2 if e.target["yes"] is not None else 4) and typed["ABCD".index(e.answer)] == settled(e)
         if e.target["actions"]: assert all(ends_differ(a, b) for a, b in combinations(typed, 2))
         if e.target["box"]: assert all(iou(a, b) < RULES.overlap for a, b in combinations(typed, 2))
@@ -258,7 +258,7 @@ def test_every_preset_has_false_claims_of_every_kind_and_options():
             options = motion_distractors(truth, rng, RULES)
             assert false_claim(truth, rng, RULES) and options and all(map(_follows_preset, options))
     truth = canonical_motion([A("turn_left", 30), A("forward", 1)])
-    assert {e[0] for e in _edits(truth) + _trades(truth)} == {"swap", "mirror", "kind", "amount", "trade"}
+    assert {e[0] for e in _edits(truth) + _exchanges(truth)} == {"swap", "mirror", "kind", "amount", "exchange"}
     assert _edited(truth, ("swap", 0, None)) == (A("forward", 1), A("turn_left", 30))
 
 
@@ -287,7 +287,7 @@ def test_scores_fall_with_the_error(examples):
 # Objects
 
 def test_visibility_rule():
-    assert [visibility_state(s, Rules(seen=0.5, gone=0.1)) for s in (0.5, 0.49, 0.11, 0.1)] == ["seen", "ambiguous", "ambiguous", "gone"]
+    assert [visibility_state(s, Rules(seen=0.5, gone=0.1)) for s in (0.5, 0.49, 0.11, 0.1)] == ["visible", "ambiguous", "ambiguous", "gone"]
     with pytest.raises(ValueError, match="gone < seen"): Rules(seen=0.1, gone=0.1)
     assert from_dict(Rules, {"seen": 0.3, "turn": [10, 60]}, "tasks").turn == (10.0, 60.0)
 
@@ -311,7 +311,7 @@ def test_d4_needs_another_object_of_the_class():
     made = {}
     for s in (lone, crowd):
         [rollout] = load_teacher("reprojection").imagine(s, [plan([A("turn_right", 3)])])
-        made[s.instances[1].label] = [e for _ in range(40) for e in TASKS["D4"].derive(transitions_of(s, rollout)[0], rng, count=count)]
+        made[s.instances[1].label] = [e for _ in range(40) for e in TASKS["D4"].derive(transitions_of(s, rollout)[0], rng, skipped=count)]
     assert made["blue lamp"] == [] and count["D4: no other of its class in the second view"] == 80
     assert 20 < sum(e.target["yes"] for e in made["blue chair"]) < 60
     assert not any("red" in e.question for e in made["blue chair"])  # a colour would answer the question
@@ -369,7 +369,7 @@ def test_boxes_survive_the_way_to_large_pictures_and_back(box):
 def test_boxes_in_pixels():
     assert convert_boxes("at [500, 250, 1000, 1000] now", "pixels", (200, 100)) == "at [100, 25, 200, 100] now"
     assert convert_boxes("bbox [100.4, 25, 200, 100].", "pixels", (200, 100), back=True) == "bbox [502, 250, 1000, 1000]."
-    with pytest.raises(ValueError, match="box unit 'cm'"): convert_boxes("", "cm", (1, 1))
+    with pytest.raises(ValueError, match="box format 'cm'"): convert_boxes("", "cm", (1, 1))
 
 
 def test_unknown_phrasing_is_an_error(views):

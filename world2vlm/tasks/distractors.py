@@ -13,24 +13,25 @@ import numpy as np
 from ..core.camera import Action, MOVES
 from ..core.actions import PRESETS
 from ..core.records import iou
-from .rules import Box, is_large, Rules
+from .rules import is_large, Rules
+from ..core.records import Box
 from .answers import canonical_motion, ends_differ, to_norm1000
 
 # %% ../../nbs/44_distractors.ipynb #acf25714
-def _stepped_amount(
+def _amount_gap(
     action: Action,  # of the truth
     rules: Rules = Rules(),  # gives the gaps
 ) -> float:  # metres or degrees, positive
-    "By how much a false claim changes the amount of `action`: a least gap, or a share of a large amount."
-    grid, least = (10.0, rules.turn_gap) if action.is_turn else (0.1, rules.move_gap)
-    return round(max(least, round(rules.wide_gap * action.amount / grid) * grid), 6)
+    "By how much a false claim changes the amount of `action`: the smallest gap, or a share of a large amount."
+    grid, gap = (10.0, rules.turn_gap) if action.is_turn else (0.1, rules.move_gap)
+    return round(max(gap, round(rules.wide_gap * action.amount / grid) * grid), 6)
 
 # %% ../../nbs/44_distractors.ipynb #b8c984c4
-_Edit = tuple[str, int, object]  # what, which action, new value
+_Edit = tuple[str, int, object]  # type of the edit, index of the action, new value
 
 
 def _edits(
-    actions: tuple[Action, ...],  # the truth, settled
+    actions: tuple[Action, ...],  # the truth, canonical
     rules: Rules = Rules(),  # gives gaps and bounds
 ) -> list[_Edit]:  # in a fixed order
     "Every small change that could make `actions` false."
@@ -38,25 +39,25 @@ def _edits(
     for i, a in enumerate(actions):
         out.append(("mirror", i, None))
         if not a.is_turn: out += [("kind", i, kind) for kind in MOVES if kind not in (a.kind, a.opposite.kind)]
-        (low, high), gap = rules.turn if a.is_turn else rules.move, _stepped_amount(a, rules)
+        (low, high), gap = rules.turn if a.is_turn else rules.move, _amount_gap(a, rules)
         out += [("amount", i, d) for d in (gap, -gap) if low - 1e-9 <= a.amount + d <= high + 1e-9]
     return out
 
 # %% ../../nbs/44_distractors.ipynb #8dfdfd65
 def _edited(
-    actions: tuple[Action, ...],  # at least as long as when `edit` was made
-    edit: _Edit,  # of `_edits` or `_trades`
-) -> tuple[Action, ...]:  # not settled
+    actions: tuple[Action, ...],  # those that `edit` was made for
+    edit: _Edit,  # of `_edits` or `_exchanges`
+) -> tuple[Action, ...]:  # not canonical
     "`actions` after `edit`."
-    what, i, value = edit
-    if what == "swap": return actions[::-1]
+    name, i, value = edit
+    if name == "swap": return actions[::-1]
     a = actions[i]
     new = {"mirror": lambda: a.opposite, "kind": lambda: Action(value, a.amount),
-           "amount": lambda: Action(a.kind, round(a.amount + value, 6)), "trade": lambda: value}[what]()
+           "amount": lambda: Action(a.kind, round(a.amount + value, 6)), "exchange": lambda: value}[name]()
     return (*actions[:i], new, *actions[i + 1:])
 
 # %% ../../nbs/44_distractors.ipynb #1a1322e1
-def _traded(
+def _exchanged(
     action: Action,  # left, right or a turn
     rules: Rules = Rules(),  # gives the ranges
 ) -> Action:  # on the grid of 0.1 m or 10 degrees
@@ -67,63 +68,66 @@ def _traded(
     return Action(action.kind.removeprefix("turn_") if action.is_turn else f"turn_{action.kind}", amount)
 
 
-def _trades(
-    actions: tuple[Action, ...],  # the truth, settled
+def _exchanges(
+    actions: tuple[Action, ...],  # the truth, canonical
     rules: Rules = Rules(),  # gives the ranges
 ) -> list[_Edit]:  # for `_edited`
-    "Changes of `actions` that trade a turn for a sideways move or back."
-    return [("trade", i, _traded(a, rules)) for i, a in enumerate(actions) if a.kind not in ("forward", "backward")]
+    "Edits of `actions` that exchange a turn for a sideways move or back."
+    return [("exchange", i, _exchanged(a, rules)) for i, a in enumerate(actions) if a.kind not in ("forward", "backward")]
 
 # %% ../../nbs/44_distractors.ipynb #c5b4b0f9
 def _follows_preset(
-    actions: tuple[Action, ...],  # settled
-) -> bool:  # whether a rollout of a preset could hold it
+    actions: tuple[Action, ...],  # canonical
+) -> bool:  # whether a rollout of a preset could contain it
     "Whether the kinds of `actions` are those of a preset, or of its beginning."
     kinds = [a.kind for a in actions]
     return any(len(kinds) <= len(slots) and all(k in slot for k, slot in zip(kinds, slots)) for slots in PRESETS.values())
 
 
 def _is_false(
-    claim: tuple[Action, ...],  # settled
-    truth: tuple[Action, ...],  # settled
+    claim: tuple[Action, ...],  # canonical
+    truth: tuple[Action, ...],  # canonical
     rules: Rules = Rules(),  # gives `apart`
 ) -> bool:  # True only for a good wrong answer
-    "Whether `claim` is as long and as usual as `truth`, and ends somewhere else."
-    return len(claim) == len(truth) and (_follows_preset(claim) or not _follows_preset(truth)) and ends_differ(claim, truth, rules)
+    "Whether `claim` is as long and as usual as `truth`, and ends elsewhere."
+    usual = _follows_preset(claim) or not _follows_preset(truth)
+    return len(claim) == len(truth) and usual and ends_differ(claim, truth, rules)
 
 # %% ../../nbs/44_distractors.ipynb #61975005
 def false_claim(
-    truth: tuple[Action, ...],  # settled
-    rng: np.random.Generator,  # picks the change
+    truth: tuple[Action, ...],  # canonical
+    rng: np.random.Generator,  # picks the edit
     rules: Rules = Rules(),  # gaps, bounds
-) -> tuple[Action, ...] | None:  # settled and false, None where no change is
+) -> tuple[Action, ...] | None:  # canonical and false, None where no edit is
     "A motion close to `truth` that is not true."
-    ways = _edits(truth, rules) + _trades(truth, rules)
-    ways = [e for j in rng.permutation(len(ways)) if _is_false(canonical_motion(_edited(truth, e := ways[j])), truth, rules)]
-    if not ways: return None
-    kinds = list(dict.fromkeys(what for what, *_ in ways))
-    first = kinds[rng.integers(len(kinds))]
-    return canonical_motion(_edited(truth, next(e for e in ways if e[0] == first)))
+    edits = _edits(truth, rules) + _exchanges(truth, rules)
+    edits = [edits[j] for j in rng.permutation(len(edits))]
+    claims = [(edit[0], canonical_motion(_edited(truth, edit))) for edit in edits]
+    claims = [(name, claim) for name, claim in claims if _is_false(claim, truth, rules)]
+    if not claims: return None
+    names = list(dict.fromkeys(name for name, _ in claims))
+    name = names[rng.integers(len(names))]
+    return next(claim for n, claim in claims if n == name)
 
 # %% ../../nbs/44_distractors.ipynb #3be1d5bc
 def motion_distractors(
-    truth: tuple[Action, ...],  # settled
+    truth: tuple[Action, ...],  # canonical
     rng: np.random.Generator,  # picks the two edits
     rules: Rules = Rules(),  # gaps, bounds
 ) -> list[tuple[Action, ...]] | None:  # three wrong motions, None where no square exists
     "Wrong options beside `truth`: one edit, another edit, and both."
     pairs = [(a, b) for a, b in permutations(_edits(truth, rules), 2) if a[0] != "swap"]
     for j in rng.permutation(len(pairs)):
-        one, two = pairs[j]
-        first = _edited(truth, one)
-        wrong = [canonical_motion(m) for m in (first, _edited(truth, two), _edited(first, two))]
-        if all(_is_false(a, b, rules) for a, b in combinations([truth, *wrong][::-1], 2)): return wrong
+        a, b = pairs[j]
+        first = _edited(truth, a)
+        wrong = [canonical_motion(m) for m in (first, _edited(truth, b), _edited(first, b))]
+        if all(_is_false(*pair, rules) for pair in combinations([truth, *wrong][::-1], 2)): return wrong
     return None
 
 # %% ../../nbs/44_distractors.ipynb #67bd7873
 def _moved_box(
-    box: Box,  # in shares
-    shift: tuple[float, float],  # right and down, in shares
+    box: Box,  # as shares of width and height
+    shift: tuple[float, float],  # right and down, as shares
     scale: float,  # of both sides, about the centre
 ) -> Box:  # clipped and rounded
     "`box` after a `shift` and a change of size."
@@ -140,11 +144,11 @@ def box_distractors(
 ) -> list[Box] | None:  # three wrong boxes, None where no square exists
     "Wrong options beside `truth`: shifted, resized, and both."
     back = tuple((b[0] + b[1] - t[0] - t[1]) / 2 for b, t in zip((before[::2], before[1::2]), (truth[::2], truth[1::2])))
-    aside = 1.2 * (truth[2] - truth[0])
-    shifts = [back, (2 * back[0], 2 * back[1]), (aside, 0.0), (-aside, 0.0)]
-    ways = [*product(shifts, (1.5, 1 / 1.5))]
-    for j in rng.permutation(len(ways)):
-        shift, scale = ways[j]
+    sideways = 1.2 * (truth[2] - truth[0])
+    changes = [*product([back, (2 * back[0], 2 * back[1]), (sideways, 0.0), (-sideways, 0.0)], (1.5, 1 / 1.5))]
+    for j in rng.permutation(len(changes)):
+        shift, scale = changes[j]
         wrong = [_moved_box(truth, shift, 1), _moved_box(truth, (0, 0), scale), _moved_box(truth, shift, scale)]
-        if all(is_large(b, rules) for b in wrong) and all(iou(a, b) < rules.overlap for a, b in combinations([truth, *wrong], 2)): return wrong
+        apart = all(iou(a, b) < rules.overlap for a, b in combinations([truth, *wrong], 2))
+        if apart and all(is_large(b, rules) for b in wrong): return wrong
     return None

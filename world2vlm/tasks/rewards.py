@@ -14,7 +14,7 @@ from collections import Counter
 from ..core.records import iou
 
 # %% ../../nbs/42_rewards.ipynb #6d286982
-_ENDING = ' \t\r\n.,;:!?"'  # characters that do not count at the end of an answer
+_ENDING = ' \t\r\n.,;:!?"'  # ignored at the end of an answer
 
 
 def normalise_answer(
@@ -42,8 +42,8 @@ def _read_steps(
     text: str,  # what the student wrote
 ) -> list[tuple[str, float]]:  # ("forward", metres) or ("turn_left", degrees), in order of appearance
     "Every action that `text` states with a number and its unit."
-    found = ACTION_PATTERN.finditer(normalise_answer(text))
-    return [(m[1], float(m[2])) if m[1] else (f"turn_{m[3]}", float(m[4])) for m in found]
+    matches = ACTION_PATTERN.finditer(normalise_answer(text))
+    return [(m[1], float(m[2])) if m[1] else (f"turn_{m[3]}", float(m[4])) for m in matches]
 
 # %% ../../nbs/42_rewards.ipynb #4407f1c9
 BOX_PATTERN = re.compile(r"(?:bbox\s*)?\[\s*" + r"\s*,\s*".join([_NUMBER] * 4) + r"\s*\]", re.IGNORECASE)
@@ -51,15 +51,15 @@ BOX_PATTERN = re.compile(r"(?:bbox\s*)?\[\s*" + r"\s*,\s*".join([_NUMBER] * 4) +
 
 def read_box_text(
     text: str,  # what the student wrote
-) -> tuple[list[float] | None, float]:  # (x1, y1, x2, y2) in thousandths of the picture, format mark 0, 0.4 or 1
+) -> tuple[list[float] | None, float]:  # (x1, y1, x2, y2) in thousandths of the picture, format score 0, 0.4 or 1
     "The first box in `text` and how cleanly it is written."
     text = text.strip()
-    found = BOX_PATTERN.search(text)
-    if found is None: return None, 0.0
-    return [float(g) for g in found.groups()], 1.0 if BOX_PATTERN.fullmatch(text) else 0.4
+    match = BOX_PATTERN.search(text)
+    if match is None: return None, 0.0
+    return [float(g) for g in match.groups()], 1.0 if BOX_PATTERN.fullmatch(text) else 0.4
 
 # %% ../../nbs/42_rewards.ipynb #34a48ed7
-_TOLERANCE = {"move": (0.5, 5.0), "turn": (5.0, 90.0)}  # (full credit up to, none from): metres, degrees
+_TOLERANCE = {"move": (0.5, 5.0), "turn": (5.0, 90.0)}  # error with full credit, error without any: metres, degrees
 
 
 def _numeric_credit(
@@ -74,7 +74,7 @@ def _numeric_credit(
 # %% ../../nbs/42_rewards.ipynb #94a53e15
 def _weighted_sum(
     weights: dict[str, float],  # part -> weight
-    parts: dict[str, float],  # part -> mark in [0, 1]
+    parts: dict[str, float],  # part -> score in [0, 1]
 ) -> dict[str, float]:  # "overall" first, then every part
     "Add the weighted `parts`."
     return {"overall": sum(w * parts[k] for k, w in weights.items()), **parts}
@@ -91,8 +91,8 @@ def _single_reward(
     truth, steps = _read_steps(answer)[:1], _read_steps(response)
     if not truth: return _weighted_sum(_SINGLE, dict.fromkeys(_SINGLE, 0.0))
     kind, true = truth[0]
-    marks = [_numeric_credit(kind, amount, true) for k, amount in steps if k == kind]
-    return _weighted_sum(_SINGLE, {"format": float(bool(steps)), "action": float(bool(marks)), "numeric": max(marks, default=0.0)})
+    credits = [_numeric_credit(kind, amount, true) for k, amount in steps if k == kind]
+    return _weighted_sum(_SINGLE, {"format": float(bool(steps)), "action": float(bool(credits)), "numeric": max(credits, default=0.0)})
 
 # %% ../../nbs/42_rewards.ipynb #a2f85e9f
 _SEQUENCE = {"format": 0.10, "action": 0.25, "order": 0.35, "numeric": 0.30}
@@ -114,9 +114,9 @@ def _sequence_reward(
     "Reward of a `response` to a question whose `answer` is an ordered sequence (A3, D3)."
     truth, steps = _read_steps(answer), _read_steps(response)
     if not truth: return _weighted_sum(_SEQUENCE, dict.fromkeys(_SEQUENCE, 0.0))
-    marks = [_numeric_credit(k, amount, true) for (k, true), (said, amount) in zip(truth, steps) if k == said]
+    credits = [_numeric_credit(k, amount, true) for (k, true), (kind, amount) in zip(truth, steps) if k == kind]
     parts = {"format": float(bool(steps)), "action": kind_overlap([k for k, _ in truth], [k for k, _ in steps]),
-             "order": len(marks) / len(truth), "numeric": sum(marks) / len(truth)}
+             "order": len(credits) / len(truth), "numeric": sum(credits) / len(truth)}
     reward = _weighted_sum(_SEQUENCE, parts)
     reward["overall"] = max(0.0, reward["overall"] - _SURPLUS * max(0, len(steps) - len(truth)))
     return reward
@@ -141,10 +141,10 @@ def box_terms(
     def centre(b): return (b[0] + b[2]) / 2, (b[1] + b[3]) / 2
     def sides(b): return max(1.0, b[2] - b[0]), max(1.0, b[3] - b[1])
     (w, h), (tw, th) = sides(box), sides(true)
-    away = math.dist(centre(box), centre(true)) / max(80.0, 0.6 * math.hypot(tw, th))
+    distance = math.dist(centre(box), centre(true)) / max(80.0, 0.6 * math.hypot(tw, th))
     size = (abs(math.log(w / tw)) + abs(math.log(h / th))) / 1.6
     l1 = sum(abs(p - t) for p, t in zip(box, true)) / 4 / 180
-    return {"iou": iou(box, true), "center": max(0.0, 1 - away), "size": max(0.0, 1 - size), "l1": max(0.0, 1 - l1)}
+    return {"iou": iou(box, true), "center": max(0.0, 1 - distance), "size": max(0.0, 1 - size), "l1": max(0.0, 1 - l1)}
 
 # %% ../../nbs/42_rewards.ipynb #33319b95
 _GEOMETRY = {"iou": 0.45, "center": 0.20, "l1": 0.20, "size": 0.15}
@@ -159,9 +159,9 @@ def _box_reward(
     (true, _), (box, form) = read_box_text(answer), read_box_text(response)
     if true is None or box is None: return dict.fromkeys(("overall", *_BOXED, "iou", "center", "size", "l1"), 0.0)
     box, validity = _order_and_clip(box)
-    marks = box_terms(box, _order_and_clip(true)[0])
-    geometry = sum(w * marks[k] for k, w in _GEOMETRY.items()) * (0.3 + 0.7 * validity)
-    return _weighted_sum(_BOXED, {"format": form, "validity": validity, "geometry": geometry}) | marks
+    terms = box_terms(box, _order_and_clip(true)[0])
+    geometry = sum(w * terms[k] for k, w in _GEOMETRY.items()) * (0.3 + 0.7 * validity)
+    return _weighted_sum(_BOXED, {"format": form, "validity": validity, "geometry": geometry}) | terms
 
 # %% ../../nbs/42_rewards.ipynb #8d7f2196
 _BINARY = {"format": 0.20, "accuracy": 0.80}
@@ -172,14 +172,14 @@ def _binary_reward(
     response: str,  # what the student wrote
 ) -> dict[str, float]:  # overall, format, accuracy
     "Reward of a `response` to a question whose `answer` is yes/no or true/false (A4, D2, D4)."
-    truth, said = read_bool(answer), read_bool(response)
-    if truth is None or said is None: return _weighted_sum(_BINARY, dict.fromkeys(_BINARY, 0.0))
-    return _weighted_sum(_BINARY, {"format": 1.0, "accuracy": float(said == truth)})
+    truth, value = read_bool(answer), read_bool(response)
+    if truth is None or value is None: return _weighted_sum(_BINARY, dict.fromkeys(_BINARY, 0.0))
+    return _weighted_sum(_BINARY, {"format": 1.0, "accuracy": float(value == truth)})
 
 # %% ../../nbs/42_rewards.ipynb #f451013b
 MAX_ANSWER_CHARS = 200
 _REWARDS = {"A1": _single_reward, "A2": _single_reward, "A3": _sequence_reward, "D3": _sequence_reward,
-           "D1": _box_reward, "A4": _binary_reward, "D2": _binary_reward, "D4": _binary_reward}
+            "D1": _box_reward, "A4": _binary_reward, "D2": _binary_reward, "D4": _binary_reward}
 
 
 def paper_reward(
