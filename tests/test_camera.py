@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from world2vlm.core.camera import Action
-from world2vlm.core.camera import Motion, check_pose, homography, intrinsics, move, project, relative_motion, relative_pose, resize_K, transform, unproject, yaw
+from world2vlm.core.camera import Action, check_pose, homography, intrinsics, is_pure_turn, move, project, relative_motion, relative_pose
+from world2vlm.core.camera import resize_K, transform, unproject, yaw
 
 settings.register_profile("shared machine", deadline=None, derandomize=True)
 settings.load_profile("shared machine")
@@ -55,7 +55,7 @@ def test_left_then_right_is_nothing(degrees):
 def test_motion_is_what_was_done(a, degrees, x, z):
     motion = relative_motion(a, a @ move(x=x, z=z) @ yaw(degrees))
     assert np.isclose(motion.rotation_deg, degrees, atol=1e-6) and np.allclose(motion.translation, [x, 0, z], atol=1e-9)
-    assert motion.tilt_deg == 0 and np.allclose(motion.pose(), move(x=x, z=z) @ yaw(degrees))
+    assert motion.tilt_deg == 0 and np.allclose(move(*motion.translation) @ yaw(motion.rotation_deg), move(x=x, z=z) @ yaw(degrees))
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.floats(20, 140), st.integers(0, 2**32 - 1))
@@ -84,8 +84,8 @@ def test_homography_is_a_turn_of_the_rays(degrees, x, y):
     K_a, K_b = intrinsics(64, 48, 90), intrinsics(80, 60, 70)
     point = np.linalg.inv(K_a) @ [x, y, 1]
     expected, depth = project(transform(relative_pose(yaw(degrees), np.eye(4)), point), K_b)
-    found = homography(K_a, K_b, yaw(degrees)[:3, :3]) @ [x, y, 1]
-    if depth > 0.05: assert np.allclose(found[:2] / found[2], expected)
+    pixel = homography(K_a, K_b, yaw(degrees)[:3, :3]) @ [x, y, 1]
+    if depth > 0.05: assert np.allclose(pixel[:2] / pixel[2], expected)
 
 
 def test_resized_images_keep_their_rays():
@@ -95,27 +95,20 @@ def test_resized_images_keep_their_rays():
     assert np.allclose(project(point, resize_K(K, (64, 48), (32, 96)))[0], project(point, K)[0] * [0.5, 2])
 
 
-def test_tilt_is_told_apart_from_yaw():
+def test_tilt_is_not_yaw():
     motion = relative_motion(np.eye(4), yaw(25) @ tilted(10))
     assert np.isclose(motion.tilt_deg, 10, atol=0.5) and np.isclose(motion.rotation_deg, 25, atol=0.5)
-    with pytest.raises(ValueError, match="level plane"): relative_motion(np.eye(4), tilted(10)).actions()
 
 
-@pytest.mark.parametrize("motion, expected", [
-    (Motion(0, (0, 0, 0)), []),
-    (Motion(0, (0.4, 0, 0)), [Action("right", 0.4)]),
-    (Motion(0, (-0.4, 0, 1e-9)), [Action("left", 0.4)]),
-    (Motion(0, (0, 0, -2)), [Action("backward", 2)]),
-    (Motion(30 + 1e-12, (0, 0, 0)), [Action("turn_right", 30)]),
-    (Motion(180, (0, 0, 0)), [Action("turn_right", 180)]),
+@pytest.mark.parametrize("action, degrees, shift", [
+    (Action("right", 0.4), 0, [0.4, 0, 0]), (Action("left", 0.4), 0, [-0.4, 0, 0]), (Action("backward", 2), 0, [0, 0, -2]), (Action("forward", 2), 0, [0, 0, 2]),
+    (Action("turn_right", 30), 30, [0, 0, 0]), (Action("turn_left", 30), -30, [0, 0, 0]), (Action("turn_left", 180), 180, [0, 0, 0]),
 ])
-def test_single_actions(motion, expected):
-    assert motion.actions() == expected
-
-
-@pytest.mark.parametrize("motion", [Motion(10, (0, 0, 1)), Motion(0, (1, 0, 1)), Motion(0, (0, 1, 0)), Motion(10, (0, 0, 0), tilt_deg=5)])
-def test_mixed_motions_have_no_single_action(motion):
-    with pytest.raises(ValueError, match="not one action"): motion.actions()
+def test_poses_of_actions(action, degrees, shift):
+    motion = relative_motion(np.eye(4), action.pose())
+    assert np.isclose(motion.rotation_deg, degrees) and np.allclose(motion.translation, shift) and motion.tilt_deg == 0
+    assert is_pure_turn(action.pose()) == action.is_turn and np.isclose(motion.distance, np.linalg.norm(shift))
+    assert np.allclose(action.pose() @ action.opposite.pose(), np.eye(4))
 
 
 @pytest.mark.parametrize("pose", [np.eye(3), np.full((4, 4), np.nan), np.diag([1, 1, -1, 1.0]), np.diag([2, 2, 2, 1.0]), np.ones((4, 4))])

@@ -7,6 +7,7 @@ from hypothesis import given, settings, strategies as st
 
 from world2vlm import coupled
 from world2vlm.core.camera import Action
+from world2vlm.core.records import keyframe_poses
 from world2vlm.core.actions import format_actions, merge_actions, parse_actions, plan
 from world2vlm.evaluation.benchmarks.base import Item
 from world2vlm.students.models import Reply
@@ -61,7 +62,7 @@ def test_pose_caption_and_picture_of_every_candidate_agree(free, truth):
 @given(st.lists(ACTIONS, min_size=1, max_size=4))
 @settings(max_examples=50, deadline=None)
 def test_views_lie_where_their_actions_lead(way):
-    views = _trajectory_of(tuple(way), 3).views
+    views = keyframe_poses(_trajectory_of(tuple(way), 3))
     assert len(views) == 3 and np.allclose(views, [plan(actions).poses[-1] for actions in _path_steps(tuple(way), 3)])
     assert format_actions(merge_actions(_path_steps(tuple(way), 3)[-1])) == format_actions(merge_actions(way))
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from world2vlm.core.camera import intrinsics, project, unproject
-from world2vlm.core.records import check_K
+from world2vlm.core.camera import check_K
 from world2vlm.scenes.photos import (_cover_window, _resize_map, _resize_scene_parts, _upright_rgb, count_photos, inside_folder,
                                      photo_scenes)
 
@@ -276,3 +276,11 @@ def test_inside_takes_plain_names(tmp_path):
     (tmp_path / "a.png").write_bytes(b"x")
     (tmp_path / "alias.png").symlink_to("a.png")
     assert inside_folder(tmp_path, "alias.png").name == "a.png"
+
+
+def test_a_larger_limit_lets_a_larger_picture_in(folder):
+    "The message of a picture over the limit names the argument that helps."
+    (folder / "manifest.json").write_text(json.dumps([{**LAST, "file": "a.png"}]))
+    assert "60x40 is over 0.001 megapixels" in walk(folder, max_pixels=1000)[1][0][1]
+    assert "larger max_pixels to photo_scenes" in walk(folder, max_pixels=2399)[1][0][1]
+    assert [s.size for s in walk(folder, max_pixels=2400)[0]] == [(60, 40)]

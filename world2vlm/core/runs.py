@@ -182,12 +182,12 @@ def parallel_map(
 
 # %% ../../nbs/04_runs.ipynb #32eb8b87
 def log_stage(
-    name: str,  # of the stage, as in dvc.yaml
+    name: str,  # of the run: the stage, with its arm or teacher as "sft-bidirectional"
     profile: str,  # size of the run
-    made: dict,  # figures of the stage
+    figures: dict,  # what the stage made or measured, without times
     cost: dict,  # of `track_cost`
-) -> Path:  # the metrics file, from the root of the repository
-    "Write data/`profile`/metrics/`name`.json."
-    path = Path("data") / profile / "metrics" / f"{name}.json"
-    write_json(repo_root() / path, {"stage": name, "made": made, "cost": cost})
-    return path
+) -> None:
+    "Write data/`profile`/metrics/`name`.json and data/`profile`/costs/`name`.json."
+    folder = repo_root() / "data" / profile
+    write_json(folder / "metrics" / f"{name}.json", figures)
+    write_json(folder / "costs" / f"{name}.json", cost)

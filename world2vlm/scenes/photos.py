@@ -17,7 +17,8 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..core.camera import intrinsics
-from ..core.records import check_depth, check_K, Instance, Scene
+from ..core.records import check_depth, Instance, Scene
+from ..core.camera import check_K
 from ..core.runs import Reject
 
 # %% ../../nbs/14_photos.ipynb #f0b31559
@@ -30,22 +31,25 @@ def _read_header(
     file: BinaryIO,  # open for reading
     max_pixels: int = _MAX_PIXELS,  # refuse larger pictures
 ) -> Image.Image:  # not decoded yet
-    "The picture in `file` by its header; ValueError with one plain reason when it should not be decoded."
+    "The picture in `file` by its header; ValueError with the reason when it should not be decoded."
     try:
         with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
             picture = Image.open(file, formats=_FORMATS)
-    except Image.DecompressionBombError: raise ValueError(f"too large: over {max_pixels / 1e6:g} megapixels") from None
-    except UnidentifiedImageError: raise ValueError(f"not a picture: no readable {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}") from None
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"too large for Pillow, scale it down: {error}") from None
+    except UnidentifiedImageError:
+        raise ValueError(f"not a picture: no readable {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}") from None
     width, height = picture.size
     if width * height <= max_pixels: return picture
-    raise ValueError(f"too large: {width}x{height} is over {max_pixels / 1e6:g} megapixels; scale it down or raise max_pixels")
+    raise ValueError(f"too large: {width}x{height} is over {max_pixels / 1e6:g} megapixels; scale it down, "
+                     "or pass a larger max_pixels to photo_scenes")
 
 # %% ../../nbs/14_photos.ipynb #20a56aff
 def _open_picture(
     path: Path,  # file to open
     max_pixels: int = _MAX_PIXELS,  # refuse larger pictures before decoding
 ) -> Image.Image:  # decoded
-    "The picture at `path`; ValueError with one plain reason when there is none."
+    "The picture at `path`; ValueError with the reason when there is none."
     if not path.is_file(): raise ValueError("the file is missing")
     if path.stat().st_size == 0: raise ValueError("the file is empty")
     with path.open("rb") as file:
@@ -58,7 +62,7 @@ def _open_picture(
 def _upright_rgb(
     picture: Image.Image,  # any mode but floating point
 ) -> np.ndarray:  # uint8 [H, W, 3]
-    "Turn `picture` as its EXIF says, put it on white, in 8-bit RGB; ValueError for a floating point picture."
+    "`picture` turned as its EXIF says, on white, in 8-bit RGB; ValueError for a floating point picture."
     picture = ImageOps.exif_transpose(picture)
     if picture.mode == "F": raise ValueError("floating point picture: its range is unknown, save it with 8 bits")
     if picture.mode.startswith("I"):  # 16 bits: 65535 / 257 = 255
@@ -80,11 +84,12 @@ def _open_npy(
 # %% ../../nbs/14_photos.ipynb #07d64fbb
 def _read_map(
     path: Path,  # .npy or .png
-    size: tuple[int, int],  # width and height it must have, pixels
+    size: tuple[int, int],  # width and height of the upright picture, pixels
 ) -> np.ndarray:  # [H, W] as stored
     "The numbers at `path`; ValueError when they are unreadable or not of `size`."
     if path.suffix not in (".npy", ".png"): raise ValueError("maps are .npy or .png files")
-    values = _open_npy(path) if path.suffix == ".npy" else np.asarray(_open_picture(path))
+    limit = max(_MAX_PIXELS, size[0] * size[1])
+    values = _open_npy(path) if path.suffix == ".npy" else np.asarray(_open_picture(path, limit))
     if values.shape == (size[1], size[0]): return np.array(values)
     raise ValueError(f"wrong shape: the map has {list(values.shape)}, the upright picture {[size[1], size[0]]}")
 
@@ -95,14 +100,23 @@ def _read_depth(
 ) -> np.ndarray:  # float32 [H, W] metres, 0 = unknown
     "Depth at `path`; ValueError when it does not fit `size` or holds NaN or negative values."
     values = _read_map(path, size)
-    wanted = "f" if path.suffix == ".npy" else "u"
-    if values.dtype.kind != wanted or values.dtype == np.uint8:
+    kind = "f" if path.suffix == ".npy" else "u"
+    if values.dtype.kind != kind or values.dtype == np.uint8:
         raise ValueError(f"wrong type: {values.dtype}; give float .npy in metres or 16-bit .png in millimetres")
-    depth = (values if wanted == "f" else values / 1000).astype(np.float32)
+    depth = (values if kind == "f" else values / 1000).astype(np.float32)
     check_depth(depth)
     return depth
 
 # %% ../../nbs/14_photos.ipynb #e1e32269
+def _is_label(
+    key: str,  # id in the table of labels
+    label: object,  # its value
+) -> bool:  # whether they may name an object
+    "Whether `key` is an id from 1 to 65535 in decimal digits, and `label` a text that is not blank."
+    is_id = key.isascii() and key.isdecimal() and 1 <= int(key) <= 65535 and str(int(key)) == key
+    return is_id and isinstance(label, str) and bool(label.strip())
+
+# %% ../../nbs/14_photos.ipynb #07844a84
 def _read_instances(
     path: Path,  # .png (8 or 16 bits) or .npy of integers
     labels: dict[str, str],  # id, written as a text, to label
@@ -113,14 +127,13 @@ def _read_instances(
     if ids.dtype.kind not in "ui" or ids.min(initial=0) < 0 or ids.max(initial=0) > 65535:
         raise ValueError(f"ids must be whole numbers from 0 to 65535, got {ids.dtype}")
     for key, label in labels.items():
-        if not (key.isascii() and key.isdecimal() and 1 <= int(key) <= 65535 and str(int(key)) == key and isinstance(label, str) and label.strip()):
-            raise ValueError(f"labels: {key!r}: {label!r} is no pair of an id and a text")
+        if not _is_label(key, label): raise ValueError(f"labels: {key!r}: {label!r} is no pair of an id and a text")
     return ids.astype(np.uint16)
 
 # %% ../../nbs/14_photos.ipynb #15f42cdc
 def _cover_window(
     old: tuple[int, int],  # width and height of the picture, pixels
-    new: tuple[int, int],  # width and height wanted, pixels
+    new: tuple[int, int],  # width and height of the result, pixels
 ) -> tuple[float, float, float]:  # left and top in old pixels, scale in new pixels per old pixel
     "The centred window of `old` that has the shape of `new`."
     scale = max(new[0] / old[0], new[1] / old[1])
@@ -129,7 +142,7 @@ def _cover_window(
 # %% ../../nbs/14_photos.ipynb #a704d0ac
 def _resize_map(
     values: np.ndarray,  # [H, W]
-    size: tuple[int, int],  # width and height wanted, pixels
+    size: tuple[int, int],  # width and height of the result, pixels
 ) -> np.ndarray:  # [H', W'] of the same type
     "`values` in the window of `_cover_window`; each pixel takes the nearest one, so that no value is invented."
     height, width = values.shape
@@ -142,14 +155,15 @@ def _resize_map(
 def _resize_scene_parts(
     image: np.ndarray,  # uint8 [H, W, 3]
     K: np.ndarray,  # [3, 3] pixels of `image`
-    size: tuple[int, int],  # width and height wanted, pixels
+    size: tuple[int, int],  # width and height of the result, pixels
 ) -> tuple[np.ndarray, np.ndarray]:  # image uint8 [H', W', 3] and its K float64 [3, 3]
     "`image` and its camera in the window of `_cover_window`."
     height, width = image.shape[:2]
     left, top, scale = _cover_window((width, height), size)
     box = left, top, min(left + size[0] / scale, width), min(top + size[1] / scale, height)
     shift, zoom = np.array([[0, 0, left], [0, 0, top], [0, 0, 0]]), np.diag([scale, scale, 1])
-    return np.array(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS, box=box)), zoom @ (K - shift)
+    resized = Image.fromarray(image).resize(size, Image.Resampling.LANCZOS, box=box)
+    return np.array(resized), zoom @ (K - shift)
 
 # %% ../../nbs/14_photos.ipynb #9a5426c7
 def inside_folder(
@@ -174,14 +188,16 @@ def _check_entry(
     entry: dict,  # one object of a manifest
 ) -> dict:  # the same
     "`entry` itself; ValueError for unknown keys, values of a wrong type and keys that do not go together."
-    if not isinstance(entry, dict) or "file" not in entry: raise ValueError("manifest: expected a JSON object with the key 'file'")
+    if not isinstance(entry, dict) or "file" not in entry:
+        raise ValueError("manifest: expected a JSON object with the key 'file'")
     if unknown := sorted(entry.keys() - _KEYS.keys()):
         raise ValueError(f"manifest: unknown key {', '.join(map(repr, unknown))}; known are {', '.join(_KEYS)}")
     for key, value in entry.items():
         if not isinstance(value, _KEYS[key]) or isinstance(value, bool) or value == "":
             raise ValueError(f"manifest: key {key!r} has the wrong value {value!r}")
     if "K" in entry and "fov_deg" in entry: raise ValueError("manifest: give K or fov_deg, not both")
-    if ("ids" in entry) != ("labels" in entry): raise ValueError("manifest: ids and labels belong together, give both or none")
+    if ("ids" in entry) != ("labels" in entry):
+        raise ValueError("manifest: ids and labels belong together, give both or none")
     return entry
 
 # %% ../../nbs/14_photos.ipynb #8d9e1860
@@ -199,10 +215,10 @@ def _read_list(
     path: Path,  # manifest.json
 ) -> list:  # of objects
     "The list in a JSON file; ValueError when it holds none."
-    try: listed = json.loads(path.read_bytes().decode("utf-8"))
+    try: entries = json.loads(path.read_bytes().decode("utf-8"))
     except (ValueError, RecursionError) as error: raise ValueError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(listed, list): raise ValueError(f"{path}: expected a list of objects")
-    return listed
+    if not isinstance(entries, list): raise ValueError(f"{path}: expected a list of objects")
+    return entries
 
 # %% ../../nbs/14_photos.ipynb #3cfbc6ee
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
@@ -231,7 +247,7 @@ def _instances_of(
     return [Instance(int(key), label, masks[key]) for key, label in labels.items() if masks[key].any()]
 
 # %% ../../nbs/14_photos.ipynb #d4bd12cb
-def _named_entry(
+def _read_named(
     reader: Callable,  # of (path, ...), raises ValueError
     path: Path,  # file to read
     *args: object,  # the rest of what `reader` takes
@@ -240,66 +256,74 @@ def _named_entry(
     try: return reader(path, *args)
     except ValueError as error: raise ValueError(f"{path.name}: {error}") from None
 
+# %% ../../nbs/14_photos.ipynb #37f8d9a9
+def _read_image(
+    path: Path,  # file to read
+    max_pixels: int = _MAX_PIXELS,  # refuse larger pictures before decoding
+) -> np.ndarray:  # uint8 [H, W, 3]
+    "The upright picture at `path` in RGB; ValueError with the reason when there is none."
+    picture = _open_picture(path, max_pixels)
+    try: return _upright_rgb(picture)
+    except _DAMAGED as error: raise ValueError(f"damaged picture: {error}") from None
+
 # %% ../../nbs/14_photos.ipynb #1f45549e
 def _photo_scene(
     folder: Path,  # holds every file that `entry` names
     entry: dict,  # one checked object of a manifest
-    size: tuple[int, int] | None = None,  # width and height wanted, pixels; None keeps the picture's own
+    size: tuple[int, int] | None = None,  # width and height of the scene, pixels; None keeps the picture's own
     fov_deg: float = 54.0,  # horizontal field of view in degrees of a picture without a camera
     max_pixels: int = _MAX_PIXELS,  # refuse larger pictures before decoding
 ) -> Scene:  # upright, in RGB
     "The scene of one `entry`; ValueError with the reason when a part of it is bad."
-    picture = _open_picture(inside_folder(folder, entry["file"]), max_pixels)
-    try: image = _upright_rgb(picture)
-    except _DAMAGED as error: raise ValueError(f"damaged picture: {error}") from None
-    own = image.shape[1], image.shape[0]
+    image, depth, ids = _read_image(inside_folder(folder, entry["file"]), max_pixels), None, None
+    own, labels = (image.shape[1], image.shape[0]), entry.get("labels")
     K = check_K(entry["K"] if "K" in entry else intrinsics(*own, entry.get("fov_deg", fov_deg)), own)
-    depth = _named_entry(_read_depth, inside_folder(folder, entry["depth"]), own) if "depth" in entry else None
-    ids = _named_entry(_read_instances, inside_folder(folder, entry["ids"]), entry["labels"], own) if "ids" in entry else None
+    if "depth" in entry: depth = _read_named(_read_depth, inside_folder(folder, entry["depth"]), own)
+    if "ids" in entry: ids = _read_named(_read_instances, inside_folder(folder, entry["ids"]), labels, own)
     if size and own != tuple(size):
         image, K = _resize_scene_parts(image, K, size)
         depth, ids = (m if m is None else _resize_map(m, size) for m in (depth, ids))
-    found = None if ids is None else _instances_of(ids, entry["labels"])
+    objects = None if ids is None else _instances_of(ids, labels)
     about = {"source": entry.get("source", "photo"), "licence": entry.get("licence", "unknown")}
-    return Scene(entry.get("id", entry["file"]), image, K, depth, found, **about)
+    return Scene(entry.get("id", entry["file"]), image, K, depth, objects, **about)
 
 # %% ../../nbs/14_photos.ipynb #5d5664c6
 def _check_new(
     entry: dict,  # one object of a manifest
-    seen: set[str],  # names so far; gets the new one
+    names: set[str],  # names so far; the new one is added
 ) -> None:
     "ValueError when `entry` is bad or when its name is taken."
     name = _check_entry(entry).get("id", entry["file"])
-    if name in seen: raise ValueError(f"duplicate id: {name!r} is used before")
-    seen.add(name)
+    if name in names: raise ValueError(f"duplicate id: {name!r} is used before")
+    names.add(name)
 
 # %% ../../nbs/14_photos.ipynb #137d679f
 def _entry_name(
     entry: dict | None,  # one object of a manifest, unchecked
     position: int,  # in the list, from 0
 ) -> str:  # the file it names, or else its place
-    "How messages call an `entry`."
+    "The name of an `entry` in messages."
     name = entry.get("file") if isinstance(entry, dict) else None
     return name if isinstance(name, str) and name else f"entry {position} of the manifest"
 
 # %% ../../nbs/14_photos.ipynb #c7281c97
 def photo_scenes(
     folder: Path | str,  # pictures, with or without a manifest
-    size: tuple[int, int] | None = None,  # width and height wanted, pixels; None keeps each picture's own
+    size: tuple[int, int] | None = None,  # width and height of the scenes, pixels; None keeps each picture's own
     fov_deg: float = 54.0,  # horizontal field of view in degrees of pictures without a camera
-    reject: Reject | None = None,  # told (file, reason) of each bad input; None warns
+    reject: Reject | None = None,  # called with (file, reason) for each bad entry; None warns
     start: int = 0,  # first entry
     n: int | None = None,  # how many entries; None takes all
     max_pixels: int = _MAX_PIXELS,  # refuse larger pictures before decoding
 ) -> Iterator[Scene]:  # upright, in RGB
     "Scenes of the real pictures in `folder`; ValueError when its manifest is unusable as a whole."
     reject = reject or (lambda name, reason: warnings.warn(f"{name}: {reason}", stacklevel=3))
-    seen, listed = set(), _entries(folder)
-    stop = len(listed) if n is None else start + n
-    for position, entry in enumerate(listed[:stop]):
+    names, entries = set(), _entries(folder)
+    stop = len(entries) if n is None else start + n
+    for position, entry in enumerate(entries[:stop]):
         scene, reason = None, ""
         try:
-            _check_new(entry, seen)
+            _check_new(entry, names)
             if position >= start: scene = _photo_scene(Path(folder), entry, size, fov_deg, max_pixels)
         except (ValueError, OSError, MemoryError) as error: reason = str(error) or type(error).__name__
         if scene: yield scene

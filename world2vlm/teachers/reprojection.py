@@ -13,7 +13,8 @@ import numpy as np
 
 from ..core.camera import homography, project, resize_K, transform, unproject
 from ..core.actions import format_actions, Trajectory
-from ..core.records import is_pure_turn, keyframe_poses, Rollout, Scene
+from ..core.records import keyframe_poses, Rollout, Scene
+from ..core.camera import is_pure_turn
 from .base import collect_rollouts
 from ..core.runs import Reject
 
