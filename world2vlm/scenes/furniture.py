@@ -119,7 +119,7 @@ def _box(rng: np.random.Generator) -> list[_Part]:  # `rng` draws the proportion
 def _lamp(rng: np.random.Generator) -> list[_Part]:  # `rng` draws the proportions; parts of one object
     "A standing lamp with a coloured shade."
     h, w = rng.uniform((1.35, .36), (1.6, .46))
-    disc = lambda y, width, height, *look: _block(0, y, 0, width, height, width, *look, shape="cylinder")
+    disc = lambda y, width, height, *paint: _block(0, y, 0, width, height, width, *paint, shape="cylinder")
     return [disc(0, .28, .04, "pale"), disc(0, .05, h - .3, "pale"), disc(h - .36, w, .36, "main", "shade")]
 
 # %% ../../nbs/10_furniture.ipynb #24ae2889
