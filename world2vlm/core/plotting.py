@@ -51,6 +51,17 @@ def styled(
         with matplotlib.rc_context(_figure_style(dark)): return draw(*args, **options)
     return draw_styled
 
+# %% ../../nbs/05_plotting.ipynb #00bfe175
+def _png_bytes(
+    figure: "Figure",  # a matplotlib figure
+    dpi: float = 150,  # pixels per inch
+    background: str | tuple = "none",  # colour, transparent if "none"
+) -> bytes:  # PNG file
+    "`figure` as PNG bytes, without the name or version of the software: the same figure gives the same bytes."
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=dpi, facecolor=background, metadata={"Software": None})
+    return out.getvalue()
+
 # %% ../../nbs/05_plotting.ipynb #0c5b2397
 def canvas(
     rows: int = 1,  # rows of axes
@@ -58,9 +69,10 @@ def canvas(
     size: tuple[float, float] = (6.4, 2.4),  # width, height in inches
     **options,  # passed to `Figure.subplots`
 ) -> tuple:  # (figure, axes)
-    "A figure with its axes that pyplot does not keep alive."
+    "A figure with its axes; a notebook shows it as the value of a cell, and pyplot does not keep it alive."
     from matplotlib.figure import Figure
     figure = Figure(figsize=size, layout="constrained")
+    figure._repr_png_ = lambda: _png_bytes(figure, figure.dpi, figure.get_facecolor())
     return figure, figure.subplots(rows, columns, **options)
 
 # %% ../../nbs/05_plotting.ipynb #5bba73ed
@@ -103,7 +115,7 @@ def show_images(
     columns, depths = min(columns, len(images)), [image.dtype.kind == "f" and image.ndim == 2 for image in images]
     rows, bars = math.ceil(len(images) / columns), len({i % columns for i, is_depth in enumerate(depths) if is_depth})
     lines = max((title.count("\n") + 1 for title in titles), default=0)
-    height = width * max(image.shape[0] / image.shape[1] for image in images) + 0.2 + 0.2 * lines
+    height = width * max(image.shape[0] / image.shape[1] for image in images) + 0.05 + 0.22 * lines
     figure, grid = canvas(rows, columns, (columns * (width + 0.1) + 0.5 * bars, rows * height), squeeze=False)
     for axes, image, title, is_depth in zip_longest(grid.flat, images, titles, depths):
         if image is None: figure.delaxes(axes)
@@ -114,7 +126,7 @@ def show_images(
 def draw_box(
     axes: "Axes",  # of a picture
     box: Sequence[float],  # x1, y1, x2, y2 in [0, 1] of the picture
-    label: str = "",  # written at its upper left corner
+    label: str = "",  # written above it, or inside at the top of the picture
     colour: str = QUESTION_COLOUR,  # of the line and the label
     **options,  # passed to `Rectangle`
 ) -> None:
@@ -123,17 +135,8 @@ def draw_box(
     x1, y1, x2, y2 = box
     style = {"fill": False, "edgecolor": colour, "linewidth": 2} | options
     axes.add_patch(Rectangle((x1, 1 - y2), x2 - x1, y2 - y1, transform=axes.transAxes, **style))
-    if label: axes.text(x1, 1 - y1, f" {label}", color=colour, fontsize=8, va="top", transform=axes.transAxes)
-
-# %% ../../nbs/05_plotting.ipynb #00bfe175
-def _png_bytes(
-    figure: "Figure",  # a matplotlib figure
-    dpi: int = 150,  # pixels per inch
-) -> bytes:  # PNG file, transparent background
-    "`figure` as PNG bytes."
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=dpi, facecolor="none", metadata={"Software": None})
-    return out.getvalue()
+    side = "top" if y1 < 0.1 else "bottom"
+    if label: axes.text(x1, 1 - y1, label, color=colour, fontsize=8, va=side, weight="bold", transform=axes.transAxes)
 
 # %% ../../nbs/05_plotting.ipynb #85ba8324
 def _data_url(
