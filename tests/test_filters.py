@@ -1,0 +1,130 @@
+"Filters: poses are recovered from matches, errors are distances, rejections have reasons, and rollouts that cannot be measured are rejected."
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from world2vlm.core.actions import parse_actions, plan
+from world2vlm.core.camera import intrinsics, move, project, transform, unproject, yaw
+from world2vlm.core.records import keyframe_poses
+from world2vlm.scenes.room import Room, room_scenes
+from world2vlm.teachers.filters import Filter, filter_rollouts, fitted_pose, measure_rollout, pose_errors, rejection_reason
+from world2vlm.teachers.filters import _measure_view, _motion_from_depth, _motion_from_matches, _relabel_rollout, _turn_of_homography
+from world2vlm.teachers.simulator import Simulator
+
+K = intrinsics(112, 112, 90)
+angles, lengths = st.floats(-40, 40), st.floats(.15, 1)
+
+
+def matches(pose, outliers=0, seed=0, n=120):
+    "Random points in space as two cameras see them, some of them matched wrongly; and the depth of the first view."
+    rng = np.random.default_rng(seed)
+    depth = rng.uniform(1.5, 5, (112, 112)).astype(np.float32)
+    y, x = rng.integers(0, 112, (2, n))
+    points = unproject(depth, K)[y, x]
+    b, z = project(transform(np.linalg.inv(pose), points), K)[:2]
+    a = np.stack([x, y], 1) + .5
+    b[:outliers] += rng.uniform(20, 60, (outliers, 2))
+    visible = np.isfinite(b).all(1)
+    return a[visible].astype(np.float32), b[visible].astype(np.float32), depth
+
+
+@settings(max_examples=20, deadline=None)
+@given(angles, st.floats(-180, 180), lengths)
+def test_pose_from_depth(turn, heading, length):
+    "With a quarter of the matches wrong, rotation, direction and length are recovered."
+    pose = move(length * np.sin(np.radians(heading)), 0, length * np.cos(np.radians(heading))) @ yaw(turn)
+    a, b, depth = matches(pose, outliers=30)
+    motion = _motion_from_depth(a, b, K, depth)
+    errors = pose_errors(motion.pose, pose)
+    assert motion.metric and errors["rotation"] < .5 and errors["direction"] < 3 and abs(errors["scale"] - 1) < .05
+
+
+@settings(max_examples=20, deadline=None)
+@given(angles)
+def test_a_turn_is_a_turn(turn):
+    "Without depth a turn on the spot is recognised, with its angle."
+    a, b, _ = matches(yaw(turn))
+    motion = _motion_from_matches(a, b, K)
+    assert not np.any(motion.pose[:3, 3]) and pose_errors(motion.pose, yaw(turn), metric=False)["rotation"] < .5
+
+
+def test_a_move_is_no_turn():
+    pose = move(.6, 0, .2) @ yaw(10)
+    a, b, _ = matches(pose)
+    errors = pose_errors(_motion_from_matches(a, b, K).pose, pose, metric=False)
+    assert errors["rotation"] < 1 and errors["direction"] < 5 and "scale" not in errors
+
+
+@settings(deadline=None)
+@given(angles, angles, lengths)
+def test_errors_are_distances(a, b, length):
+    one, other = move(0, 0, length) @ yaw(a), move(0, 0, length) @ yaw(b)
+    assert pose_errors(one, one)["rotation"] < 1e-4 and pose_errors(one, one)["scale"] == pytest.approx(1)
+    assert pose_errors(one, other)["rotation"] == pytest.approx(abs(a - b), abs=1e-4) == pose_errors(other, one)["rotation"]
+
+
+def test_too_few_matches_are_none():
+    assert _motion_from_matches(np.zeros((7, 2), np.float32), np.zeros((7, 2), np.float32), K) is None
+    assert _motion_from_depth(np.zeros((3, 2), np.float32), np.zeros((3, 2), np.float32), K, np.ones((112, 112), np.float32)) is None
+
+
+@pytest.fixture(scope="module")
+def imagined():
+    scene = next(room_scenes(1, seed=4, size=(112, 112)))
+    paths = [plan(parse_actions(text)) for text in ("turn left 20 degrees", "turn left 10 degrees", "move forward 0.5 meters")]
+    return scene, Simulator().imagine(scene, paths)
+
+
+def test_truth_passes_and_wrong_views_do_not(imagined):
+    scene, (turn, small, step) = imagined
+    wrong, blank = replace(turn, images=small.images), replace(step, images=np.full_like(step.images, 90))
+    rejected = []
+    good = list(filter_rollouts(scene, [turn, small, step, wrong, blank], reject=lambda *row: rejected.append(row)))
+    assert [r.actions for r in good] == [turn.actions, small.actions, step.actions] and all("inliers" in r.fidelity for r in good)
+    names, reasons = zip(*rejected)
+    assert names == (f"{scene.id}: turn left 20 degrees", f"{scene.id}: move forward 0.5 meters")
+    assert reasons[0].startswith("rotation: ") and reasons[1].startswith("inliers: 0 ")
+    assert len(list(filter_rollouts(scene, [turn, blank]))) == 1  # without `reject` it goes silently
+
+
+def test_relabelled_views_pass(imagined):
+    scene, (turn, small, step) = imagined
+    wrong = replace(turn, images=small.images)
+    relabelled, = filter_rollouts(scene, [wrong], Filter(relabel=True))
+    assert relabelled.fidelity["relabelled"] == 1 and abs(relabelled.actions[0].amount - 10) <= 1 and (relabelled.images == small.images).all()
+    assert not rejection_reason(measure_rollout(scene, relabelled))
+    opposite = replace(rollout_of(turn, "turn right 20 degrees"), images=small.images)
+    assert _relabel_rollout(opposite, _measure_view(scene, small.images[0], keyframe_poses(small)[0])[1]) is None
+
+
+def rollout_of(rollout, text):
+    path = plan(parse_actions(text))
+    return replace(rollout, actions=tuple(path.actions), poses=path.poses, keyframes=tuple(path.keyframes))
+
+
+def test_render_and_compare_finds_the_pose(imagined):
+    scene, (turn, _, step) = imagined
+    room = Room(scene.room.seed)
+    for rollout, error in ((turn, yaw(7)), (step, move(.05, 0, .15) @ yaw(-5))):
+        pose = keyframe_poses(rollout)[0] @ error
+        view = room.render(scene.room.pose @ pose, scene.K, scene.size).image
+        fitted = fitted_pose(room, scene, view, keyframe_poses(rollout)[0])
+        assert np.linalg.norm(fitted[:3, 3] - pose[:3, 3]) < .03 and pose_errors(fitted, pose)["rotation"] < 1
+
+
+def test_turn_of_a_homography():
+    R, spread = _turn_of_homography(2 * K @ yaw(-30)[:3, :3].T @ np.linalg.inv(K), K)
+    np.testing.assert_allclose(R, yaw(-30)[:3, :3], atol=1e-9)
+    assert spread < 1e-9
+
+
+@pytest.mark.parametrize("measures, reason", [
+    ({}, ""), ({"rotation": 5.0, "scale": 1.35, "inliers": 8.0, "sharpness": 0.3, "agreement": 14.0, "direction": 20.0, "drift": 0.1}, ""),
+    ({"inliers": 7.0}, "inliers: 7 is below 8"), ({"sharpness": 0.2}, "sharpness: 0.2 is below 0.3"), ({"agreement": 13.9}, "agreement: 13.9 is below 14"),
+    ({"rotation": 5.1}, "rotation: 5.1 is above 5"), ({"direction": 21.0}, "direction: 21 is above 20"), ({"drift": 0.2}, "drift: 0.2 is above 0.1"),
+    ({"scale": 1.4}, "scale: 1.4 is off by more than 1.35"), ({"scale": 0.7}, "scale: 0.7 is off by more than 1.35"), ({"scale": 0.75}, ""),
+])
+def test_each_bound_has_its_reason(measures, reason):
+    assert rejection_reason(measures) == reason

@@ -1,0 +1,75 @@
+"Evaluating a teacher: the truth is perfect, a mirrored teacher scores badly, tables add up."
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from world2vlm.core.camera import Action
+from world2vlm.core.actions import plan
+from world2vlm.core.config import repo_root
+from world2vlm.dataset.synthesis import Scenes
+from world2vlm.evaluation.teacher_quality import EvaluatedView, evaluate_teacher, evaluate_view, quality_table, scores_by_motion_size, TeacherQuality
+from world2vlm.evaluation.teacher_quality import _baseline_views, _evaluate_shard, _probe_motions, _ranked_views, _view_scores
+from world2vlm.scenes.room import Room, room_scenes
+from world2vlm.teachers.base import load_teacher
+
+CONFIG = TeacherQuality(Scenes(first=700_000, n=4, seed=1, size=(64, 64), per_shard=2), turns=(10, 30), moves=(0.3,), poses=False)
+
+
+@pytest.fixture(scope="module")
+def scene(): return next(room_scenes(1, 3, (64, 64)))
+
+
+def test_the_truth_is_perfect():
+    for view in _evaluate_shard(0, "simulator", replace(CONFIG, poses=True)):
+        assert view.scores["psnr teacher"] > 70 and view.scores["ssim teacher"] == pytest.approx(1) and view.scores["rotation"] < 0.5 and view.scores.get("move", 0) < 0.1
+        assert all(view.scores[f"psnr {name}"] <= view.scores["psnr teacher"] for name in ("copy", "without depth", "mirrored in", "smoothed in"))
+
+
+def test_a_mirrored_teacher_scores_badly(scene):
+    "The commonest bug of the field: left and right exchanged."
+    left, right = (load_teacher("simulator", radius=0.0).imagine(scene, [plan([Action(kind, 20)])], 0)[0] for kind in ("turn_left", "turn_right"))
+    wrong = evaluate_view(scene, replace(left, images=right.images), left.images[0], room=Room(scene.room.seed))
+    assert wrong.scores["rotation"] > 15 and wrong.scores["psnr teacher"] < wrong.scores["psnr without depth"]
+
+
+def test_baselines_use_what_they_may(scene):
+    turn, move = plan([Action("turn_right", 30)]).poses[-1], plan([Action("forward", 0.4)]).poses[-1]
+    (turned, unseen), (moved, _) = _baseline_views(scene, turn), _baseline_views(scene, move)
+    assert (turned["without depth"] == turned["mirrored in"]).all() and (turned["copy"] == scene.image).all() and 0.2 < unseen.mean() < 0.6
+    assert (moved["without depth"] == scene.image).all() and (moved["mirrored in"] != scene.image).any()
+    assert (turned["smoothed in"][~unseen] == turned["mirrored in"][~unseen]).all() and (turned["smoothed in"][unseen] != turned["mirrored in"][unseen]).any()
+
+
+def test_every_scene_has_every_size_once(scene):
+    for seed in range(3):
+        motions = _probe_motions(scene, replace(CONFIG, seed=seed))
+        assert [a.amount for (a,) in motions] == [10, 30, 0.3] and all(len(actions) == 1 for actions in motions)
+
+
+def test_tables_add_up():
+    views = evaluate_teacher("reprojection", CONFIG)
+    rows = scores_by_motion_size(views)
+    assert sum(r["n"] for r in rows if r["amount"] is None) == len(views) == sum(r["n"] for r in rows if r["amount"] is not None)
+    for kind in ("turn", "move"):
+        [whole] = [r for r in rows if r["kind"] == kind and r["amount"] is None]
+        assert whole["psnr copy"] == pytest.approx(np.mean([v.scores["psnr copy"] for v in views if v.kind == kind]))
+    assert quality_table(rows).count("\n") == len(rows) + 1
+
+
+def test_worst_and_best_are_chosen_by_rule():
+    views = [EvaluatedView("turn", 10, {"psnr teacher": float(k)}, "", np.zeros((3, 8, 8, 3), np.uint8)) for k in range(10)]
+    assert {name: [v.scores["psnr teacher"] for v in ranked] for name, ranked in _ranked_views(views, 2).items()} == {"worst": [0, 1], "median": [4, 5], "best": [9, 8]}
+
+
+def test_few_unseen_pixels_are_not_scored_separately(scene):
+    assert not any(name.startswith("unseen") for name in _view_scores({"copy": scene.image}, scene.image, np.zeros((64, 64), bool)))
+
+
+def test_tables_read_the_tracked_metrics():
+    "The keys of a metrics file of the stage are those that the table reads."
+    rows = json.loads((repo_root() / "data/mini/metrics/teacher_quality.json").read_text())["by size"]
+    lines = quality_table(rows).splitlines()
+    assert len(lines) == len(rows) + 2 and {line.count("|") for line in lines} == {14}
+    assert rows[0].keys() <= scores_by_motion_size(_evaluate_shard(0, "reprojection", replace(CONFIG, poses=True)))[0].keys() | {"move"}
