@@ -114,13 +114,13 @@ def test_held_out_rooms_are_unseen():
 # A killed stage, run again, ends with the bytes of a run that nobody disturbed.
 STAGE = """
 import sys
-from world2vlm.actions import Ranges
-from world2vlm.generation import *
+from world2vlm.core.actions import Ranges
+from world2vlm.dataset.synthesis import *
 near = Imagine(presets={"single": 2, "forward_turn": 1}, ranges=Ranges((0.2, 1.5, 0.1), (10, 60, 10)))
 which, home, out = sys.argv[1:]
 if which == "scenes": make_scenes(Scenes(n=24, per_shard=4), out)
-if which == "imagine": imagine(near, "reprojection", home + "/scenes", out)
-if which == "supervise": supervise(Supervise(), home + "/scenes", home + "/imagine", out)
+if which == "imagine": make_rollouts(near, "reprojection", home + "/scenes", out)
+if which == "supervise": make_questions(Supervise(), home + "/scenes", home + "/imagine", out)
 """
 
 
@@ -129,7 +129,7 @@ def start(which: str, home: Path, out: Path) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-c", STAGE, which, str(home), str(out)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
-def made(folder: Path) -> dict: return {p.name: p.read_bytes() for p in sorted(folder.iterdir())}
+def made(folder: Path) -> dict: return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 @pytest.fixture(scope="module")
@@ -146,14 +146,14 @@ def undisturbed(tmp_path_factory):
 def test_kill_and_resume(undisturbed, tmp_path, which):
     out, partial = tmp_path / which, tmp_path / f"{which}.partial"
     process = start(which, undisturbed, out)
-    while process.poll() is None and len(list(partial.glob("*.parquet"))) < 2: time.sleep(0.002)
+    while process.poll() is None and len(list(partial.glob("data/*.parquet"))) < 2: time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    done = {p: p.stat().st_mtime_ns for p in partial.glob("*.parquet")}
+    done = {p: p.stat().st_mtime_ns for p in partial.glob("data/*.parquet")}
     assert not out.exists() and 2 <= len(done) < 6, "the kill came too late to tell anything"
     again = start(which, undisturbed, out)
     assert again.wait() == 0, again.stderr.read().decode()
-    assert all((out / p.name).stat().st_mtime_ns == t for p, t in done.items()), "finished shards are not made again"
+    assert all((out / "data" / p.name).stat().st_mtime_ns == t for p, t in done.items()), "finished shards are not made again"
     assert made(out) == made(undisturbed / which) and not partial.exists()
 
 

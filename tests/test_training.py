@@ -37,7 +37,7 @@ def home(tmp_path_factory):
     folder = tmp_path_factory.mktemp("training")
     model, processor = students.mini(["Is it red?", "yes", "no"], TINY)
     model.save_pretrained(folder / "start"), processor.save_pretrained(folder / "start")
-    dataset.write_shards("examples", folder / "examples", lambda shard, reject: colour_examples(64), progress=False)
+    dataset.write_shards("examples", folder / "examples", lambda shard, reject: colour_examples(64))
     return folder
 
 

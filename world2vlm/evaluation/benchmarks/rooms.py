@@ -27,7 +27,8 @@ from ...tasks.rules import Rules
 from ...tasks.cases import box_after
 from ...tasks.tasks import TASKS
 from ...dataset.shards import read_dataset
-from ...dataset.synthesis import derive_examples, exact_rollouts, Imagine, make_shards, recipe_of, Scenes, shard_scenes, subsample, Supervise
+from ...dataset.shards import write_shards
+from ...dataset.synthesis import derive_examples, exact_rollouts, Imagine, recipe_of, Scenes, shard_scenes, subsample, Supervise
 from .base import Benchmark, checked_count, Item
 from .sat import prompt_sat, SAT_SYSTEM, sat_verdict
 
@@ -185,8 +186,8 @@ def make_rooms_benchmark(
     "The stage `transitions_of`."
     n, recipe = -(-config.scenes.total // config.scenes.per_shard), recipe_of(config)
     with atomic_dir(out, fingerprint(config)) as work:
-        return {"scenes": make_shards("scenes", work / "scenes", partial(shard_scenes, config=config.scenes), n, recipe, config.workers),
-                "examples": make_shards("examples", work / "examples", partial(_rooms_shard, config=config), n, recipe, config.workers)}
+        return {"scenes": write_shards("scenes", work / "scenes", partial(shard_scenes, config=config.scenes), n, recipe, config.workers),
+                "examples": write_shards("examples", work / "examples", partial(_rooms_shard, config=config), n, recipe, config.workers)}
 
 # %% ../../../nbs/79_rooms.ipynb #ae0be1ff
 def score_rooms_answer(
