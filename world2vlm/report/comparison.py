@@ -18,7 +18,7 @@ from ..core.plotting import canvas, picture_html, styled
 from ..teachers.base import load_teacher as load_worldmodel
 from ..students.models import HFStudent, load_student
 from ..evaluation.statistics import paired_scores, score_with_interval
-from ..evaluation.answering import read_answers
+from ..core.runs import read_jsonl
 from ..evaluation.benchmarks.base import ask_benchmark, BENCHMARKS, control_rows, Item, open_benchmark
 from ..evaluation.view_search import ask_with_search, search_cost, ViewSearch
 from .tables import escape_html, html_table
@@ -99,7 +99,7 @@ def _ask_column(
     for depth in config.depths if name != "vsibench" else ():
         told = dict(parts=config.workers, config=config, column=column, student=[*students.values()][0], worldmodel=worldmodel, depth=depth, out=out)
         parallel_map(partial(_search_part, **told), config.workers, config.workers, f"coupled, depth {depth}")
-        rows[f"coupled {depth}"] = [row for part in range(config.workers) for row in read_answers(out / f"coupled-{depth}.{part}.jsonl")]
+        rows[f"coupled {depth}"] = [row for part in range(config.workers) for row in read_jsonl(out / f"coupled-{depth}.{part}.jsonl")]
     return rows | {f"control: {which}": control_rows(items, which) for which in ("first", "commonest", "random")}
 
 # %% ../../nbs/89_comparison.ipynb #ea993a78
