@@ -21,17 +21,14 @@ from ..tasks.tasks import open_task
 def answer_row(
     example: Example,  # the question
     response: str,  # what the student wrote, boxes in norm1000
-    seconds: float = 0.0,  # time it took
     **extra,  # further fields, such as the number of tokens
-) -> dict:  # id, task, direction, phrasing, scene_id, question, gold, response, parsed, score, seconds
+) -> dict:  # id, task, direction, phrasing, scene_id, question, gold, response, parsed, score and `extra`
     "Parse and score one `response`."
     task = open_task(example.task)
     fields = {name: getattr(example, name) for name in ("id", "task", "direction", "phrasing", "scene_id", "question")}
-    answer = task.parse(response, example)
+    answer, score = task.parse(response, example), {k: float(v) for k, v in task.score(response, example).items()}
     parsed = None if answer is None else task.answer_type.pack(answer)
-    score = {part: float(value) for part, value in task.score(response, example).items()}
-    answered = dict(gold=example.answer, response=response, parsed=parsed, score=score, seconds=round(seconds, 4))
-    return fields | answered | extra
+    return fields | dict(gold=example.answer, response=response, parsed=parsed, score=score) | extra
 
 # %% ../../nbs/71_answering.ipynb #88157297
 def _example_cost(
@@ -40,7 +37,7 @@ def _example_cost(
     "What a question needs of memory: its pixels, then its words."
     return -sum(image.shape[0] * image.shape[1] for image in example.images), -len(example.question)
 
-
+# %% ../../nbs/71_answering.ipynb #98210b0b
 def _batches(
     questions: list[Any],  # with unique ids
     size: int,  # questions per batch
@@ -77,7 +74,7 @@ def collect_answers(
     key: str = "",  # digest of who answers and how
     to_row: Callable[..., dict] = answer_row,  # (question, response, ...) -> row of the answer file
     cost: Callable[[Any], tuple] = _example_cost,  # of a question, see `_batches`
-) -> list[dict]:  # rows, in the order of `questions`
+) -> list[dict]:  # rows in the order of `questions`; those answered now have `seconds`
     "Answer all `questions`, writing each batch as it is done; asks only what the file at `path` lacks."
     from tqdm import tqdm
     done = _answers_so_far(Path(path), questions, key) if path else {}
@@ -85,10 +82,10 @@ def collect_answers(
         if all(question.id in done for question in batch): continue
         start = time.perf_counter()
         answers = zip(batch, respond(batch), strict=True)
-        shared = dict(seconds=(time.perf_counter() - start) / len(batch), key=key)
-        rows = [to_row(question, **shared, **answer) for question, answer in answers if question.id not in done]
+        seconds = (time.perf_counter() - start) / len(batch)
+        rows = [to_row(question, key=key, **answer) for question, answer in answers if question.id not in done]
         if path: append_jsonl(path, rows)
-        done |= {row["id"]: row for row in rows}
+        done |= {row["id"]: row | dict(seconds=seconds) for row in rows}
     return [done[question.id] for question in questions]
 
 # %% ../../nbs/71_answering.ipynb #bee261e6

@@ -72,14 +72,15 @@ def _most_frequent_answer(
     return examples[keys.index(min(counts, key=lambda key: (-counts[key], key)))].answer
 
 # %% ../../nbs/72_held_out.ipynb #fe61aa3b
-def _answer_by_majority(
+def _majority_answers(
     training: Iterable[Example],  # examples whose answers are counted
     questions: list[Example],  # to answer
     path: Path | None = None,  # answer file
 ) -> list[dict]:  # rows, in the order of `questions`
     "Answer every question with the most frequent training answer of its task and phrasing."
     groups: dict[tuple[str, str], list[Example]] = {}
-    for example in training: groups.setdefault((example.task, example.phrasing), []).append(example)
+    for example in training:  # texts suffice, and pictures would fill the memory
+        groups.setdefault((example.task, example.phrasing), []).append(replace(example, images=[]))
     answers = {group: _most_frequent_answer(examples) for group, examples in groups.items()}
     respond = lambda batch: [dict(response=answers.get((example.task, example.phrasing), "")) for example in batch]
     return collect_answers(respond, questions, path, key="majority")
@@ -125,13 +126,12 @@ def evaluate_arm(
     out: Path | str,  # folder of answer files, one for each run
 ) -> dict[str, list[dict]]:  # each name of `checkpoints`, "blind", "majority" -> rows
     "The stage `evaluate`: the students of one arm beside their two controls."
-    held_out, runs = list(read_dataset("examples", questions)), {}
-    per_student = {name: {name: held_out} for name in checkpoints}
-    per_student[[*checkpoints][-1]]["blind"] = _shuffle_images(held_out, config.seed)
+    items, runs = list(read_dataset("examples", questions)), {}
+    shuffled = {[*checkpoints][-1]: {"blind": _shuffle_images(items, config.seed)}}
     with atomic_dir(out, fingerprint(config, questions, examples, *checkpoints.values())) as work:
-        for name, checkpoint in checkpoints.items(): runs |= _run_student(config, checkpoint, per_student[name], work)
-        texts = (replace(e, images=[]) for e in read_dataset("examples", examples))  # pictures would fill the memory
-        return runs | {"majority": _answer_by_majority(texts, held_out, work / "majority.jsonl")}
+        for name, checkpoint in checkpoints.items():
+            runs |= _run_student(config, checkpoint, {name: items} | shuffled.get(name, {}), work)
+        return runs | {"majority": _majority_answers(read_dataset("examples", examples), items, work / "majority.jsonl")}
 
 # %% ../../nbs/72_held_out.ipynb #2be84cf0
 def read_runs(

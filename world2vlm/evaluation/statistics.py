@@ -146,7 +146,7 @@ def score_rows(
     rows: list[dict],  # answered questions (see `answer_examples`)
     samples: int = 2000,  # bootstrap draws
     seed: int = 0,  # of the draws
-) -> dict:  # n, scenes, mean{n, score, low, high}, directions{...}, tasks{task: {...}}, seconds
+) -> dict:  # n, scenes, mean{n, score, low, high}, directions{...}, tasks{task: {...}}
     "Score of a run per task, per direction and as mean over tasks, each with n and a 95 % interval clustered by scene."
     folded = _fold_by_scene(rows)
     draws = _bootstrap_means(folded, samples, seed)
@@ -158,8 +158,8 @@ def score_rows(
         directions.append(answers[0]["direction"])
     pooled = lambda chosen: _pooled_score(folded, draws, chosen)
     by_direction = {name: pooled([d == name for d in directions]) for name in sorted(set(directions))}
-    return dict(n=len(rows), scenes=len(folded.sums), mean=pooled([True] * len(tasks)), directions=by_direction,
-                tasks=tasks, seconds=float(sum(row["seconds"] for row in rows)))
+    mean = pooled([True] * len(tasks))
+    return dict(n=len(rows), scenes=len(folded.sums), mean=mean, directions=by_direction, tasks=tasks)
 
 # %% ../../nbs/70_statistics.ipynb #73d3743b
 def _check_same_questions(
