@@ -27,6 +27,7 @@ from .runs import write_text
 # %% ../../nbs/06_stages.ipynb #e7da26af
 _PACKAGE = "world2vlm"
 
+# %% ../../nbs/06_stages.ipynb #803125bd
 def _module_file(
     module: str,  # dotted name
 ) -> Path | None:  # None for a module of another package, and for a folder
@@ -59,13 +60,15 @@ def _definitions(
                 statements[alias.asname or alias.name.split(".")[0]].append(single)
         elif isinstance(node, ast.FunctionDef | ast.ClassDef): statements[node.name].append(node)
         else:
-            bound = {name.id for name in ast.walk(node) if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)}
+            names = [child for child in ast.walk(node) if isinstance(child, ast.Name)]
+            bound = {child.id for child in names if isinstance(child.ctx, ast.Store)}
             for name in bound or {""}: statements[name].append(node)
     return dict(statements)
 
 # %% ../../nbs/06_stages.ipynb #2dd3b177
 _OBJECT_NAME = re.compile(rf"({_PACKAGE}(?:\.\w+)+):(\w+)")  # as `core.config.import_named` opens it
 
+# %% ../../nbs/06_stages.ipynb #cb823d90
 def _references(
     node: ast.AST,  # a statement, or the whole code of a notebook
     module: str = "",  # where it stands; names are looked up there
@@ -74,12 +77,13 @@ def _references(
     names = _definitions(module) if module else {}
     for child in ast.walk(node):
         if isinstance(child, ast.ImportFrom):
-            parent = ".".join([*module.split(".")[:-child.level], *filter(None, [child.module])]) if child.level else child.module
-            for alias in child.names: yield from _import_source(parent, alias.name)
+            parents = module.split(".")[:-child.level] if child.level else []
+            source = ".".join([*parents, *filter(None, [child.module])])
+            for alias in child.names: yield from _import_source(source, alias.name)
         elif isinstance(child, ast.Import):
             for alias in child.names: yield from _import_source(alias.name)
         elif isinstance(child, ast.Name) and child.id in names: yield module, child.id
-        elif isinstance(child, ast.Constant) and isinstance(child.value, str) and (match := _OBJECT_NAME.fullmatch(child.value)):
+        elif isinstance(child, ast.Constant) and (match := _OBJECT_NAME.fullmatch(str(child.value))):
             yield from _import_source(*match.groups())
 
 # %% ../../nbs/06_stages.ipynb #c28b3122
@@ -89,17 +93,17 @@ def _python_code(
     "The code in the file at `path`."
     text = path.read_text(encoding="utf-8")
     if path.suffix != ".ipynb": return text
-    lines = "\n".join("".join(cell["source"]) for cell in json.loads(text)["cells"] if cell["cell_type"] == "code").split("\n")
-    return "\n".join(line for line in lines if not line.lstrip().startswith(("%", "!")))
+    cells = ["".join(cell["source"]) for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
+    return "\n".join(line for line in "\n".join(cells).split("\n") if not line.lstrip().startswith(("%", "!")))
 
 # %% ../../nbs/06_stages.ipynb #10f07f64
 def module_closure(
     start: str | Path,  # a module's dotted name, or the path of a notebook or Python file
 ) -> list[str]:  # dotted names in order, with `start` itself if it is one of them
-    "The modules of this package that `start` uses, and those that these use, and so on; only through the functions that are used."
-    path = Path(start)
-    todo = list(_references(ast.parse(_python_code(path)))) if path.suffix in (".ipynb", ".py") else _import_source(str(start))
-    reached = set()
+    "The modules of this package that `start` uses, and those that these use, through the functions that are used."
+    path, reached = Path(start), set()
+    if path.suffix in (".ipynb", ".py"): todo = list(_references(ast.parse(_python_code(path))))
+    else: todo = _import_source(str(start))
     while todo:
         module, symbol = item = todo.pop()
         if item in reached: continue
@@ -110,8 +114,9 @@ def module_closure(
     return sorted({module for module, _ in reached})
 
 # %% ../../nbs/06_stages.ipynb #8c7a288b
-_DEPS = re.compile(r"^( *)deps:\n((?:\1 *- .*\n)+)", re.M)  # a key with its items, indented or not
+_DEPS = re.compile(r"^( *)deps:\n((?:\1 *[-#] .*\n)+)", re.M)  # a key with its items, indented or not
 
+# %% ../../nbs/06_stages.ipynb #6b21ad1e
 def _synced_items(
     match: re.Match,  # of `_DEPS`
     root: Path,  # of the repository
@@ -122,10 +127,11 @@ def _synced_items(
     if notebook is None: return match[0]
     indent, path = notebook.rstrip().split("- ", 1)
     modules = [f"{indent}- {module.replace('.', '/')}.py\n" for module in module_closure(root / path)]
-    kept = [line for line in lines if not re.fullmatch(rf" *- {_PACKAGE}/\S+\.py\n", line)]
-    place = kept.index(notebook) + 1
-    return f"{match[1]}deps:\n" + "".join(kept[:place] + modules + kept[place:])
+    others = [line for line in lines if not re.fullmatch(rf" *- {_PACKAGE}/\S+\.py\n", line)]
+    place = others.index(notebook) + 1
+    return f"{match[1]}deps:\n" + "".join(others[:place] + modules + others[place:])
 
+# %% ../../nbs/06_stages.ipynb #99144f00
 def sync_dependencies(
     path: str | Path,  # dvc.yaml, in the root of the repository
 ) -> bool:  # whether the file has changed
@@ -161,20 +167,22 @@ def fingerprint(
 # %% ../../nbs/06_stages.ipynb #3e4de3fb
 _MARK = "fingerprint"  # file in an unfinished folder
 
+# %% ../../nbs/06_stages.ipynb #9edb7435
 @contextmanager
 def atomic_dir(
     out: Path | str,  # where the result goes in one rename
     mark: str,  # fingerprint of the run
 ) -> Iterator[Path]:  # the folder to work in
-    "Work in `out`.partial, kept after a kill and taken up again by a run with the same `mark`; at the end it becomes `out`."
+    "Work in `out`.partial, kept after a kill and reused by a run with the same `mark`; at the end it becomes `out`."
     out = Path(out)
     work = out.with_name(out.name + ".partial")
-    if work.exists() and not ((work / _MARK).is_file() and (work / _MARK).read_text() == mark): shutil.rmtree(work)
+    mark_file = work / _MARK
+    if work.exists() and not (mark_file.is_file() and mark_file.read_text() == mark): shutil.rmtree(work)
     work.mkdir(parents=True, exist_ok=True)
-    (work / _MARK).write_text(mark)
+    mark_file.write_text(mark)
     yield work
     if out.exists(): shutil.rmtree(out)
-    (work / _MARK).unlink()
+    mark_file.unlink()
     os.replace(work, out)
 
 # %% ../../nbs/06_stages.ipynb #1a730f3c

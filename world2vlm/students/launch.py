@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from ..core.runs import count_cores
+
 # %% ../../nbs/61_launch.ipynb #c1996b5f
 def _run_with_parent(
     train: Callable,  # any function
@@ -49,6 +51,5 @@ def launch_distributed(
     "Call `train` in several `processes` of one process group, or just call it."
     if processes == 1: return train(*arguments)
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     config = LaunchConfig(1, 1, processes, run_id=str(os.getpid()), rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0)
-    with _threads_of_children(max(1, cores // processes)): return elastic_launch(config, _run_with_parent)(train, *arguments)[0]
+    with _threads_of_children(max(1, count_cores() // processes)): return elastic_launch(config, _run_with_parent)(train, *arguments)[0]
