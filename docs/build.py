@@ -2,6 +2,8 @@
 import ast, json, re, shutil, subprocess, sys
 from pathlib import Path
 
+from latex2mathml.converter import convert
+
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / "_docs"  # ignored by git
 SECTIONS = {"0": "Core", "1": "Scenes", "2": "Teachers", "3": "Stable Virtual Camera", "4": "Tasks", "5": "Data sets", "6": "Students", "7": "Evaluation", "8": "Report", "9": "Guides"}
@@ -12,6 +14,7 @@ CONFIG = {
     "extra_css": ["style.css"], "markdown_extensions": ["tables", "md_in_html", "pymdownx.highlight", "pymdownx.superfences"],
     "plugins": ["search", {"mkdocs-jupyter": {"execute": False, "include_requirejs": False}}],
 }
+MATH = re.compile(r"(?<!\\)\$([^$\n]+)\$")  # becomes MathML, which browsers draw by themselves
 IMPORTS = "<details markdown><summary>imports</summary>\n\n```python\n{code}\n```\n</details>"
 
 
@@ -23,8 +26,8 @@ def is_imports(code: str) -> bool:
 
 def page_cell(cell: dict) -> dict | None:
     "A cell as the site shows it: directives and hidden cells dropped, imports folded."
-    if cell["cell_type"] != "code": return cell
     source = "".join(cell["source"])
+    if cell["cell_type"] != "code": return cell | {"source": MATH.sub(lambda formula: convert(formula[1]), source)}
     directives, code = re.findall(r"^#\| *(\w+)", source, re.M), re.sub(r"^#\|.*\n?", "", source, flags=re.M).strip("\n")
     if {"hide", "default_exp"} & set(directives): return None
     if code and is_imports(code): return {"cell_type": "markdown", "metadata": {}, "source": IMPORTS.format(code=code)}
