@@ -19,7 +19,7 @@ def test_scene_refuses(change, message):
 
 
 @pytest.mark.parametrize("make, message", [
-    (lambda: Instance(0, "red chair", np.ones((2, 2), bool)), "above 0"), (lambda: Instance(1, " ", np.ones((2, 2), bool)), "label"),
+    (lambda: Instance(0, "red chair", np.ones((2, 2), bool)), "expected an int >= 1"), (lambda: Instance(1, " ", np.ones((2, 2), bool)), "label"),
     (lambda: Instance(1, "red chair", np.ones((2, 2))), "array of bool"), (lambda: RoomPose(-1, np.eye(4)), "room seed"),
     (lambda: RoomPose(1, np.zeros((4, 4))), "room pose")])
 def test_parts_refuse(make, message):
