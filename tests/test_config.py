@@ -35,24 +35,24 @@ class Toy:
     (dict(steps=3, weights=dict(a=1)), "weights", dict(a=1.0)),
 ])
 def test_accepts(data, field, value):
-    found = getattr(from_dict(Toy, data, "toy"), field)
-    assert found == value and type(found) is type(value)
+    read = getattr(from_dict(Toy, data, "toy"), field)
+    assert read == value and type(read) is type(value)
 
 
 @pytest.mark.parametrize("data, message", [
     (dict(), "toy.steps: missing"),
-    (dict(steps="3"), "toy.steps: '3' is str, int is wanted"),
-    (dict(steps=True), "toy.steps: True is bool"),
-    (dict(steps=3.0), "toy.steps: 3.0 is float"),
+    (dict(steps="3"), "toy.steps: expected int, got '3' (str)"),
+    (dict(steps=True), "toy.steps: expected int, got True (bool)"),
+    (dict(steps=3.0), "toy.steps: expected int, got 3.0 (float); write 3"),
     (dict(steps=3, lr="1e-5"), "write 1.0e-5"),
-    (dict(steps=3, lr=None), "toy.lr: None"),
+    (dict(steps=3, lr=None), "toy.lr: expected float, got None"),
     (dict(steps=3, lora=dict(r=4)), "toy.lora.r: unknown setting; Inner has rank"),
-    (dict(steps=3, lora=4), "toy.lora: 4 is no mapping"),
-    (dict(steps=3, maybe="x"), "toy.maybe: 'x'"),
-    (dict(steps=3, names="ab"), "toy.names: 'ab' is str, a list is wanted"),
-    (dict(steps=3, names=[1]), "toy.names[0]: 1 is int, str is wanted"),
-    (dict(steps=3, weights=dict(a="b")), "toy.weights.a: 'b' is str"),
-    ([1], "is no mapping"),
+    (dict(steps=3, lora=4), "toy.lora: expected a mapping of settings, got 4"),
+    (dict(steps=3, maybe="x"), "toy.maybe: expected int, got 'x'"),
+    (dict(steps=3, names="ab"), "toy.names: expected a list, got 'ab' (str)"),
+    (dict(steps=3, names=[1]), "toy.names[0]: expected str, got 1 (int)"),
+    (dict(steps=3, weights=dict(a="b")), "toy.weights.a: expected float, got 'b' (str)"),
+    ([1], "toy: expected a mapping of settings, got [1] (list)"),
 ])
 def test_refuses(data, message):
     with pytest.raises(ConfigError) as e: from_dict(Toy, data, "toy")
@@ -99,8 +99,8 @@ def test_the_remedy_for_a_number_is_a_number(written, expected):
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_every_float_can_be_written(value):
     read = read_yaml(repr(value), "x")
-    found = read if isinstance(read, float) else read_yaml(_number_hint(read).split("write ")[1], "x")
-    assert found == value
+    again = read if isinstance(read, float) else read_yaml(_number_hint(read).split("write ")[1], "x")
+    assert again == value
 
 
 @dataclass(frozen=True)
@@ -110,15 +110,15 @@ class Careful:
     name: str = "a"
 
     def __post_init__(self):
-        if self.rate < 0: raise ValueError(f"rate is {self.rate}, at least 0 is wanted")
+        if self.rate < 0: raise ValueError(f"rate must be at least 0, got {self.rate}")
 
 
 @pytest.mark.parametrize("data, message", [
-    (dict(mode="lorra"), "toy.mode: 'lorra' is none of lora, full; did you mean lora?"),
+    (dict(mode="lorra"), "toy.mode: expected one of lora, full, got 'lorra' (str); did you mean lora?"),
     (dict(rat=1), "toy.rat: unknown setting; Careful has mode, rate, name; did you mean rate?"),
-    (dict(name=False), "toy.name: False is bool, str is wanted; put it in quotes"),
-    (dict(rate=-1), "toy: rate is -1.0, at least 0"),
-    (None, "toy: None is no mapping"),
+    (dict(name=False), "toy.name: expected str, got False (bool); put it in quotes"),
+    (dict(rate=-1), "toy: rate must be at least 0, got -1.0"),
+    (None, "toy: expected a mapping of settings, got None"),
 ])
 def test_messages_help(data, message):
     with pytest.raises(ConfigError) as e: from_dict(Careful, data, "toy")
@@ -126,13 +126,13 @@ def test_messages_help(data, message):
 
 
 @pytest.mark.parametrize("profile, arm, message", [
-    ("mini", "main", "params.yaml: profiles.mini.toy.rate: 'x' is str"),  # the arm would hide it
+    ("mini", "main", "params.yaml: profiles.mini.toy.rate: expected float, got 'x'"),  # the arm would hide it
     ("small", "main", None),
     ("small", "", None),
     ("small", "typo", "params.yaml: arms.typo.toy.rte: unknown setting"),
     ("smal", None, "profiles.smal: not in params.yaml; there are mini, small; did you mean small?"),
 ])
-def test_a_slip_is_reported_where_it_stands(profile, arm, message):
+def test_a_mistake_is_reported_at_its_place(profile, arm, message):
     params = dict(toy=None, profiles=dict(mini=dict(toy=dict(rate="x")), small=None), arms=dict(main=dict(toy=dict(rate=2)), typo=dict(toy=dict(rte=2))))
     if message is None:
         assert load_settings(Careful, "toy", profile, arm, params).rate == (2.0 if arm else 1.0)
@@ -142,11 +142,11 @@ def test_a_slip_is_reported_where_it_stands(profile, arm, message):
 
 
 @pytest.mark.parametrize("text, message", [
-    ("sft: {lr: 1, lr: 2}", "lr stands twice in the mapping of line 1"),
+    ("sft: {lr: 1, lr: 2}", "lr is twice in the mapping of line 1"),
     ("sft: [1", "no valid YAML"),
-    ("- 1", "no mapping of sections"),
-    ("", "no mapping of sections"),
-    ("sft: {}\nprofiles: {mini: 3}", "profiles.mini: 3 is no mapping"),
+    ("- 1", "expected a mapping of sections"),
+    ("", "expected a mapping of sections"),
+    ("sft: {}\nprofiles: {mini: 3}", "profiles.mini: expected a mapping of sections, got 3"),
 ])
 def test_a_broken_file_is_refused(tmp_path, text, message):
     (tmp_path / "params.yaml").write_text(text)

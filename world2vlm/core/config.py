@@ -16,89 +16,101 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 # %% ../../nbs/00_config.ipynb #9cba0dae
 class ConfigError(ValueError):
-    "A setting that cannot be meant; the message names file, field and remedy."
+    "A wrong setting; the message names the field and the remedy."
 
 # %% ../../nbs/00_config.ipynb #e4f941f5
 def _closest_name(
-    name: Any,  # what the file holds
+    name: Any,  # from the file
     known: Iterable,  # names that exist
 ) -> str:  # a question to end the message with, or nothing
-    "The one of the `known` names that `name` was probably meant to be."
+    "Ask whether `name` was meant to be the nearest of the `known` names."
     near = difflib.get_close_matches(str(name), [str(k) for k in known], n=1)
     return f"; did you mean {near[0]}?" if near else ""
 
 # %% ../../nbs/00_config.ipynb #338c55c3
+_NUMBER = re.compile(r"\s*([+-]?\d+)(?:\.(\d*))?(?:e([+-]?)(\d+))?\s*", re.I)
+
 def _number_hint(
-    value: Any,  # what the file holds in place of a number
+    value: Any,  # in the file in place of a number
 ) -> str:  # how to write it, or nothing
-    "How YAML wants a number that was read as text or with a needless point."
+    "How to write a number that YAML read as text or with a needless point."
     if type(value) is float and value.is_integer(): return f"; write {int(value)}"
-    found = re.fullmatch(r"\s*([+-]?\d+)(?:\.(\d*))?(?:e([+-]?)(\d+))?\s*", value, re.I) if isinstance(value, str) else None
-    if not found: return ""
-    whole, part, sign, power = found.groups()
+    match = _NUMBER.fullmatch(value) if isinstance(value, str) else None
+    if not match: return ""
+    whole, decimals, sign, power = match.groups()
     if power is None: return f"; write {value.strip()} without quotes"
-    written = f"{whole}.{part or 0}e{sign or '+'}{power}"
-    return f"; YAML reads numbers like {value.strip()} as text, write {written}"
+    return f"; YAML reads numbers like {value.strip()} as text, write {whole}.{decimals or 0}e{sign or '+'}{power}"
+
+# %% ../../nbs/00_config.ipynb #8f2527eb
+def _mismatch(
+    where: str,  # dotted name of the setting
+    expected: str,  # what should be there
+    value: Any,  # what is there
+    hint: str = "",  # how to write it
+) -> ConfigError:  # to raise
+    "The error for a `value` of the wrong kind."
+    return ConfigError(f"{where}: expected {expected}, got {value!r} ({type(value).__name__}){hint}")
 
 # %% ../../nbs/00_config.ipynb #28fce4e6
 def _number(
-    value: Any,  # what the file holds
+    value: Any,  # from the file
     kind: type,  # int or float
     where: str,  # dotted name of the setting, for the message
 ) -> int | float:  # the value, as that kind
     "`value` as a number of this `kind`. ConfigError, naming `where`, if it is not one."
     if kind is float and type(value) is int: return float(value)
     if type(value) is kind: return value
-    raise ConfigError(f"{where}: {value!r} is {type(value).__name__}, {kind.__name__} is wanted{_number_hint(value)}")
+    raise _mismatch(where, kind.__name__, value, _number_hint(value))
 
 # %% ../../nbs/00_config.ipynb #5cd0fe6b
 def _sequence(
-    value: Any,  # what the file holds
+    value: Any,  # from the file
     kind: type,  # list or tuple
     args: tuple,  # the types inside the brackets: (int, int), (float, ...) or (str,)
     where: str,  # dotted name of the setting
 ) -> list | tuple:  # the items, checked
     "`value` as a list or tuple. ConfigError for a wrong length or a wrong item."
-    if not isinstance(value, (list, tuple)): raise ConfigError(f"{where}: {value!r} is {type(value).__name__}, a list is wanted")
+    if not isinstance(value, (list, tuple)): raise _mismatch(where, "a list", value)
     if kind is list or args[1:] == (...,): args = args[:1] * len(value)
-    if len(args) != len(value): raise ConfigError(f"{where}: {value!r} has {len(value)} items, {len(args)} are wanted")
-    return kind(_check_value(v, a, f"{where}[{i}]") for i, (v, a) in enumerate(zip(value, args)))
+    if len(args) != len(value): raise _mismatch(where, f"{len(args)} items", value)
+    return kind(_check_value(item, arg, f"{where}[{i}]") for i, (item, arg) in enumerate(zip(value, args)))
 
 # %% ../../nbs/00_config.ipynb #bf882958
 def _choice(
-    value: Any,  # what the file holds
+    value: Any,  # from the file
     options: tuple,  # types of a union: `int | None`
     where: str,  # dotted name of the setting
 ) -> Any:  # the value, checked
     "`value` as the first of the `options` it fits. ConfigError if it fits none."
     if value is None and type(None) in options: return None
-    rest = [o for o in options if o is not type(None)]
     errors = []
-    for option in rest:
+    for option in options:
+        if option is type(None): continue
         try: return _check_value(value, option, where)
-        except ConfigError as e: errors.append(e)
+        except ConfigError as error: errors.append(error)
     raise errors[0]
 
 # %% ../../nbs/00_config.ipynb #e03a7d4e
 def _check_value(
-    value: Any,  # what the file holds
+    value: Any,  # from the file
     kind: Any,  # annotation of the field
     where: str,  # dotted name of the setting
-) -> Any:  # the value, checked, lists turned into tuples where wanted
+) -> Any:  # the value, checked, lists turned into tuples
     "`value` as an instance of `kind`. ConfigError, naming `where`, if it is not one."
     origin, args = get_origin(kind), get_args(kind)
     if is_dataclass(kind): return from_dict(kind, value, where)
     if origin in (Union, types.UnionType): return _choice(value, args, where)
     if origin in (list, tuple): return _sequence(value, origin, args, where)
+    if origin is dict and isinstance(value, Mapping):
+        return {_check_value(k, args[0], where): _check_value(v, args[1], f"{where}.{k}") for k, v in value.items()}
     if kind in (int, float): return _number(value, kind, where)
-    if origin is Literal and not any(value == a and type(value) is type(a) for a in args):
-        raise ConfigError(f"{where}: {value!r} is none of {', '.join(map(str, args))}{_closest_name(value, args)}")
-    if origin is dict and isinstance(value, Mapping): return {_check_value(k, args[0], where): _check_value(v, args[1], f"{where}.{k}") for k, v in value.items()}
     if kind is Path and isinstance(value, str): return Path(value)
-    if origin is not Literal and not (isinstance(kind, type) and isinstance(value, kind)):
-        hint = "; put it in quotes" if kind is str and isinstance(value, (int, float)) else ""
-        raise ConfigError(f"{where}: {value!r} is {type(value).__name__}, {getattr(kind, '__name__', kind)} is wanted{hint}")
-    return value
+    if origin is Literal:
+        if any(value == arg and type(value) is type(arg) for arg in args): return value
+        raise _mismatch(where, f"one of {', '.join(map(str, args))}", value, _closest_name(value, args))
+    if isinstance(kind, type) and isinstance(value, kind): return value
+    hint = "; put it in quotes" if kind is str and isinstance(value, (int, float)) else ""
+    raise _mismatch(where, getattr(kind, "__name__", str(kind)), value, hint)
 
 # %% ../../nbs/00_config.ipynb #3f9498af
 def _settings(
@@ -107,10 +119,12 @@ def _settings(
     where: str,  # file and section, for messages
 ) -> dict[str, Any]:  # the values, checked
     "The values in `data` for the fields of `cls`. ConfigError for an unknown key or a wrong type."
-    if not isinstance(data, Mapping): raise ConfigError(f"{where}: {data!r} is no mapping of settings")
+    if not isinstance(data, Mapping): raise _mismatch(where, "a mapping of settings", data)
     kinds, known = get_type_hints(cls), [f.name for f in fields(cls) if f.init]
     for key in data:
-        if key not in known: raise ConfigError(f"{where}.{key}: unknown setting; {cls.__name__} has {', '.join(known)}{_closest_name(key, known)}")
+        if key not in known:
+            choices = f"{cls.__name__} has {', '.join(known)}{_closest_name(key, known)}"
+            raise ConfigError(f"{where}.{key}: unknown setting; {choices}")
     return {key: _check_value(value, kinds[key], f"{where}.{key}") for key, value in data.items()}
 
 # %% ../../nbs/00_config.ipynb #7b0de1ca
@@ -126,21 +140,23 @@ def from_dict(
         if needed and f.name not in values: raise ConfigError(f"{where}.{f.name}: missing; add it to params.yaml")
     try: return cls(**values)
     except ConfigError: raise
-    except ValueError as e: raise ConfigError(f"{where}: {e}") from e
+    except ValueError as error: raise ConfigError(f"{where}: {error}") from error
 
 # %% ../../nbs/00_config.ipynb #5d60da01
 def import_named(
-    name: str,  # a key of `known`, or `module:attribute` for what a user brings
+    name: str,  # a key of `known`, or `module:attribute` of a user's own
     known: Mapping[str, str],  # name -> `module:attribute`
     what: str,  # what is named, for messages: "teacher"
 ) -> Any:  # the class or object
     "The object that `name` stands for, imported now. ConfigError for an unknown name, module or attribute."
     from importlib import import_module
     if ":" not in name and name not in known:
-        raise ConfigError(f"{what} {name!r}: unknown; choose one of {', '.join(known)}, or give your own as module:Class{_closest_name(name, known)}")
+        choices = f"choose one of {', '.join(known)}, or give your own as module:Class{_closest_name(name, known)}"
+        raise ConfigError(f"{what} {name!r}: unknown; {choices}")
     module, _, attribute = (name if ":" in name else known[name]).partition(":")
     try: return getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as e: raise ConfigError(f"{what} {name!r}: {e}; it must be importable from where the stage runs") from e
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"{what} {name!r}: {error}; it must be importable from where the stage runs") from error
 
 # %% ../../nbs/00_config.ipynb #9e52ff39
 def repo_root(
@@ -156,36 +172,48 @@ def repo_root(
 def read_yaml(
     text: str,  # content of a file
     name: str,  # of the file, for messages
-) -> Any:  # what the text says
-    "Plain YAML as Python values. ConfigError for a syntax error, or a key that stands twice."
+) -> Any:  # the values
+    "Plain YAML as Python values. ConfigError for a syntax error, or for the same key twice in one mapping."
     import yaml
     class Strict(yaml.SafeLoader):
         def compose_mapping_node(self, anchor):
             node = super().compose_mapping_node(anchor)
             keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-            twice = [key for i, key in enumerate(keys) if key in keys[:i]]
-            if twice: raise ConfigError(f"{name}: {twice[0]} stands twice in the mapping of line {node.start_mark.line + 1}; keep one")
+            place = f"the mapping of line {node.start_mark.line + 1}"
+            for i, key in enumerate(keys):
+                if key in keys[:i]: raise ConfigError(f"{name}: {key} is twice in {place}; keep one")
             return node
     try: return yaml.load(text, Strict)
-    except yaml.YAMLError as e: raise ConfigError(f"{name}: no valid YAML: {' '.join(str(e).split())}") from e
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{name}: no valid YAML: {' '.join(str(error).split())}") from error
 
 # %% ../../nbs/00_config.ipynb #f3bb1bb2
 _TOP_LEVEL = ("profile", "profiles", "teachers", "arms")  # top-level keys that are no sections
 
+def _check_sections(
+    params: Mapping,  # a params.yaml
+    name: str,  # of the file, for messages
+) -> None:
+    "ConfigError for a profile or an arm with a section that no stage has."
+    sections = sorted(params.keys() - set(_TOP_LEVEL))
+    for group, extra in (("profiles", []), ("arms", ["teacher"])):
+        for variant, parts in (params.get(group) or {}).items():
+            where = f"{name}: {group}.{variant}"
+            if not isinstance(parts or {}, Mapping): raise _mismatch(where, "a mapping of sections", parts)
+            for key in (parts or {}).keys() - {*sections, *extra}:
+                choices = f"there are {', '.join(sections)}{_closest_name(key, sections)}"
+                raise ConfigError(f"{where}.{key}: no such section; {choices}")
+
+# %% ../../nbs/00_config.ipynb #cde05a01
 def load_params(
     path: str | Path | None = None,  # a params.yaml; the repository's own if None
 ) -> dict:  # the file as nested dicts
-    "Read params.yaml. ConfigError for a missing or broken file, and for a profile or an arm with a section that no stage has."
+    "Read params.yaml. ConfigError for a missing or broken file."
     path = Path(path) if path else repo_root() / "params.yaml"
     if not path.is_file(): raise ConfigError(f"{path}: no such file")
     params = read_yaml(path.read_text(encoding="utf-8"), path.name)
-    if not isinstance(params, dict): raise ConfigError(f"{path.name}: {params!r} is no mapping of sections")
-    sections = sorted(params.keys() - set(_TOP_LEVEL))
-    for group, extra in (("profiles", []), ("arms", ["teacher"])):
-        for name, parts in (params.get(group) or {}).items():
-            if not isinstance(parts or {}, dict): raise ConfigError(f"{path.name}: {group}.{name}: {parts!r} is no mapping of sections")
-            for wrong in sorted((parts or {}).keys() - {*sections, *extra}):
-                raise ConfigError(f"{path.name}: {group}.{name}.{wrong}: no such section; there are {', '.join(sections)}{_closest_name(wrong, sections)}")
+    if not isinstance(params, dict): raise _mismatch(path.name, "a mapping of sections", params)
+    _check_sections(params, path.name)
     return params
 
 # %% ../../nbs/00_config.ipynb #04bf0664
@@ -193,7 +221,7 @@ def _merged(
     base: Mapping,  # settings
     over: Mapping | None,  # settings that win
 ) -> dict:  # both
-    "`base` with `over` laid on top, mapping by mapping."
+    "`base` with the values of `over`, mapping by mapping."
     out = dict(base)
     for key, value in (over or {}).items():
         nested = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
@@ -204,13 +232,13 @@ def _merged(
 def _variant(
     params: Mapping,  # a params.yaml
     group: str,  # "profiles" or "arms"
-    name: str | None,  # which of them; None or "" for none
+    name: str | None,  # of the profile or arm; None or "" for none
 ) -> Mapping:  # what it changes, section by section
-    "What one profile or arm changes. ConfigError for a name that is not there."
+    "The changes of one profile or arm. ConfigError for a name that is not there."
     if not name: return {}
     names = params.get(group) or {}
-    if name not in names: raise ConfigError(f"{group}.{name}: not in params.yaml; there are {', '.join(names)}{_closest_name(name, names)}")
-    return names[name] or {}
+    if name in names: return names[name] or {}
+    raise ConfigError(f"{group}.{name}: not in params.yaml; there are {', '.join(names)}{_closest_name(name, names)}")
 
 # %% ../../nbs/00_config.ipynb #841c0b85
 def load_settings(
@@ -220,13 +248,16 @@ def load_settings(
     arm: str | None = None,  # a key of `arms`, or None or "" for a stage that all arms share
     params: Mapping | None = None,  # a params.yaml as nested dicts; the repository's own if None
 ) -> Any:  # an instance of `cls`
-    "The settings of one stage: its `section`, changed by `profile`, changed by `arm`. ConfigError for what cannot be meant."
+    "The settings of one stage: its `section`, changed by `profile`, changed by `arm`. ConfigError for a wrong one."
     params = load_params() if params is None else params
-    if section not in params: raise ConfigError(f"{section}: no such section in params.yaml{_closest_name(section, params)}")
-    changes = {f"{group}.{name}.{section}": _variant(params, group, name).get(section) for group, name in (("profiles", profile), ("arms", arm)) if name}
-    data: dict = {}
-    for layer, values in {section: params[section], **changes}.items():
-        if not isinstance(values or {}, Mapping): raise ConfigError(f"params.yaml: {layer}: {values!r} is no mapping of settings")
+    if section not in params:
+        raise ConfigError(f"{section}: no such section in params.yaml{_closest_name(section, params)}")
+    layers, data = {section: params[section]}, {}
+    for group, name in (("profiles", profile), ("arms", arm)):
+        if name: layers[f"{group}.{name}.{section}"] = _variant(params, group, name).get(section)
+    for layer, values in layers.items():
+        where = f"params.yaml: {layer}"
+        if not isinstance(values or {}, Mapping): raise _mismatch(where, "a mapping of settings", values)
         data = _merged(data, values)
-        _settings(cls, data, f"params.yaml: {layer}")
+        _settings(cls, data, where)
     return from_dict(cls, data, f"params.yaml: {section}")

@@ -25,13 +25,14 @@ QUESTION_COLOUR, TRUTH_COLOUR = "#e69f00", "#009e73"  # what a question states, 
 
 # %% ../../nbs/05_plotting.ipynb #5eec23e8
 _SHARED_STYLE = {  # matplotlib rcParams, the same on light and dark screens
-    "axes.facecolor": "none", "savefig.facecolor": "none", "font.size": 9, "font.family": "DejaVu Sans", "figure.dpi": 100,
-    "axes.titlesize": 9, "axes.titlelocation": "left", "axes.titlepad": 5, "axes.labelsize": 9, "axes.linewidth": 0.8,
-    "axes.spines.top": False, "axes.spines.right": False, "xtick.labelsize": 8, "ytick.labelsize": 8,
-    "xtick.major.width": 0.8, "ytick.major.width": 0, "grid.linewidth": 0.6, "legend.frameon": False, "legend.fontsize": 8,
-    "legend.handlelength": 1.2, "svg.hashsalt": "world2vlm",
+    "figure.dpi": 100, "axes.facecolor": "none", "savefig.facecolor": "none", "svg.hashsalt": "world2vlm",
+    "font.size": 9, "font.family": "DejaVu Sans", "axes.titlesize": 9, "axes.titlelocation": "left", "axes.titlepad": 5,
+    "axes.labelsize": 9, "axes.linewidth": 0.8, "axes.spines.top": False, "axes.spines.right": False,
+    "xtick.labelsize": 8, "ytick.labelsize": 8, "xtick.major.width": 0.8, "ytick.major.width": 0, "grid.linewidth": 0.6,
+    "legend.frameon": False, "legend.fontsize": 8, "legend.handlelength": 1.2,
 }
 
+# %% ../../nbs/05_plotting.ipynb #ee9c2ad9
 def _figure_style(
     dark: bool = False,  # ink for a dark screen
 ) -> dict[str, Any]:  # matplotlib rcParams

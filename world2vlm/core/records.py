@@ -51,7 +51,8 @@ class Instance:
     mask: np.ndarray = field(repr=False)  # bool [H, W], its visible pixels
 
     def __post_init__(self):
-        if type(self.id) is not int or self.id < 1: raise ValueError(f"instance id: expected an int >= 1, got {self.id!r}")
+        if type(self.id) is not int or self.id < 1:
+            raise ValueError(f"instance id: expected an int >= 1, got {self.id!r}")
         if not isinstance(self.label, str) or not self.label.strip():
             raise ValueError(f"label: expected a text, got {self.label!r}")
         _check_array(f"mask of {self.label}", self.mask, bool, (None, None))
@@ -106,7 +107,8 @@ def _check_scene(
         _check_array(f"depth of {scene.id}", scene.depth, np.float32, scene.image.shape[:2])
         check_depth(scene.depth)
     instances = scene.instances or []
-    if len({i.id for i in instances}) < len(instances): raise ValueError(f"instances of {scene.id}: an id is used twice")
+    ids = [instance.id for instance in instances]
+    if len(set(ids)) != len(ids): raise ValueError(f"instances of {scene.id}: one id is used twice")
     for i in instances: _check_array(f"{scene.id}: mask of {i.label}", i.mask, bool, scene.image.shape[:2])
 
 # %% ../../nbs/03_records.ipynb #a12b8b90
