@@ -16,7 +16,7 @@ BASE = str(repo_root() / "data/base")
 def config(tmp_path_factory):
     out = tmp_path_factory.mktemp("comparison") / "transitions"
     make_rooms_benchmark(RoomsBenchmark(Scenes(n=2, first=970_000, seed=3, per_shard=2), Imagine(presets={"single": 3}), Supervise(per_scene=1)), out)
-    return Comparison(sources={"transitions": str(out)}, depths=(1,), coupled=ViewSearch(score_tokens=4), box_format="pixels", batch_size=8)
+    return Comparison(sources={"transitions": str(out)}, depths=(1,), view_search=ViewSearch(score_tokens=4), box_format="pixels", batch_size=8)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def test_what_was_not_run_stays_empty(config, results):
 
 
 def test_runs_come_in_one_order_whatever_the_file_had(results):
-    wanted = ["base", "coupled 1", "SFT", "blind", "control: commonest", "control: first", "control: random"]
+    wanted = ["base", "view search 1", "SFT", "blind", "control: commonest", "control: first", "control: random"]
     found = results["transitions"]
     assert list(_order_runs(found)) == list(_order_runs(json.loads(json.dumps(found, sort_keys=True)))) == list(_order_runs(dict(reversed(found.items())))) == wanted
     assert comparison_table(found).splitlines()[0].startswith("| student | score | 95 % interval | over base |")
@@ -47,9 +47,9 @@ def test_every_cell_names_interval_number_and_rule(results, rows):
     assert results["transitions"]["SFT"]["over"]["all kinds"]["difference"] == 0 and results["transitions"]["base"]["over"] is None
 
 
-def test_the_account_of_the_coupled_run(results):
-    alone, coupled = (results["transitions"][run]["account"] for run in ("base", "coupled 1"))
-    assert alone["calls"] == 1 and alone["views"] == 0 and coupled["calls"] == 2 and coupled["rollouts"] <= 3 and coupled["tokens"] > alone["tokens"] and coupled["guessed"] == 1
+def test_the_account_of_the_search(results):
+    alone, searched = (results["transitions"][run]["account"] for run in ("base", "view search 1"))
+    assert alone["calls"] == 1 and alone["views"] == 0 and searched["calls"] == 2 and searched["rollouts"] <= 3 and searched["tokens"] > alone["tokens"] and searched["guessed"] == 1
 
 
 def test_compare_goes_on_after_a_kill(config, tmp_path, monkeypatch):
@@ -61,7 +61,7 @@ def test_compare_goes_on_after_a_kill(config, tmp_path, monkeypatch):
     kept = tmp_path / "out.partial/transitions/base.jsonl"
     lines = kept.read_text()
     again = make_comparison(config, {"base": BASE}, "reprojection", tmp_path / "out")
-    assert (tmp_path / "out/transitions/base.jsonl").read_text() == lines and not kept.exists() and "coupled 1" in again["transitions"]
+    assert (tmp_path / "out/transitions/base.jsonl").read_text() == lines and not kept.exists() and "view search 1" in again["transitions"]
 
 
 def test_a_page_holds_all(results):

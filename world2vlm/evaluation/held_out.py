@@ -72,7 +72,7 @@ def _most_frequent_answer(
     return examples[keys.index(min(counts, key=lambda key: (-counts[key], key)))].answer
 
 # %% ../../nbs/72_held_out.ipynb #fe61aa3b
-def _majority_answers(
+def _majority_rows(
     training: Iterable[Example],  # examples whose answers are counted
     questions: list[Example],  # to answer
     path: Path | None = None,  # answer file
@@ -131,7 +131,7 @@ def evaluate_arm(
     with atomic_dir(out, fingerprint(config, questions, examples, *checkpoints.values())) as work:
         for name, checkpoint in checkpoints.items():
             runs |= _run_student(config, checkpoint, {name: items} | shuffled.get(name, {}), work)
-        return runs | {"majority": _majority_answers(read_dataset("examples", examples), items, work / "majority.jsonl")}
+        return runs | {"majority": _majority_rows(read_dataset("examples", examples), items, work / "majority.jsonl")}
 
 # %% ../../nbs/72_held_out.ipynb #2be84cf0
 def read_runs(
