@@ -1,4 +1,4 @@
-"How far this package is from tensors that the released code of Stable Virtual Camera made: python tests/svc_parity.py REFERENCE.safetensors"
+"Errors of this package against tensors of the released code of Stable Virtual Camera: python tests/svc_parity.py REFERENCE.safetensors"
 import json, sys
 
 import torch
@@ -6,7 +6,7 @@ from safetensors import safe_open
 
 from world2vlm.teachers.svc.cameras import _normalise_cameras, pluecker
 from world2vlm.teachers.svc.convert import convert_unet
-from world2vlm.teachers.svc.pipeline import _denoise, _guidance_scales
+from world2vlm.teachers.svc.pipeline import _denoise, _guidance_scales, _Window
 from world2vlm.teachers.svc.scheduler import SVCScheduler
 from world2vlm.teachers.svc.unet import MultiViewUNet
 
@@ -23,7 +23,7 @@ def unet_of(params: dict) -> MultiViewUNet:
         attention_head_dim=params["num_head_channels"], cross_attention_dim=params["context_dim"], ray_channels=params["dense_in_channels"])
 
 
-def far(ours, theirs) -> float: return float((torch.as_tensor(ours) - theirs).abs().max())
+def max_error(ours, theirs) -> float: return float((torch.as_tensor(ours) - theirs).abs().max())
 
 
 @torch.no_grad()
@@ -33,24 +33,24 @@ def errors(path: str) -> dict[str, float]:
         params, ref = json.loads(file.metadata()["params"]), {key: file.get_tensor(key) for key in file.keys()}
     unet, scheduler, T = unet_of(params).eval(), SVCScheduler(), len(ref["cam_c2w"])
     unet.load_state_dict(convert_unet({k.removeprefix("state_dict."): v for k, v in ref.items() if k.startswith("state_dict.")}, unet))
-    found = {"unet": far(unet(ref["x"], ref["t"], ref["y"], ref["dense_y"], params["num_frames"]), ref["out"]), "sigmas": far(scheduler.table, ref["sigmas_table"])}
+    result = {"unet": max_error(unet(ref["x"], ref["t"], ref["y"], ref["dense_y"], params["num_frames"]), ref["out"]), "sigmas": max_error(scheduler.table, ref["sigmas_table"])}
     for key in (k for k in ref if k.startswith("sigmas_") and k != "sigmas_table"):
         scheduler.set_timesteps(int(key.removeprefix("sigmas_")))
-        found["sigmas"] = max(found["sigmas"], far(scheduler.sigmas, ref[key]))
-    window, K = _normalise_cameras(ref["cam_c2w"].numpy(), ref["cam_c2w"].numpy())[0], ref["cam_K"].numpy()
-    found |= {"cameras": far(window, ref["cam_c2w_norm"]), "pluecker": far(pluecker(window, K, *ref["plucker"].shape[-2:]), ref["plucker"])}
-    given, clean = torch.arange(T) == 0, ref["latent_in"][:, :ref["noise"].shape[1]].expand(T, -1, -1, -1)
-    nothing = clean.new_zeros(T, 0, *clean.shape[-2:])  # the released model is given no hints
+        result["sigmas"] = max(result["sigmas"], max_error(scheduler.sigmas, ref[key]))
+    cameras, K = _normalise_cameras(ref["cam_c2w"].numpy(), ref["cam_c2w"].numpy())[0], ref["cam_K"].numpy()
+    result |= {"cameras": max_error(cameras, ref["cam_c2w_norm"]), "pluecker": max_error(pluecker(cameras, K, *ref["plucker"].shape[-2:]), ref["plucker"])}
+    is_input, clean = torch.arange(T) == 0, ref["latent_in"][:, :ref["noise"].shape[1]].expand(T, -1, -1, -1)
+    window = _Window(clean, is_input, ref["ctx"], ref["plucker"], clean.new_zeros(T, 0, *clean.shape[-2:]), torch.ones(T))
     scheduler.set_timesteps(4)
     for guider in range(3):
-        strength = torch.from_numpy(_guidance_scales(guider, window, K, given.numpy(), 4.0, 1.2))
-        made, wanted = _denoise(unet, scheduler, ref["noise"], clean, given, ref["ctx"], ref["plucker"], strength, nothing), ref[f"z_guider{guider}"]
-        found[f"guider_{guider}"] = far(made, wanted) / float(wanted.abs().max())
-    return found
+        guidance = torch.from_numpy(_guidance_scales(guider, cameras, K, is_input.numpy(), 4.0, 1.2))
+        samples, expected = _denoise(unet, scheduler, ref["noise"], window._replace(guidance=guidance)), ref[f"z_guider{guider}"]
+        result[f"guider_{guider}"] = max_error(samples, expected) / float(expected.abs().max())
+    return result
 
 
 if __name__ == "__main__":
     if len(sys.argv) != 2: sys.exit(__doc__)
-    found = errors(sys.argv[1])
-    print(json.dumps({"errors": found, "limits": LIMITS}, indent=2))
-    sys.exit(any(found[name] > limit for name, limit in LIMITS.items()))
+    result = errors(sys.argv[1])
+    print(json.dumps({"errors": result, "limits": LIMITS}, indent=2))
+    sys.exit(any(result[name] > limit for name, limit in LIMITS.items()))

@@ -1,4 +1,4 @@
-"Stable Virtual Camera: the network against a second one written otherwise, its cameras, its sampler, its weights."
+"Stable Virtual Camera: the network against an independent implementation, its cameras, its guidance, its weights."
 import json
 
 import numpy as np
@@ -10,8 +10,8 @@ from safetensors.torch import save_file
 
 from svc_parity import LIMITS, errors, unet_of
 from world2vlm.core.camera import move, yaw
-from world2vlm.teachers.svc.cameras import _fit_picture, _normalise_cameras, pluecker
-from world2vlm.teachers.svc.convert import _key_map, official_unet, _rename_keys
+from world2vlm.teachers.svc.cameras import _normalise_cameras, pluecker
+from world2vlm.teachers.svc.convert import _key_map, convert_unet, official_unet, _rename_keys
 from world2vlm.teachers.svc.pipeline import _guidance_scales
 from world2vlm.teachers.svc.scheduler import SVCScheduler
 
@@ -20,7 +20,7 @@ PARAMS = dict(in_channels=11, out_channels=4, model_channels=32, channel_mult=[1
 
 
 class Plain:
-    "The network once more, from the released names on, with loops in place of modules."
+    "The same network, written from the released names with loops instead of modules."
     def __init__(self, state, params): self.s, self.p = state, params
     def lin(self, k, x): return x @ self.s[k + ".weight"].T + self.s.get(k + ".bias", torch.zeros(()))
     def conv(self, k, x, **kw): return F.conv2d(x, self.s[k + ".weight"], self.s[k + ".bias"], **kw)
@@ -82,18 +82,18 @@ class Plain:
         emb = self.lin("time_embed.2", F.silu(self.lin("time_embed.0", torch.cat([angle.cos(), angle.sin()], -1))))
         count = lambda prefix: 1 + max(int(k.split(".")[1]) for k in self.s if k.startswith(prefix + "."))
         x = self.conv("input_blocks.0.0", x, padding=1)
-        kept = [x]
-        for i in range(1, count("input_blocks")): x = self.block(f"input_blocks.{i}", x, emb, rays, ctx, False); kept.append(x)
+        skips = [x]
+        for i in range(1, count("input_blocks")): x = self.block(f"input_blocks.{i}", x, emb, rays, ctx, False); skips.append(x)
         x = self.res("middle_block.0", x, emb, rays)
         x = self.res("middle_block.2", self.transformer("middle_block.1", x, ctx, "middle_ds8" in p["unflatten_names"]), emb, rays)
         for i in range(count("output_blocks")):
             ds = 2 ** (len(p["channel_mult"]) - 1 - i // (p["num_res_blocks"] + 1))
-            x = self.block(f"output_blocks.{i}", torch.cat([x, kept.pop()], 1), emb, rays, ctx, f"output_ds{ds}" in p["unflatten_names"])
+            x = self.block(f"output_blocks.{i}", torch.cat([x, skips.pop()], 1), emb, rays, ctx, f"output_ds{ds}" in p["unflatten_names"])
         return self.conv("out.2", F.silu(self.gn("out.0", x, 1e-5)), padding=1)
 
 
 def random_state(seed=0):
-    "A small network and its weights under the released names, no layer at its initial value."
+    "A small network and its weights under the released names, every layer random."
     torch.manual_seed(seed)
     unet = unet_of(PARAMS).eval()
     for p in unet.parameters(): torch.nn.init.normal_(p, std=0.1) if p.dim() > 1 else torch.nn.init.normal_(p, mean=0.5, std=0.2)
@@ -102,35 +102,43 @@ def random_state(seed=0):
 
 
 @torch.no_grad()
-def test_unet_equals_a_second_one():
+def test_unet_equals_an_independent_implementation():
     unet, state = random_state()
     T, B = 3, 2
     x, t, ctx, rays = torch.randn(B * T, 11, 16, 8), torch.randint(1000, (B,)).repeat_interleave(T), torch.randn(B * T, 1, 24), torch.randn(B * T, 6, 16, 8)
-    made = unet(x, t, ctx, rays, T)
+    output = unet(x, t, ctx, rays, T)
     plain = torch.cat([Plain(state, PARAMS)(x[w], t[w], ctx[w], rays[w]) for w in (slice(0, T), slice(T, 2 * T))])
-    assert made.std() > 1e-3
-    torch.testing.assert_close(made, plain, atol=1e-4, rtol=1e-4)
+    assert output.std() > 1e-3
+    torch.testing.assert_close(output, plain, atol=1e-4, rtol=1e-4)
 
 
-def test_parity_command_reads_a_reference_of_its_own_format(tmp_path):
-    "A file made here has no error; the same file with one weight changed has one."
+def test_parity_command_detects_an_error(tmp_path):
+    "A reference written here has no error; the same file with a changed weight has one."
     unet, state = random_state()
     T, scheduler, g = 3, SVCScheduler(), torch.Generator().manual_seed(1)
     rand = lambda *shape: torch.randn(*shape, generator=g)
-    way = np.stack([move(0, 0, z) @ yaw(20 * z) for z in (0, 0.5, 1.0)]).astype(np.float32)
+    path = np.stack([move(0, 0, z) @ yaw(20 * z) for z in (0, 0.5, 1.0)]).astype(np.float32)
     K = np.tile(np.array([[0.9, 0, 0.5], [0, 0.9, 0.5], [0, 0, 1]], np.float32), (T, 1, 1))
-    ref = {"x": rand(T, 11, 16, 8), "t": torch.full((T,), 500), "y": rand(T, 1, 24), "dense_y": rand(T, 6, 16, 8), "cam_c2w": torch.from_numpy(way), "cam_K": torch.from_numpy(K),
+    ref = {"x": rand(T, 11, 16, 8), "t": torch.full((T,), 500), "y": rand(T, 1, 24), "dense_y": rand(T, 6, 16, 8), "cam_c2w": torch.from_numpy(path), "cam_K": torch.from_numpy(K),
            "latent_in": rand(1, 5, 16, 8), "noise": rand(T, 4, 16, 8), "ctx": rand(T, 1, 24), "sigmas_table": scheduler.table, "sigmas_50": scheduler.sigmas}
-    window = _normalise_cameras(way, way)[0]
+    window = _normalise_cameras(path, path)[0]
     ref |= {"cam_c2w_norm": torch.from_numpy(window), "plucker": torch.from_numpy(pluecker(window, K, 16, 8)), **{f"z_guider{n}": rand(T, 4, 16, 8) for n in range(3)}}
     with torch.no_grad(): ref["out"] = Plain(state, PARAMS)(ref["x"], ref["t"], ref["y"], ref["dense_y"])
     save = lambda weights: save_file({**{k: v.contiguous() for k, v in ref.items()}, **{f"state_dict.{k}": v for k, v in weights.items()}}, tmp_path / "r.safetensors", {"params": json.dumps(PARAMS)})
     save(state)
-    found = errors(str(tmp_path / "r.safetensors"))
-    assert all(found[name] <= LIMITS[name] for name in ("unet", "sigmas", "cameras", "pluecker"))
-    assert found["guider_0"] > LIMITS["guider_0"], "the samples of this file are noise"
+    result = errors(str(tmp_path / "r.safetensors"))
+    assert all(result[name] <= LIMITS[name] for name in ("unet", "sigmas", "cameras", "pluecker"))
+    assert result["guider_0"] > LIMITS["guider_0"], "the samples of this file are noise"
     save(state | {"out.2.bias": state["out.2.bias"] + 1})
     assert errors(str(tmp_path / "r.safetensors"))["unet"] > LIMITS["unet"]
+
+
+def test_conversion_is_strict():
+    unet, state = random_state()
+    assert set(convert_unet(state, unet)) == set(unet.state_dict())
+    with pytest.raises(ValueError, match="1 missing: conv_out.bias"): convert_unet({k: v for k, v in state.items() if k != "out.2.bias"}, unet)
+    with pytest.raises(ValueError, match="1 unexpected: module.out.2.bias"): convert_unet(state | {"module.out.2.bias": state["out.2.bias"]}, unet)
+    with pytest.raises(ValueError, match="1 of another shape: conv_out.bias"): convert_unet(state | {"out.2.bias": torch.zeros(5)}, unet)
 
 
 def test_official_weights_need_their_licence(tmp_path):
@@ -147,7 +155,7 @@ def test_official_weights_need_their_licence(tmp_path):
 @settings(max_examples=30, deadline=None)
 @given(st.floats(-90, 90), st.floats(-2, 2), st.floats(-2, 2), st.floats(-180, 180))
 def test_rays_are_those_of_relative_poses(angle, x, z, world):
-    "A change of the world's frame changes nothing; every ray is as long as 1 and at right angles to its moment; the moment is that of the camera's place."
+    "Independent of the world frame; directions have length 1 and are orthogonal to their moments; the reference has no moment."
     K, pair = np.array([[0.7, 0, 0.5], [0, 0.7, 0.5], [0, 0, 1]]), np.stack([np.eye(4), move(x, 0, z) @ yaw(angle)])
     rays = pluecker(pair, K, 4, 6)
     np.testing.assert_allclose(rays, pluecker(move(1, 2, 3) @ yaw(world) @ pair, K, 4, 6), atol=2e-5)
@@ -156,36 +164,24 @@ def test_rays_are_those_of_relative_poses(angle, x, z, world):
     assert not rays[0, 3:].any()
 
 
-def test_turn_right_looks_right_and_the_middle_ray_is_the_heading():
+def test_turn_right_points_the_central_ray_to_the_right():
     rays = pluecker(np.stack([yaw(0), yaw(30)]), np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]]), 3, 3)
     np.testing.assert_allclose(rays[1, :3, 1, 1], [0.5, 0, np.sqrt(3) / 2], atol=1e-6)
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.floats(0.05, 30))
-def test_the_length_of_a_straight_way_does_not_matter(length):
-    way = np.stack([move(0, 0, z) for z in np.linspace(0, length, 5)])
-    made, factor = _normalise_cameras(way, way)
-    np.testing.assert_allclose(made[-1, 2, 3] - made[0, 2, 3], 4.0, rtol=1e-4)
+def test_the_length_of_a_straight_path_does_not_matter(length):
+    path = np.stack([move(0, 0, z) for z in np.linspace(0, length, 5)])
+    cameras, factor = _normalise_cameras(path, path)
+    np.testing.assert_allclose(cameras[-1, 2, 3] - cameras[0, 2, 3], 4.0, rtol=1e-4)
     np.testing.assert_allclose(factor * length, 4.0, rtol=1e-4)
 
 
-def test_guidance_is_least_where_the_picture_is_known():
-    K, given = np.tile(np.eye(3), (5, 1, 1)), np.arange(5) == 0
+def test_guidance_is_smallest_close_to_the_input_view():
+    K, is_input = np.tile(np.eye(3), (5, 1, 1)), np.arange(5) == 0
     turns = np.stack([yaw(a) for a in (0, 5, 9.9, 10.1, 40)])
-    assert _guidance_scales(1, turns, K, given, 4.0, 1.2).tolist() == [1.2, 1.2, 1.2, 4.0, 4.0]
-    np.testing.assert_allclose(_guidance_scales(2, turns, K, given, 4.0, 1.2), [1.2, 1.2, 1.2, 3.3, 4.0])
+    assert _guidance_scales(1, turns, K, is_input, 4.0, 1.2).tolist() == [1.2, 1.2, 1.2, 4.0, 4.0]
+    np.testing.assert_allclose(_guidance_scales(2, turns, K, is_input, 4.0, 1.2), [1.2, 1.2, 1.2, 3.3, 4.0])
     other = K.copy(); other[1, 0, 0] = 2
-    assert _guidance_scales(1, turns, other, given, 4.0, 1.2)[1] == 4.0, "another lens is another view"
-
-
-@pytest.mark.parametrize("size", [(64, 64), (96, 64), (64, 128)])
-def test_intrinsics_follow_the_cut(size):
-    "A mark in the picture is where the new intrinsics say that its point is."
-    image, K = np.zeros((200, 300, 3), np.uint8), np.array([[150, 0, 150], [0, 150, 100], [0, 0, 1.0]])
-    image[88:92, 158:162] = 255  # centre (160, 90)
-    made, Kn = _fit_picture(image, K, size)
-    y, x = np.argwhere(made[..., 0] > 60).mean(0) + 0.5
-    ray = np.linalg.inv(K) @ [160, 90, 1]
-    u, v, w = np.diag([*size, 1]) @ Kn @ ray
-    assert abs(u / w - x) < 1 and abs(v / w - y) < 1
+    assert _guidance_scales(1, turns, other, is_input, 4.0, 1.2)[1] == 4.0, "another lens is another view"
