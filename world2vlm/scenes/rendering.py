@@ -61,7 +61,8 @@ def compile_model(
         quat, size = (np.cos(angle), 0, np.sin(angle), 0), half
         if shape == "cylinder":  # MuJoCo's axis is z: lay it along y
             quat, size = (np.sqrt(.5), np.sqrt(.5), 0, 0), (half[0], half[1], 0)
-        body.add_geom(type=geom_types[shape], pos=solids.centre[g].astype(float), quat=quat, size=[float(v) for v in size])
+        pos, size = solids.centre[g].astype(float), [float(v) for v in size]
+        body.add_geom(type=geom_types[shape], pos=pos, quat=quat, size=size)
     model = spec.compile()
     data = mujoco.MjData(model)
     mujoco.mj_kinematics(model, data)

@@ -202,6 +202,6 @@ def _leaves(f: Face, rgb: np.ndarray) -> np.ndarray:  # colours [N, 3] before an
 # %% ../../nbs/11_textures.ipynb #9afe0be5
 PAINTERS: dict[str, Callable[[Face, np.ndarray], np.ndarray]] = {
     paint.__name__.removeprefix("_"): paint for paint in (
-        _plain, _boards, _tiles, _carpet, _plaster, _stripes, _bricks, _panelling, _rug, _window, _door, _picture, _light,
-        _grain, _doors, _tape, _books, _shade, _gloss, _leaves)}
+        _plain, _boards, _tiles, _carpet, _plaster, _stripes, _bricks, _panelling, _rug, _window, _door, _picture,
+        _light, _grain, _doors, _tape, _books, _shade, _gloss, _leaves)}
 TEXTURES = list(PAINTERS)  # a solid stores the index
