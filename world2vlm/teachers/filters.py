@@ -23,6 +23,7 @@ from .reprojection import reproject
 # %% ../../nbs/23_filters.ipynb #dc290161
 Matcher = Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]  # two pictures -> [N, 2] pixels in each
 
+# %% ../../nbs/23_filters.ipynb #4cbf5ae2
 def _sift_features(
     image: np.ndarray,  # uint8 [H, W, 3]
     side: int = 448,  # shorter pictures are enlarged to it, pixels
@@ -236,6 +237,7 @@ def _measure_view(
 _WORST = {"rotation": max, "direction": max, "drift": max, "inliers": min, "sharpness": min, "agreement": min,
           "scale": lambda ratios: max(ratios, key=lambda r: abs(np.log(r + 1e-9)))}
 
+# %% ../../nbs/23_filters.ipynb #5c1c123c
 def measure_rollout(
     scene: Scene,  # the anchor
     rollout: Rollout,  # imagined from it
