@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 
 from world2vlm.core.camera import ACTION_KINDS, Action
 from world2vlm.core.actions import Ranges, format_actions, plan, sample_actions
-from world2vlm.core.config import from_dict
+from world2vlm.core.config import _from_dict
 from world2vlm.tasks.rewards import BOX_PATTERN, paper_reward
 from world2vlm.core.records import iou
 from world2vlm.core.records import Instance
@@ -115,7 +115,7 @@ def test_defect_1_a_turn_to_the_right_carries_the_picture_to_the_left():
         t = transitions_of(scene, rollout)[0]
         [e] = TASKS["A2"].derive(t, np.random.default_rng(0), Rules(phrasings=("direct",)))
         assert e.answer == f"{kind.replace('_', ' ')} 10 degrees"
-        for d1 in TASKS["D1"].derive(t, np.random.default_rng(0), Rules(objects=9)):
+        for d1 in TASKS["D1"].derive(t, np.random.default_rng(0), Rules(max_examples=9)):
             before = mask_box(next(i.mask for i in scene.instances if str(i.id) == d1.id.split("/")[-1]))
             assert sign * (sum(d1.target["box"][::2]) - sum(before[::2])) > 0
 
@@ -205,14 +205,14 @@ def test_defect_7_wrong_options_are_wrong(examples):
         typed = [TASKS[e.task].answer_type.read(v) for v in e.choices.values()]
         assert len(typed) == (2 if e.target["yes"] is not None else 4) and typed["ABCD".index(e.answer)] == settled(e)
         if e.target["actions"]: assert all(ends_differ(a, b) for a, b in combinations(typed, 2))
-        if e.target["box"]: assert all(iou(a, b) < RULES.overlap for a, b in combinations(typed, 2))
+        if e.target["box"]: assert all(iou(a, b) < RULES.max_overlap for a, b in combinations(typed, 2))
 
 
 def test_defect_8_what_is_left_out_is_counted(views):
     for t in views[:30]:
         for name in ("D1", "D2", "D3", "D4"):
             count = Counter()
-            made = TASKS[name].derive(t, np.random.default_rng(0), replace(RULES, objects=99), count)
+            made = TASKS[name].derive(t, np.random.default_rng(0), replace(RULES, max_examples=99), count)
             assert len(made) + count.total() == len(candidates(t.scene, RULES.area))
             assert all(reason.startswith(f"{name}: ") for reason in count)
 
@@ -287,9 +287,9 @@ def test_scores_fall_with_the_error(examples):
 # Objects
 
 def test_visibility_rule():
-    assert [visibility_state(s, Rules(seen=0.5, gone=0.1)) for s in (0.5, 0.49, 0.11, 0.1)] == ["visible", "ambiguous", "ambiguous", "gone"]
-    with pytest.raises(ValueError, match="gone < seen"): Rules(seen=0.1, gone=0.1)
-    assert from_dict(Rules, {"seen": 0.3, "turn": [10, 60]}, "tasks").turn == (10.0, 60.0)
+    assert [visibility_state(s, Rules(min_visible=0.5, max_gone=0.1)) for s in (0.5, 0.49, 0.11, 0.1)] == ["visible", "ambiguous", "ambiguous", "gone"]
+    with pytest.raises(ValueError, match="max_gone < min_visible"): Rules(min_visible=0.1, max_gone=0.1)
+    assert _from_dict(Rules, {"min_visible": 0.3, "turn": [10, 60]}, "tasks").turn == (10.0, 60.0)
 
 
 def test_an_object_is_named_by_its_label_only_where_that_is_enough():

@@ -97,7 +97,7 @@ def _audited_tasks(
     "The tasks called `names`; ValueError for one without an audit."
     tasks = [open_task(name) for name in names]
     for task in tasks:
-        if task.audit is None: raise ValueError(f"task {task.name!r} has no audit: give its Task one, or leave it out of `tasks`")
+        if task.audit is None: raise ValueError(f"task {task.name!r} has no audit: add one, or leave it out of `tasks`")
     return tasks
 
 
@@ -115,7 +115,8 @@ def audit_labels(
     config: LabelAudit,  # which labels
 ) -> list[LabelCheck]:  # one for each
     "All checks, part by part."
-    return list(chain.from_iterable(parallel_map(partial(_checks_of_part, config=config), config.parts, config.workers, "labels")))
+    parts = parallel_map(partial(_checks_of_part, config=config), config.parts, config.workers, "labels")
+    return list(chain.from_iterable(parts))
 
 # %% ../../nbs/73_label_audit.ipynb #d3fd4181
 _BAD_IOU = 0.7  # IoU below which a box is counted as an error
@@ -131,8 +132,9 @@ def _table_row(
     mean, half = values.mean(), 1.96 * values.std() / len(values) ** 0.5
     low, high = (mean - half, mean + half) if is_box else wilson_interval(mean, len(values))
     errors = Counter(c.cause for c in checks if c.value < (_BAD_IOU if is_box else 1))
-    return dict(task=task, evidence=evidence, n=len(checks), measure="mean IoU" if is_box else "right", value=round(float(mean), 4),
-                low=round(float(low), 4), high=round(float(high), 4), errors=dict(sorted(errors.items())))
+    value, low, high = (round(float(x), 4) for x in (mean, low, high))
+    return dict(task=task, evidence=evidence, n=len(checks), measure="mean IoU" if is_box else "right",
+                value=value, low=low, high=high, errors=dict(sorted(errors.items())))
 
 
 def audit_table(

@@ -45,12 +45,13 @@ def end_pose(
 def ends_differ(
     a: tuple[Action, ...],  # one motion
     b: tuple[Action, ...],  # another
-    rules: Rules = Rules(),  # gives `apart`
+    rules: Rules = Rules(),  # gives `min_difference`
 ) -> bool:  # False where two views could not distinguish them
-    "Whether the ends of `a` and `b` are at least `rules.apart` from each other."
+    "Whether the ends of `a` and `b` are at least `rules.min_difference` from each other."
     between = np.linalg.inv(end_pose(a)) @ end_pose(b)
     degrees = np.degrees(np.arccos(np.clip((np.trace(between[:3, :3]) - 1) / 2, -1, 1)))
-    return bool(np.linalg.norm(between[:3, 3]) >= rules.apart[0] - 1e-9 or degrees >= rules.apart[1] - 1e-9)
+    metres, (min_metres, min_degrees) = np.linalg.norm(between[:3, 3]), rules.min_difference
+    return bool(metres >= min_metres - 1e-9 or degrees >= min_degrees - 1e-9)
 
 # %% ../../nbs/43_answers.ipynb #e8e37a46
 def _read_motion(
@@ -67,8 +68,9 @@ def _score_motion(
     "How right the motion `answer` is."
     n = max(len(answer), len(truth))
     numbers = [max(0.0, 1 - abs(a.amount - t.amount) / t.amount) for a, t in zip(answer, truth) if a.kind == t.kind]
-    return {"overall": sum(0.4 + 0.6 * x for x in numbers) / n, "action": kind_overlap([a.kind for a in truth], [a.kind for a in answer]),
-            "order": len(numbers) / n, "number": sum(numbers) / n}
+    kinds = kind_overlap([a.kind for a in truth], [a.kind for a in answer])
+    overall = sum(0.4 + 0.6 * x for x in numbers) / n
+    return {"overall": overall, "action": kinds, "order": len(numbers) / n, "number": sum(numbers) / n}
 
 # %% ../../nbs/43_answers.ipynb #f238f5f8
 def _motion_phrase(
@@ -177,7 +179,8 @@ BOX_ANSWER = AnswerType(
     "box", ("iou", "center"), read_answer_box, format_box, lambda text: read_box_text(text)[1] == 1.0, _score_box,
     pack=list, unpack=tuple, phrase=format_box,
     instruction="Answer with the box [x1, y1, x2, y2] only.",
-    sentence_instruction="Answer in one short sentence that gives the box.", sentences=("The {label} will be at {answer}.",))
+    sentence_instruction="Answer in one short sentence that gives the box.",
+    sentences=("The {label} will be at {answer}.",))
 
 # %% ../../nbs/43_answers.ipynb #0e5c40f6
 def _truth_answer(
@@ -186,16 +189,20 @@ def _truth_answer(
 ) -> AnswerType:  # read in any words, written in these
     "A true or false answer in the words `yes` and `no`."
     def write(answer): return yes if answer else no
-    return AnswerType("yes", ("accuracy",), _read_yes, write, lambda text: read_bool(text) is not None, _score_yes, bool, bool, write,
-                      f"Answer {yes} or {no}.", f"Answer in one short sentence that starts with {yes} or {no}.",
-                      (f"{yes.capitalize()}, that is so.", f"{no.capitalize()}, that is not so."))
+    return AnswerType(
+        "yes", ("accuracy",), _read_yes, write, lambda text: read_bool(text) is not None, _score_yes,
+        pack=bool, unpack=bool, phrase=write,
+        instruction=f"Answer {yes} or {no}.",
+        sentence_instruction=f"Answer in one short sentence that starts with {yes} or {no}.",
+        sentences=(f"{yes.capitalize()}, that is so.", f"{no.capitalize()}, that is not so."))
 
 
 YES_NO, TRUE_FALSE = _truth_answer("yes", "no"), _truth_answer("true", "false")
 
 # %% ../../nbs/43_answers.ipynb #6757fe0c
-BOX_FORMATS = {"norm1000": "Boxes are [x1, y1, x2, y2] in thousandths of the picture, whole numbers from 0 to 1000.",
-               "pixels": "Boxes are [x1, y1, x2, y2] in pixels of the picture, which is {width} wide and {height} high."}
+BOX_FORMATS = {
+    "norm1000": "Boxes are [x1, y1, x2, y2] in thousandths of the picture, whole numbers from 0 to 1000.",
+    "pixels": "Boxes are [x1, y1, x2, y2] in pixels of the picture, which is {width} wide and {height} high."}
 
 
 def letter_options(
@@ -214,9 +221,10 @@ def convert_boxes(
     back: bool = False,  # from the student's format to `norm1000`
 ) -> str:  # the same text with other numbers
     "Rewrite every box of `text`, and the line that states the format; ValueError for an unknown `box_format`."
-    if box_format not in BOX_FORMATS: raise ValueError(f"box format {box_format!r}: choose one of {', '.join(BOX_FORMATS)}")
+    if box_format not in BOX_FORMATS: raise ValueError(f"box format {box_format!r}: choose {' or '.join(BOX_FORMATS)}")
     if box_format == "norm1000": return text
     ratio = [1000 / side if back else side / 1000 for side in (*size, *size)]
     lines = BOX_FORMATS["norm1000"], BOX_FORMATS[box_format].format(width=size[0], height=size[1])
     def converted(m): return ", ".join(str(round(float(v) * r)) for v, r in zip(m.groups(), ratio))
-    return BOX_PATTERN.sub(lambda m: f"{m[0].split('[')[0]}[{converted(m)}]", text.replace(lines[back], lines[not back]))
+    text = text.replace(lines[back], lines[not back])
+    return BOX_PATTERN.sub(lambda m: f"{m[0].split('[')[0]}[{converted(m)}]", text)

@@ -15,9 +15,8 @@ import numpy as np
 
 from ..core.camera import Action
 from ..core.actions import format_actions, parse_actions
-from ..core.records import Example, Instance, iou, Scene, Transition
+from ..core.records import Box, Example, Instance, iou, Scene, Transition
 from .rules import is_large, Rules, visibility_state
-from ..core.records import Box
 from .visibility import candidates, mask_box, Visibility, visibility_of
 from .rewards import ACTION_PATTERN, BOX_PATTERN
 from .answers import canonical_motion, end_pose, format_box, MOTION_ANSWER, to_norm1000
@@ -32,7 +31,8 @@ def box_after(
     "The box of an object after the motion where the evidence fixes it."
     state = visibility_state(result.visible_share, rules)
     if state != "visible": return None, f"{state} after the motion"
-    if result.cut_before and transition.evidence != "exact": return None, "cut by the border before, so its box after is not known"
+    if result.cut_before and transition.ids_after is None:
+        return None, "cut by the border before, so its box after is not known"
     box = to_norm1000(result.box)
     return (box, "") if is_large(box, rules) else (None, "too small after the motion")
 
@@ -117,8 +117,9 @@ def object_words(
     **words: str,  # further words
 ) -> dict[str, str]:  # motion, object, label, class, before and `words`
     "The words that a question about `instance` may use."
-    return {"motion": format_actions(canonical_motion(transition.actions)), "object": _referring_phrase(instance, transition.scene),
-            "label": instance.label, "class": label_class(instance), "before": format_box(_box_before(instance)), **words}
+    motion, phrase = format_actions(canonical_motion(transition.actions)), _referring_phrase(instance, transition.scene)
+    return {"motion": motion, "object": phrase, "label": instance.label, "class": label_class(instance),
+            "before": format_box(_box_before(instance)), **words}
 
 # %% ../../nbs/45_cases.ipynb #1579b51f
 def box_cases(
@@ -184,7 +185,7 @@ def _same_class_boxes(
     "Boxes after the motion of other objects of the class of `instance`, clear of its own `box`."
     others = _same_class(instance, transition.scene)
     boxes = [box_after(transition, visibility_of(transition, i.id), rules)[0] for i in others]
-    return [b for b in boxes if b is not None and iou(b, box) < rules.overlap]
+    return [b for b in boxes if b is not None and iou(b, box) < rules.max_overlap]
 
 # %% ../../nbs/45_cases.ipynb #67b1459d
 def same_object_cases(

@@ -12,9 +12,8 @@ import numpy as np
 
 from ..core.camera import Action, MOVES
 from ..core.actions import PRESETS
-from ..core.records import iou
+from ..core.records import Box, iou
 from .rules import is_large, Rules
-from ..core.records import Box
 from .answers import canonical_motion, ends_differ, to_norm1000
 
 # %% ../../nbs/44_distractors.ipynb #acf25714
@@ -24,7 +23,7 @@ def _amount_gap(
 ) -> float:  # metres or degrees, positive
     "By how much a false claim changes the amount of `action`: the smallest gap, or a share of a large amount."
     grid, gap = (10.0, rules.turn_gap) if action.is_turn else (0.1, rules.move_gap)
-    return round(max(gap, round(rules.wide_gap * action.amount / grid) * grid), 6)
+    return round(max(gap, round(rules.relative_gap * action.amount / grid) * grid), 6)
 
 # %% ../../nbs/44_distractors.ipynb #b8c984c4
 _Edit = tuple[str, int, object]  # type of the edit, index of the action, new value
@@ -67,13 +66,14 @@ def _exchanged(
     amount = round(low + share * (high - low), 1 if action.is_turn else -1)
     return Action(action.kind.removeprefix("turn_") if action.is_turn else f"turn_{action.kind}", amount)
 
-
+# %% ../../nbs/44_distractors.ipynb #09eed5da
 def _exchanges(
     actions: tuple[Action, ...],  # the truth, canonical
     rules: Rules = Rules(),  # gives the ranges
 ) -> list[_Edit]:  # for `_edited`
     "Edits of `actions` that exchange a turn for a sideways move or back."
-    return [("exchange", i, _exchanged(a, rules)) for i, a in enumerate(actions) if a.kind not in ("forward", "backward")]
+    sideways = [(i, a) for i, a in enumerate(actions) if a.kind not in ("forward", "backward")]
+    return [("exchange", i, _exchanged(a, rules)) for i, a in sideways]
 
 # %% ../../nbs/44_distractors.ipynb #c5b4b0f9
 def _follows_preset(
@@ -81,13 +81,14 @@ def _follows_preset(
 ) -> bool:  # whether a rollout of a preset could contain it
     "Whether the kinds of `actions` are those of a preset, or of its beginning."
     kinds = [a.kind for a in actions]
-    return any(len(kinds) <= len(slots) and all(k in slot for k, slot in zip(kinds, slots)) for slots in PRESETS.values())
+    presets = [slots for slots in PRESETS.values() if len(kinds) <= len(slots)]
+    return any(all(kind in slot for kind, slot in zip(kinds, slots)) for slots in presets)
 
-
+# %% ../../nbs/44_distractors.ipynb #79d351af
 def _is_false(
     claim: tuple[Action, ...],  # canonical
     truth: tuple[Action, ...],  # canonical
-    rules: Rules = Rules(),  # gives `apart`
+    rules: Rules = Rules(),  # gives `min_difference`
 ) -> bool:  # True only for a good wrong answer
     "Whether `claim` is as long and as usual as `truth`, and ends elsewhere."
     usual = _follows_preset(claim) or not _follows_preset(truth)
@@ -135,6 +136,16 @@ def _moved_box(
     cx, cy, w, h = (x1 + x2) / 2 + dx, (y1 + y2) / 2 + dy, (x2 - x1) * scale, (y2 - y1) * scale
     return to_norm1000((cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2))
 
+# %% ../../nbs/44_distractors.ipynb #b5fe9c85
+def _box_changes(
+    truth: Box,  # after the motion
+    before: Box,  # before it
+) -> list[tuple[tuple[float, float], float]]:  # shift and scale
+    "Shifts towards where the object was, twice as far, and sideways, each with a larger and a smaller size."
+    back = tuple((b[0] + b[1] - t[0] - t[1]) / 2 for b, t in ((before[k::2], truth[k::2]) for k in (0, 1)))
+    sideways = 1.2 * (truth[2] - truth[0])
+    return [*product([back, (2 * back[0], 2 * back[1]), (sideways, 0.0), (-sideways, 0.0)], (1.5, 1 / 1.5))]
+
 # %% ../../nbs/44_distractors.ipynb #033de07b
 def box_distractors(
     truth: Box,  # after the motion
@@ -143,12 +154,10 @@ def box_distractors(
     rules: Rules = Rules(),  # gives overlap and side
 ) -> list[Box] | None:  # three wrong boxes, None where no square exists
     "Wrong options beside `truth`: shifted, resized, and both."
-    back = tuple((b[0] + b[1] - t[0] - t[1]) / 2 for b, t in zip((before[::2], before[1::2]), (truth[::2], truth[1::2])))
-    sideways = 1.2 * (truth[2] - truth[0])
-    changes = [*product([back, (2 * back[0], 2 * back[1]), (sideways, 0.0), (-sideways, 0.0)], (1.5, 1 / 1.5))]
+    changes = _box_changes(truth, before)
     for j in rng.permutation(len(changes)):
         shift, scale = changes[j]
         wrong = [_moved_box(truth, shift, 1), _moved_box(truth, (0, 0), scale), _moved_box(truth, shift, scale)]
-        apart = all(iou(a, b) < rules.overlap for a, b in combinations([truth, *wrong], 2))
+        apart = all(iou(a, b) < rules.max_overlap for a, b in combinations([truth, *wrong], 2))
         if apart and all(is_large(b, rules) for b in wrong): return wrong
     return None

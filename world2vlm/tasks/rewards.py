@@ -35,7 +35,8 @@ def read_bool(
 
 # %% ../../nbs/42_rewards.ipynb #5b9ab111
 _NUMBER = r"(-?\d+(?:\.\d+)?)"
-ACTION_PATTERN = re.compile(rf"move\s+(forward|backward|left|right)\s+{_NUMBER}\s+meters?|turn\s+(left|right)\s+{_NUMBER}\s+degrees?")
+ACTION_PATTERN = re.compile(rf"move\s+(forward|backward|left|right)\s+{_NUMBER}\s+meters?|"
+                            rf"turn\s+(left|right)\s+{_NUMBER}\s+degrees?")
 
 
 def _read_steps(
@@ -92,7 +93,8 @@ def _single_reward(
     if not truth: return _weighted_sum(_SINGLE, dict.fromkeys(_SINGLE, 0.0))
     kind, true = truth[0]
     credits = [_numeric_credit(kind, amount, true) for k, amount in steps if k == kind]
-    return _weighted_sum(_SINGLE, {"format": float(bool(steps)), "action": float(bool(credits)), "numeric": max(credits, default=0.0)})
+    parts = {"format": float(bool(steps)), "action": float(bool(credits)), "numeric": max(credits, default=0.0)}
+    return _weighted_sum(_SINGLE, parts)
 
 # %% ../../nbs/42_rewards.ipynb #a2f85e9f
 _SEQUENCE = {"format": 0.10, "action": 0.25, "order": 0.35, "numeric": 0.30}
@@ -188,7 +190,7 @@ def paper_reward(
     response: str,  # what the student wrote
 ) -> dict[str, float]:  # "overall" and the named parts of the task
     "World2VLM's reward of a `response` to a question of `task`. Raises ValueError for an unknown `task`."
-    if task not in _REWARDS: raise ValueError(f"task {task!r} has no reward: choose one of {', '.join(sorted(_REWARDS))}")
+    if task not in _REWARDS: raise ValueError(f"task {task!r} has no reward: choose one of {', '.join(_REWARDS)}")
     response = (response or "").strip()
     if len(response) > MAX_ANSWER_CHARS: return {"overall": -1.0, "format": 0.0}
     return _REWARDS[task](answer, response)

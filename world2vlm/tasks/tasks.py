@@ -20,10 +20,12 @@ from ..core.actions import format_actions
 from ..core.records import Example, Transition
 from .rules import Rules
 from .rewards import BOX_PATTERN, MAX_ANSWER_CHARS, normalise_answer
-from .answers import AnswerType, BOX_ANSWER, BOX_FORMATS, canonical_motion, letter_options, MOTION_ANSWER, MOVE_FORM, TRUE_FALSE, TURN_FORM, YES_NO
+from .answers import (AnswerType, BOX_ANSWER, BOX_FORMATS, canonical_motion, letter_options, MOTION_ANSWER, MOVE_FORM,
+                                     TRUE_FALSE, TURN_FORM, YES_NO)
 from .distractors import box_distractors, motion_distractors
-from .cases import (Audit, audit_box, audit_claim, audit_disappearance, audit_motion, audit_same_object, box_cases, Case, claim_cases,
-    disappearance_cases, motion_cases, path_cases, same_object_cases, Skip)
+from .cases import (Audit, audit_box, audit_claim, audit_disappearance, audit_motion, audit_same_object,
+                                   box_cases, Case, claim_cases, disappearance_cases, motion_cases, path_cases,
+                                   same_object_cases, Skip)
 
 # %% ../../nbs/46_tasks.ipynb #f2c8e925
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ class Task:
     audit: Audit | None = None  # how right a label is, by true ids; None if it cannot be audited
 
     def __post_init__(self):
-        if self.direction not in ("forward", "inverse"): raise ValueError(f"direction {self.direction!r}: choose forward or inverse")
+        if self.direction not in ("forward", "inverse"):
+            raise ValueError(f"direction {self.direction!r}: choose forward or inverse")
         for field in ("instruction", "sentence_instruction", "sentences"):
             object.__setattr__(self, field, getattr(self, field) or getattr(self.answer_type, field))
         object.__setattr__(self, "title", self.title or self.name)
@@ -95,7 +98,8 @@ def _ask(
 Task.ask = _ask
 
 # %% ../../nbs/46_tasks.ipynb #d40944fe
-_LETTER = re.compile(r"\W*(?:(?:the )?(?:correct |right )?(?:answer|option|choice)(?: is)?\W+)?([a-d])(?:([.:),\]*]+)|\s|$)", re.ASCII)
+_LETTER = re.compile(r"\W*(?:(?:the )?(?:correct |right )?(?:answer|option|choice)(?: is)?\W+)?"  # "The answer is"
+                     r"([a-d])(?:([.:),\]*]+)|\s|$)", re.ASCII)
 
 
 def _read_choice(
@@ -107,8 +111,9 @@ def _read_choice(
     lower, typed = text.lower(), {k: answer_type.read(v) for k, v in choices.items()}
     match = _LETTER.match(lower)
     letter = match[1].upper() if match else ""
-    rest = lower[match.end():] if match else ""
-    if letter in choices and (match[2] or normalise_answer(rest) in ("", normalise_answer(choices[letter]))): return typed[letter]
+    if letter in choices:
+        rest = normalise_answer(lower[match.end():])
+        if match[2] or rest in ("", normalise_answer(choices[letter])): return typed[letter]
     answer = answer_type.read(text)
     return answer if answer in typed.values() else None
 
@@ -163,7 +168,8 @@ def _example_id(
     "A name that no other example has."
     rollout = transition.rollout
     path = hashlib.sha256(f"{rollout.seed} {format_actions(rollout.actions)}".encode()).hexdigest()[:8]
-    return "/".join([transition.scene.id, rollout.teacher, path, str(transition.index), task.name, *([case.object_id] if case.object_id else [])])
+    parts = [transition.scene.id, rollout.teacher, path, str(transition.index), task.name, case.object_id]
+    return "/".join(part for part in parts if part)
 
 # %% ../../nbs/46_tasks.ipynb #72fed042
 def _skip_reason(
@@ -174,7 +180,7 @@ def _skip_reason(
     nominal = transition.rollout.fidelity.get("nominal") and not all(a.is_turn for a in transition.actions)
     return "lengths are nominal" if nominal else ""
 
-
+# %% ../../nbs/46_tasks.ipynb #464c1fe3
 def _derive(
     task: Task,  # what to ask
     transition: Transition,  # gives views, motion and geometry
@@ -182,73 +188,97 @@ def _derive(
     rules: Rules = Rules(),  # what may be asked
     skipped: Counter | None = None,  # counts the reasons why nothing was asked
     split: str = "train",  # of the scene
-) -> list[Example]:  # at most `rules.objects`
+) -> list[Example]:  # at most `rules.max_examples`
     "The examples of `task` in `transition`; the same `rng` state gives the same examples."
     skip = lambda reason: None if skipped is None else skipped.update([f"{task.name}: {reason}"])
     if reason := _skip_reason(transition): skip(reason); return []
     images, examples = [transition.image_before, transition.image_after][: task.n_images], []
-    for case in task.cases(transition, rng, rules, skip)[: rules.objects]:
+    for case in task.cases(transition, rng, rules, skip)[: rules.max_examples]:
         phrasing = rules.phrasings[rng.integers(len(rules.phrasings))]
         if (texts := task.ask(case, phrasing, rng, rules)) is None: skip("no four options"); continue
         question, answer, choices = texts
-        examples.append(Example(_example_id(transition, task, case), task.name, task.direction, images, question, answer,
-                                task.answer_type.target(case.truth), transition.scene.id, transition.rollout.teacher, split,
-                                transition.evidence, phrasing, choices))
+        examples.append(Example(
+            _example_id(transition, task, case), task.name, task.direction, images, question, answer,
+            task.answer_type.target(case.truth), transition.scene.id, transition.rollout.teacher, split,
+            transition.evidence, phrasing, choices))
     return examples
 
 Task.derive = _derive
 
 # %% ../../nbs/46_tasks.ipynb #d9538219
-_MOTION_TASKS = (
-    Task("A1", MOTION_ANSWER, partial(motion_cases, lengths=(1,), turn=False), (
-        "The camera moved along a straight line between the first and the second picture. Which way did it move, and how many meters?",
-        "Compare the two pictures. Which single move of the camera, without any turn, leads from the first view to the second?",
-        "The second picture shows what the camera saw after one move. What was the move?"),
-        "inverse", instruction=f"Answer as: {MOVE_FORM}.", title="which move", audit=audit_motion),
-    Task("A2", MOTION_ANSWER, partial(motion_cases, lengths=(1,), turn=True), (
-        "The camera turned on the spot between the first and the second picture. Which way did it turn, and how many degrees?",
-        "Compare the two pictures. Which single turn of the camera leads from the first view to the second?",
-        "The second picture shows what the camera saw after one turn on the spot. What was the turn?"),
-        "inverse", instruction=f"Answer as: {TURN_FORM}.", title="which turn", audit=audit_motion),
-    Task("A3", MOTION_ANSWER, partial(motion_cases, lengths=(2, 3)), (
-        "Between the first and the second picture the camera made two or three actions, one after the other. Which ones?",
-        "Compare the two pictures. Which sequence of two or three camera actions leads from the first view to the second?",
-        "Write down the two or three actions that take the camera from the first view to the second."),
-        "inverse", title="which sequence", audit=audit_motion),
-    Task("A4", TRUE_FALSE, claim_cases, (
-        "Claim: between the first and the second picture the camera did this: {motion}. Is the claim true or false?",
-        'True or false: "{motion}" takes the camera from the first view to the second.',
-        "Someone says that the camera's motion from the first picture to the second was: {motion}. Is that true or false?"),
-        sentences=("True, the camera did exactly that.", "False, the camera did something else."), title="is the motion true", audit=audit_claim),
-)
+_A1 = Task("A1", MOTION_ANSWER, partial(motion_cases, lengths=(1,), turn=False), (
+    "The camera moved along a straight line between the first and the second picture. Which way did it move, "
+    "and how many meters?",
+    "Compare the two pictures. Which single move of the camera, without any turn, leads from the first view to "
+    "the second?",
+    "The second picture shows what the camera saw after one move. What was the move?"),
+    "inverse", instruction=f"Answer as: {MOVE_FORM}.", title="which move", audit=audit_motion)
+
+# %% ../../nbs/46_tasks.ipynb #7d1ea974
+_A2 = Task("A2", MOTION_ANSWER, partial(motion_cases, lengths=(1,), turn=True), (
+    "The camera turned on the spot between the first and the second picture. Which way did it turn, "
+    "and how many degrees?",
+    "Compare the two pictures. Which single turn of the camera leads from the first view to the second?",
+    "The second picture shows what the camera saw after one turn on the spot. What was the turn?"),
+    "inverse", instruction=f"Answer as: {TURN_FORM}.", title="which turn", audit=audit_motion)
+
+# %% ../../nbs/46_tasks.ipynb #e89918de
+_A3 = Task("A3", MOTION_ANSWER, partial(motion_cases, lengths=(2, 3)), (
+    "Between the first and the second picture the camera made two or three actions, one after the other. "
+    "Which ones?",
+    "Compare the two pictures. Which sequence of two or three camera actions leads from the first view to "
+    "the second?",
+    "Write down the two or three actions that take the camera from the first view to the second."),
+    "inverse", title="which sequence", audit=audit_motion)
+
+# %% ../../nbs/46_tasks.ipynb #703c2f7f
+_A4 = Task("A4", TRUE_FALSE, claim_cases, (
+    "Claim: between the first and the second picture the camera did this: {motion}. Is the claim true or false?",
+    'True or false: "{motion}" takes the camera from the first view to the second.',
+    "Someone says that the camera's motion from the first picture to the second was: {motion}. "
+    "Is that true or false?"),
+    sentences=("True, the camera did exactly that.", "False, the camera did something else."),
+    title="is the motion true", audit=audit_claim)
+
+# %% ../../nbs/46_tasks.ipynb #ff7c8e21
+_D1 = Task("D1", BOX_ANSWER, box_cases, (
+    "This is the view before the camera moves. Then it does this: {motion}. Where is {object} in the view "
+    "afterwards?",
+    "Imagine the camera does this: {motion}. At which box will {object} be seen then?",
+    "Predict the box of {object} after this motion of the camera: {motion}."),
+    n_images=1, title="where will it be", audit=audit_box)
+
+# %% ../../nbs/46_tasks.ipynb #cc046d39
+_D2 = Task("D2", YES_NO, disappearance_cases, (
+    "This is the view before the camera moves. Then it does this: {motion}. Does {object} disappear from view?",
+    "Imagine the camera does this: {motion}. Will {object} be out of sight then?",
+    "After this motion of the camera, is {object} no longer visible? Motion: {motion}."),
+    n_images=1, sentences=("Yes, the {label} disappears from view.", "No, the {label} stays in view."),
+    title="will it be gone", audit=audit_disappearance)
+
+# %% ../../nbs/46_tasks.ipynb #f8f82721
+_D3 = Task("D3", MOTION_ANSWER, path_cases, (
+    "The {class} at {before} in the first picture and the {class} at {after} in the second are the same object. "
+    "Which one to three actions did the camera make in between?",
+    "In the first picture the {label} is at {before}, in the second it is at {after}. What did the camera do, "
+    "in one to three actions?"),
+    "inverse", title="motion from boxes", audit=audit_motion)
 
 # %% ../../nbs/46_tasks.ipynb #eb5e0cd1
-_OBJECT_TASKS = (
-    Task("D1", BOX_ANSWER, box_cases, (
-        "This is the view before the camera moves. Then it does this: {motion}. Where is {object} in the view afterwards?",
-        "Imagine the camera does this: {motion}. At which box will {object} be seen then?",
-        "Predict the box of {object} after this motion of the camera: {motion}."), n_images=1, title="where will it be", audit=audit_box),
-    Task("D2", YES_NO, disappearance_cases, (
-        "This is the view before the camera moves. Then it does this: {motion}. Does {object} disappear from view?",
-        "Imagine the camera does this: {motion}. Will {object} be out of sight then?",
-        "After this motion of the camera, is {object} no longer visible? Motion: {motion}."), n_images=1, title="will it be gone",
-        sentences=("Yes, the {label} disappears from view.", "No, the {label} stays in view."), audit=audit_disappearance),
-    Task("D3", MOTION_ANSWER, path_cases, (
-        "The {class} at {before} in the first picture and the {class} at {after} in the second are the same object. Which one to three actions "
-        "did the camera make in between?",
-        "In the first picture the {label} is at {before}, in the second it is at {after}. What did the camera do, in one to three actions?"),
-        "inverse", title="motion from boxes", audit=audit_motion),
-    Task("D4", YES_NO, same_object_cases, (
-        "Between the two pictures the camera does this: {motion}. Is the {class} at {before} in the first picture the same physical object as "
-        "the {class} at {after} in the second?",
-        "The first picture has a {class} at {before}. After this motion of the camera: {motion}, the second picture has a {class} at {after}. "
-        "Are they one and the same object?"),
-        sentences=("Yes, it is the same {class}.", "No, it is another {class}."), title="same object", audit=audit_same_object),
-)
-TASKS = {task.name: task for task in (*_MOTION_TASKS, *_OBJECT_TASKS)}
+_D4 = Task("D4", YES_NO, same_object_cases, (
+    "Between the two pictures the camera does this: {motion}. Is the {class} at {before} in the first picture "
+    "the same physical object as the {class} at {after} in the second?",
+    "The first picture has a {class} at {before}. After this motion of the camera: {motion}, the second picture "
+    "has a {class} at {after}. Are they one and the same object?"),
+    sentences=("Yes, it is the same {class}.", "No, it is another {class}."),
+    title="same object", audit=audit_same_object)
+
+# %% ../../nbs/46_tasks.ipynb #03ccf756
+TASKS = {task.name: task for task in (_A1, _A2, _A3, _A4, _D1, _D2, _D3, _D4)}
 
 # %% ../../nbs/46_tasks.ipynb #98cc26e0
-_OPPOSITE_ANSWER = {"yes": "no", "no": "yes", "left": "right", "right": "left", "turn_left": "turn_right", "turn_right": "turn_left"}
+_OPPOSITE_PAIRS = ("yes", "no"), ("left", "right"), ("turn_left", "turn_right")
+_OPPOSITE_ANSWER = {a: b for pair in _OPPOSITE_PAIRS for a, b in (pair, pair[::-1])}
 
 
 def _answer_class(
@@ -282,7 +312,8 @@ def balance_answers(
     "Drop examples of `tasks` so that each answer is as frequent as its opposite, for each evidence and split."
     groups = {}
     for i, e in enumerate(examples):
-        if e.task in tasks and _answer_class(e) in _OPPOSITE_ANSWER: groups.setdefault((e.task, e.evidence, e.split, _answer_class(e)), []).append(i)
+        key = (e.task, e.evidence, e.split, _answer_class(e))
+        if e.task in tasks and key[-1] in _OPPOSITE_ANSWER: groups.setdefault(key, []).append(i)
     dropped = set()
     for (*key, answer), indices in sorted(groups.items()):
         surplus = len(indices) - len(groups.get((*key, _OPPOSITE_ANSWER[answer]), []))

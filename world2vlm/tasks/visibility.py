@@ -11,11 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..core.camera import unproject
-from ..core.records import Instance, iou, Scene, Transition
-from ..core.camera import is_pure_turn
+from ..core.camera import is_pure_turn, unproject
+from ..core.records import Box, Instance, iou, Scene, Transition
 from .rules import Rules, visibility_state
-from ..core.records import Box
 from ..teachers.reprojection import slope, splat, turn_index
 
 # %% ../../nbs/41_visibility.ipynb #f931ef15
@@ -27,7 +25,7 @@ def _required_depth(
 ) -> np.ndarray:  # float32 [H, W] metres
     "The depth of `scene`; ValueError if it has none."
     if scene.depth is not None: return scene.depth
-    raise ValueError(f"scene {scene.id} has no depth, so its objects cannot be followed through a move: give it a depth map")
+    raise ValueError(f"scene {scene.id} has no depth, so objects cannot be warped by a move: give it a depth map")
 
 # %% ../../nbs/41_visibility.ipynb #61f49998
 def _surface_map(
@@ -168,8 +166,9 @@ def _exact_visibility(
     instance: Instance,  # the object in the anchor
 ) -> Visibility:  # from true ids
     "Look up `instance` in the true ids of the view after; ValueError if the teacher gave none."
-    if transition.ids_after is not None: return _visibility_from_cells(transition, instance, transition.ids_after == instance.id)
-    raise ValueError(f"teacher '{transition.rollout.teacher}' gave no ids: use _warped_visibility")
+    ids = transition.ids_after
+    if ids is None: raise ValueError(f"teacher '{transition.rollout.teacher}' gave no ids: use _warped_visibility")
+    return _visibility_from_cells(transition, instance, ids == instance.id)
 
 # %% ../../nbs/41_visibility.ipynb #7c4a0723
 def visibility_of(
@@ -209,10 +208,11 @@ def _mean(
 def _agreement(
     pairs: list[tuple[Visibility, Visibility]],  # (exact, warped) of the same object and transition
     rules: Rules = Rules(),  # gives the thresholds
-) -> dict[str, float]:  # pairs, share of decided ones, share that agrees, disagreements, boxes, mean IoU; NaN where there is none
+) -> dict[str, float]:  # pairs, decided and agreeing shares, disagreements, boxes, mean IoU; NaN where there is none
     "How well warping agrees with the true ids."
     states = [tuple(visibility_state(v.visible_share, rules) for v in pair) for pair in pairs]
     decided = [pair for pair in states if "ambiguous" not in pair]
-    ious = [iou(exact.box, warped.box) for (exact, warped), pair in zip(pairs, states) if pair == ("visible", "visible")]
-    return dict(pairs=len(pairs), decided=_mean(["ambiguous" not in pair for pair in states]), agree=_mean([a == b for a, b in decided]),
-                disagreements=sum(a != b for a, b in decided), boxes=len(ious), iou=_mean(ious))
+    ious = [iou(exact.box, warped.box) for (exact, warped), (a, b) in zip(pairs, states) if a == b == "visible"]
+    return dict(pairs=len(pairs), decided=_mean(["ambiguous" not in pair for pair in states]),
+                agree=_mean([a == b for a, b in decided]), disagreements=sum(a != b for a, b in decided),
+                boxes=len(ious), iou=_mean(ious))
