@@ -5,7 +5,7 @@ from typing import Literal
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from world2vlm.core.config import ConfigError, from_dict, load_params, _merged, read_yaml, _number_hint, repo_root, load_settings
+from world2vlm.core.config import ConfigError, _from_dict, load_params, _merged, _read_yaml, _number_hint, repo_root, load_settings
 
 settings.register_profile("shared machine", deadline=None, derandomize=True)
 settings.load_profile("shared machine")
@@ -35,7 +35,7 @@ class Toy:
     (dict(steps=3, weights=dict(a=1)), "weights", dict(a=1.0)),
 ])
 def test_accepts(data, field, value):
-    read = getattr(from_dict(Toy, data, "toy"), field)
+    read = getattr(_from_dict(Toy, data, "toy"), field)
     assert read == value and type(read) is type(value)
 
 
@@ -55,7 +55,7 @@ def test_accepts(data, field, value):
     ([1], "toy: expected a mapping of settings, got [1] (list)"),
 ])
 def test_refuses(data, message):
-    with pytest.raises(ConfigError) as e: from_dict(Toy, data, "toy")
+    with pytest.raises(ConfigError) as e: _from_dict(Toy, data, "toy")
     assert message in str(e.value)
 
 
@@ -92,14 +92,14 @@ def test_root_is_found_from_below(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("written, expected", [("1e-5", 1e-5), ("2E6", 2e6), ("1.5e3", 1.5e3), ("-3e-1", -0.3), ("+1e1", 10.0)])
 def test_the_remedy_for_a_number_is_a_number(written, expected):
-    assert isinstance(read_yaml(written, "x"), str)
-    assert read_yaml(_number_hint(written).split("write ")[1], "x") == expected
+    assert isinstance(_read_yaml(written, "x"), str)
+    assert _read_yaml(_number_hint(written).split("write ")[1], "x") == expected
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_every_float_can_be_written(value):
-    read = read_yaml(repr(value), "x")
-    again = read if isinstance(read, float) else read_yaml(_number_hint(read).split("write ")[1], "x")
+    read = _read_yaml(repr(value), "x")
+    again = read if isinstance(read, float) else _read_yaml(_number_hint(read).split("write ")[1], "x")
     assert again == value
 
 
@@ -121,7 +121,7 @@ class Careful:
     (None, "toy: expected a mapping of settings, got None"),
 ])
 def test_messages_help(data, message):
-    with pytest.raises(ConfigError) as e: from_dict(Careful, data, "toy")
+    with pytest.raises(ConfigError) as e: _from_dict(Careful, data, "toy")
     assert message in str(e.value)
 
 
@@ -159,4 +159,4 @@ def test_a_missing_file_is_refused(tmp_path):
 
 
 def test_yaml_anchors_may_be_overridden():
-    assert read_yaml("a: &a {x: 1, y: 2}\nb: &b {<<: *a, x: 3}\nc: {<<: *b, y: 4}", "x")["c"] == dict(x=3, y=4)
+    assert _read_yaml("a: &a {x: 1, y: 2}\nb: &b {<<: *a, x: 3}\nc: {<<: *b, y: 4}", "x")["c"] == dict(x=3, y=4)
