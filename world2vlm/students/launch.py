@@ -35,7 +35,8 @@ def _threads_of_children(
 ) -> Iterator[None]:
     "Set `OMP_NUM_THREADS` within the block; afterwards it and the signal handlers are what they were."
     before = os.environ.get("OMP_NUM_THREADS")
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)}
+    signals = signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT
+    handlers = {number: signal.getsignal(number) for number in signals}
     os.environ["OMP_NUM_THREADS"] = str(n)
     try: yield
     finally:
@@ -51,5 +52,7 @@ def launch_distributed(
     "Call `train` in several `processes` of one process group, or just call it."
     if processes == 1: return train(*arguments)
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-    config = LaunchConfig(1, 1, processes, run_id=str(os.getpid()), rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0)
-    with _threads_of_children(max(1, count_cores() // processes)): return elastic_launch(config, _run_with_parent)(train, *arguments)[0]
+    config = LaunchConfig(1, 1, processes, run_id=str(os.getpid()), rdzv_backend="c10d", rdzv_endpoint="localhost:0",
+                          max_restarts=0)
+    with _threads_of_children(max(1, count_cores() // processes)):
+        return elastic_launch(config, _run_with_parent)(train, *arguments)[0]

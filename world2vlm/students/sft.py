@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['SFT', 'fit_sft', 'train_sft']
 
-# %% ../../nbs/63_sft.ipynb #816b5916
+# %% ../../nbs/63_sft.ipynb #13b05333
 from dataclasses import dataclass
 from pathlib import Path
 
 from .models import load_student
-from .training import live_callback, prepare_model, run_trainer, trainer_arguments, Training, training_rows
+from .training import live_callback, prepare_model, run_trainer
+from .training import trainer_arguments, Training, training_rows
 
 # %% ../../nbs/63_sft.ipynb #40bebc89
 @dataclass(frozen=True)
@@ -32,10 +33,12 @@ def fit_sft(
 ) -> Path:  # `out`, which `load_student` opens
     "Train `model` on `data`; run again after a kill it goes on from the last checkpoint in `out`."
     from trl import SFTConfig, SFTTrainer
-    arguments = SFTConfig(max_length=config.max_length, dataset_kwargs=dict(skip_prepare_dataset=True), **trainer_arguments(config, out, steps))
-    trainer = SFTTrainer(model=prepare_model(model, config), args=arguments, train_dataset=data, processing_class=processor,
-                         callbacks=[live_callback(out)] * (arguments.process_index == 0))
-    trainer.model_accepts_loss_kwargs = True  # Qwen2.5-VL says no, but TRL divides by the tokens of the whole step: 8 x 1 equals 1 x 8
+    arguments = SFTConfig(max_length=config.max_length, dataset_kwargs=dict(skip_prepare_dataset=True),
+                          **trainer_arguments(config, out, steps))
+    trainer = SFTTrainer(
+        model=prepare_model(model, config), args=arguments, train_dataset=data, processing_class=processor,
+        callbacks=[live_callback(out)] * (arguments.process_index == 0))
+    trainer.model_accepts_loss_kwargs = True  # TRL divides by the tokens of the whole step, whatever Qwen2.5-VL says
     return run_trainer(trainer, processor, out)
 
 # %% ../../nbs/63_sft.ipynb #b3aa7d24
@@ -48,4 +51,5 @@ def train_sft(
     "Fine-tune `student` on `examples`; run again after a kill it goes on from the last checkpoint."
     model, processor = load_student(str(student), config.attention, "float32", config.max_pixels or None)
     step = config.batch_size, config.gradient_accumulation_steps, config.processes
-    return fit_sft(model, processor, training_rows(examples, config, processor, cache=str(Path(out) / "cache"), step=step), config, out)
+    data = training_rows(examples, config, processor, cache=str(Path(out) / "cache"), step=step)
+    return fit_sft(model, processor, data, config, out)

@@ -58,8 +58,9 @@ def sample_views(
         pose = nearby_pose(poses[0], rng)
         if len(poses) < views and room.clear(pose): poses.append(pose)
     rendered = [room.render(pose, K, size) for pose in poses]
-    pairs = [(view, objects) for view in rendered if len(objects := _objects_in_view(view, room.instances, min_area)) > 1]
-    return [view for view, _ in pairs], [objects for _, objects in pairs]
+    visible = [_objects_in_view(view, room.instances, min_area) for view in rendered]
+    keep = [i for i, objects in enumerate(visible) if len(objects) > 1]
+    return [rendered[i] for i in keep], [visible[i] for i in keep]
 
 # %% ../../nbs/65_static_questions.ipynb #a16c2393
 def _grid_cell(
@@ -137,7 +138,8 @@ def _ask_choice(
         options = [format_box(o.box) for o in (target, *(others[i] for i in rng.permutation(len(others))[:3]))]
         question = f"Where is the {target.label}?"
     else:
-        options, question = [target.label, *(_absent_label(objects, rng) for _ in range(3))], "Which object is in the picture?"
+        options = [target.label, *(_absent_label(objects, rng) for _ in range(3))]
+        question = "Which object is in the picture?"
     order = rng.permutation(4)
     lines = "\n".join(f"{letter}. {options[i]}" for letter, i in zip("ABCD", order))
     return f"{question}\n{lines}\nAnswer with the letter.", "ABCD"[list(order).index(0)]
@@ -173,7 +175,8 @@ def _ask_second_box(
     before, after = common[rng.integers(len(common))]
     if rng.random() < .6: return f"Where is the {before.label} in the second picture?", format_box(after.box)
     area = [(o.box[2] - o.box[0]) * (o.box[3] - o.box[1]) for o in (before, after)]
-    return f"Is the {before.label} larger in the second picture? Answer yes or no.", "yes" if area[1] > area[0] else "no"
+    question = f"Is the {before.label} larger in the second picture? Answer yes or no."
+    return question, "yes" if area[1] > area[0] else "no"
 
 # %% ../../nbs/65_static_questions.ipynb #d8ffd10c
 def _image_shift(
@@ -181,9 +184,9 @@ def _image_shift(
     grid: int = 16,  # columns and rows
 ) -> tuple[float, float, float]:  # cells to the right, cells down, logarithm of the growth of the area
     "The median shift of objects on a `grid`, and the median growth."
-    boxes = np.array([[o.box for o in pair] for pair in pairs])  # [n, 2, 4]
-    right, down = np.median((boxes[:, 1, :2] + boxes[:, 1, 2:] - boxes[:, 0, :2] - boxes[:, 0, 2:]) / 2, axis=0) * grid
-    growth = np.median(np.log(np.prod(boxes[:, 1, 2:] - boxes[:, 1, :2], -1) / np.prod(boxes[:, 0, 2:] - boxes[:, 0, :2], -1)))
+    before, after = np.array([[o.box for o in pair] for pair in pairs]).swapaxes(0, 1)  # [n, 4] each
+    right, down = np.median((after[:, :2] + after[:, 2:] - before[:, :2] - before[:, 2:]) / 2, axis=0) * grid
+    growth = np.median(np.log(np.prod(after[:, 2:] - after[:, :2], -1) / np.prod(before[:, 2:] - before[:, :2], -1)))
     return float(right), float(down), float(growth)
 
 
@@ -232,14 +235,20 @@ def _change_options(
 ) -> list[str] | None:  # four, the true one first; None where the change is too small
     "How objects changed, and three other answers: the opposite direction, another amount, both."
     right, _, growth = _image_shift(pairs)
+    factor = round(float(np.sign(growth) * np.exp(abs(growth) / 2)), 1)
     if shift: words, size, step, unit = ("left", "right"), round(right), 3, ""
-    else: words, size, step, unit = ("smaller", "larger"), round(float(np.sign(growth) * np.exp(abs(growth) / 2)), 1), .5, " times"
+    else: words, size, step, unit = ("smaller", "larger"), factor, .5, " times"
     if abs(size) < (1 if shift else 1.1): return None
     wrong = abs(size) + step if abs(size) <= step or rng.random() < .5 else abs(size) - step
     opposite, direction = words if size > 0 else words[::-1]
     return [f"{word} {amount:g}{unit}" for amount in (abs(size), wrong) for word in (direction, opposite)]
 
 # %% ../../nbs/65_static_questions.ipynb #ba5638fb
+_CHANGE_FORMS = {  # shift -> question, how to answer
+    True: ("Which way did {} shift, and how many steps?", "Answer as: <left|right> <number>."),
+    False: ("Did {} get smaller or larger, and how many times?", "Answer as: <smaller|larger> <number> times.")}
+
+
 def _ask_change(
     first: list[_VisibleObject],  # of one view
     second: list[_VisibleObject],  # of another view of the same room
@@ -255,10 +264,10 @@ def _ask_change(
     answer, *wrong = options
     if rng.random() < .25:
         true = rng.random() < .5
-        return f"Claim: {subject} {verb} {answer if true else wrong[rng.integers(3)]}. Is that true or false?", "true" if true else "false"
-    question = f"Which way did {subject} shift, and how many steps?" if shift else f"Did {subject} get smaller or larger, and how many times?"
-    hint = f"Answer as: {'<left|right> <number>' if shift else '<smaller|larger> <number> times'}."
-    return _phrased(question, hint, answer, f"{subject.capitalize()} {verb} {answer}.", wrong, rng)
+        claim = f"{subject} {verb} {answer if true else wrong[rng.integers(3)]}"
+        return f"Claim: {claim}. Is that true or false?", "true" if true else "false"
+    question, hint = _CHANGE_FORMS[shift]
+    return _phrased(question.format(subject), hint, answer, f"{subject.capitalize()} {verb} {answer}.", wrong, rng)
 
 # %% ../../nbs/65_static_questions.ipynb #5155d2dc
 def _ask_same(
@@ -294,7 +303,8 @@ def _displaced(
     grid: int = 16,  # columns
 ) -> tuple[str, np.ndarray]:  # "shifts left 3", [2, 2] corners, also outside
     "A box after a change, in words and numbers; growth is around the centre of the picture."
-    if change in ("left", "right"): return f"shifts {change} {amount}", box + [(1 if change == "right" else -1) * amount / grid, 0]
+    if change in ("left", "right"):
+        return f"shifts {change} {amount}", box + [(1 if change == "right" else -1) * amount / grid, 0]
     return f"gets {change} {amount:g} times", .5 + (box - .5) * (amount if change == "larger" else 1 / amount)
 
 # %% ../../nbs/65_static_questions.ipynb #a4f31928
@@ -302,7 +312,7 @@ def _draw_displacement(
     box: np.ndarray,  # [2, 2] corners, shares of the picture
     rng: np.random.Generator,  # draws the change and its amount
     grid: int = 16,  # columns
-) -> tuple[str, np.ndarray, bool]:  # "shifts left 3", [2, 2] corners within the picture, whether it has left the picture
+) -> tuple[str, np.ndarray, bool]:  # "shifts left 3", [2, 2] corners within the picture, whether the box has left it
     "Shift or scale `box` at random; less than 5 % of its area inside counts as having left."
     steps, factor = int(rng.integers(1, grid - 1)), round(float(rng.uniform(1.1, 2.5)), 1)
     change = str(rng.choice(["left", "right", "larger", "smaller"], p=[.35, .35, .15, .15]))
@@ -319,13 +329,15 @@ def _ask_imagined_shift(
     target = objects[rng.integers(len(objects))]
     text, box, has_left = _draw_displacement(np.reshape(target.box, (2, 2)), rng)
     if has_left or rng.random() < .2:
-        answer, wrong, sentence = ("yes", "no", "Yes, the {} is out of the picture.") if has_left else ("no", "yes", "No, the {} stays in the picture.")
+        answer, wrong = ("yes", "no") if has_left else ("no", "yes")
+        sentence = f"{answer.capitalize()}, the {target.label} {'is out of' if has_left else 'stays in'} the picture."
         question = f"The picture {text}. Is the {target.label} out of it then?"
-        return _phrased(question, "Answer yes or no.", answer, sentence.format(target.label), [wrong], rng)
+        return _phrased(question, "Answer yes or no.", answer, sentence, [wrong], rng)
     others = [np.clip(box + [d, 0], 0, 1) for d in rng.permutation([-.6, -.4, -.2, .2, .4, .6])]
-    answer, wrong = format_box(box.ravel()), [format_box(o.ravel()) for o in others if _box_area(o) > .3 * _box_area(box)][:3]
-    question = f"{BOX_FORMATS['norm1000']} The picture {text}. Where is the {target.label} then?"
-    return _phrased(question, "Answer with the box [x1, y1, x2, y2] only.", answer, f"The {target.label} is at {answer}.", wrong, rng)
+    wrong = [format_box(other.ravel()) for other in others if _box_area(other) > .3 * _box_area(box)][:3]
+    question, answer = f"The picture {text}. Where is the {target.label} then?", format_box(box.ravel())
+    question, hint = f"{BOX_FORMATS['norm1000']} {question}", "Answer with the box [x1, y1, x2, y2] only."
+    return _phrased(question, hint, answer, f"The {target.label} is at {answer}.", wrong, rng)
 
 # %% ../../nbs/65_static_questions.ipynb #91157fa6
 def _repeat_motion(
@@ -363,12 +375,13 @@ def question_weights(
     format_practice: float = 0.0,  # share of format practice among the questions about one view and about two
 ) -> dict[str, float]:  # a key of QUESTIONS -> probability; they sum to one
     "How often each kind of question is drawn."
-    one_view, plain = .95 - two_views, 1 - format_practice
-    one = dict(survey=.30, listing=.15, locate=.25, far=.10, present=.10, pick=.10)
-    two = dict(pairing=.7 * (1 - shifts), refind=.3 * (1 - shifts), shift=shifts)
+    one_view = .95 - two_views
+    single = dict(survey=.30, listing=.15, locate=.25, far=.10, present=.10, pick=.10)
+    double = dict(pairing=.7 * (1 - shifts), refind=.3 * (1 - shifts), shift=shifts)
+    plain = {k: one_view * v for k, v in single.items()} | {k: two_views * v for k, v in double.items()}
     practice = dict(suppose=one_view, slide=.75 * two_views, same=.25 * two_views)
-    return ({name: one_view * plain * share for name, share in one.items()} | {name: two_views * plain * share for name, share in two.items()}
-            | {name: format_practice * share for name, share in practice.items()} | dict(repeat=.05))
+    parts = (plain, 1 - format_practice), (practice, format_practice), ({"repeat": .05}, 1)
+    return {name: share * weight for table, weight in parts for name, share in table.items()}
 
 # %% ../../nbs/65_static_questions.ipynb #21a8b054
 def _draw_question(
@@ -408,5 +421,6 @@ def question_stream(
             first, second = rng.permutation(len(rendered))[:2]
             if from_start and second and rng.random() < from_start: first = 0
             early, warmup = warmup > 0, warmup - 1
-            question, answer, n = _draw_question(visible[first], visible[second], rng, {"survey": 1.0} if early else weights)
+            table = {"survey": 1.0} if early else weights
+            question, answer, n = _draw_question(visible[first], visible[second], rng, table)
             yield dict(question=question, answer=answer, images=[pictures[first], pictures[second]][:n])

@@ -5,78 +5,82 @@
 # %% auto #0
 __all__ = ['BENCHMARK', 'mindcube_letter', 'mindcube_scores', 'load_mindcube', 'prompt_mindcube', 'score_mindcube']
 
-# %% ../../../nbs/78_mindcube.ipynb #d6f3a296
+# %% ../../../nbs/78_mindcube.ipynb #ae07b1f0
 import re
 from pathlib import Path
 
 import numpy as np
 
-from .base import Benchmark, checked_count, existing_file, Item, read_records
+from .base import Benchmark, Item, check_count, check_files, read_records
 
-# %% ../../../nbs/78_mindcube.ipynb #4ea92c48
+# %% ../../../nbs/78_mindcube.ipynb #7b5cc82e
 def _last_match(
     pattern: str,  # with one group
     text: str,  # searched
 ) -> str | None:  # the group of the last match
-    "The last thing that `pattern` finds."
-    found = re.findall(pattern, text)
-    return found[-1] if found else None
+    "The last match of `pattern`."
+    groups = re.findall(pattern, text)
+    return groups[-1] if groups else None
 
-# %% ../../../nbs/78_mindcube.ipynb #8aa11166
-_SECTION = [r"[Mm]y answer is ([A-E])", r"[Tt]he answer is ([A-E])", r"\b([A-E])\b"]
+# %% ../../../nbs/78_mindcube.ipynb #9b337ded
+_SECTION = [r"[Mm]y answer is ([A-E])", r"[Tt]he answer is ([A-E])", r"\b([A-E])\b"]  # inside <Answer>
 _WHOLE = [r"(?:^|\n)(?:Answer: )?([A-E])(?:\.|$|\s)", r"[\*\"]([A-E])[\*\"]", r"\bAnswer:?\s*([A-E])\b", r"[Mm]y answer is ([A-E])", r"answer is ([A-E])"]
 
 def mindcube_letter(
     raw: str,  # what the student wrote
 ) -> str | None:  # "A" ... "E"
-    "The letter that MindCube's extractor finds."
+    "The letter of MindCube's extractor."
     text = re.sub(r"\s+", " ", raw or "").strip()
-    if not text: return None
-    if (found := _last_match(r"([A-E])\.", text)): return found
     section = re.search(r"<Answer>(.*?)(?:<|$)", text, re.DOTALL)
-    tries = [(pattern, section[1]) for pattern in _SECTION] if section else []
-    for pattern, part in tries + [(pattern, text) for pattern in _WHOLE]:
-        if (found := _last_match(pattern, part)): return found
+    searches = [(r"([A-E])\.", text)] + [(pattern, section[1]) for pattern in _SECTION if section] + [(pattern, text) for pattern in _WHOLE]
+    letters = (_last_match(pattern, part) for pattern, part in searches)
     first = re.search(r"\b([A-E])\b", text)
-    return first[1] if first else None
+    return next((letter for letter in letters if letter), first[1] if first else None)
 
-# %% ../../../nbs/78_mindcube.ipynb #df8ed505
-_MINDCUBE_SETTINGS = ("around", "rotation", "translation", "among")
+# %% ../../../nbs/78_mindcube.ipynb #71867575
+_SETTINGS = ("around", "rotation", "translation", "among")
 
 def _mindcube_setting(
     name: str,  # id of the question
-) -> str:  # the first of SETTINGS in it, else "other"
+) -> str:  # the first of the settings in it, else "other"
     "Which setting a question belongs to."
-    return next((setting for setting in _MINDCUBE_SETTINGS if setting in name), "other")
+    return next((setting for setting in _SETTINGS if setting in name), "other")
 
-# %% ../../../nbs/78_mindcube.ipynb #cf79cc88
+
 def mindcube_scores(
     rows: list[dict],  # "id" and "score" of each question
 ) -> dict[str, float]:  # each setting and "overall", [0, 1]
-    "The table of MindCube: shares of right answers, questions of the setting `translation` left out. Raises ValueError without rows."
-    groups = {}
+    "Shares of right answers, questions of the setting `translation` left out as in the official table. ValueError without rows."
+    groups: dict[str, list] = {}
     for row in rows: groups.setdefault(_mindcube_setting(row["id"]), []).append(row["score"])
     groups.pop("translation", None)
     if not groups: raise ValueError("MindCube: no answered question to score")
-    return {setting: float(np.mean(scores)) for setting, scores in groups.items()} | {"overall": float(np.mean(sum(groups.values(), [])))}
+    means = {setting: float(np.mean(scores)) for setting, scores in groups.items()}
+    return means | {"overall": float(np.mean(sum(groups.values(), [])))}
 
-# %% ../../../nbs/78_mindcube.ipynb #a8ca161e
+# %% ../../../nbs/78_mindcube.ipynb #4d36d743
+_FILES = {"tinybench": ("MindCube_tinybench.jsonl", 1050), "full": ("MindCube.jsonl", 21154)}  # split -> file, questions
+
 def load_mindcube(
-    source: str,  # folder of data/raw/*.jsonl and of the pictures below data/
+    source: str | Path,  # folder of data/raw/*.jsonl and of the pictures below data/
     split: str = "tinybench",  # "tinybench" or "full"
     expected: int | None = 0,  # questions; 0 for 1050 and 21154, None for any number
 ) -> list[Item]:  # in the order of the file
     "The questions of MindCube."
-    path = Path(source) / "data/raw" / {"tinybench": "MindCube_tinybench.jsonl", "full": "MindCube.jsonl"}[split]
+    folder, (name, official) = Path(source) / "data", _FILES[split]
+    path = folder / "raw" / name
     records = read_records(path, ("id", "question", "images", "gt_answer"))
-    existing_file(sorted({Path(source) / "data" / image for record in records for image in record["images"]}), str(path))
-    checked_count(records, {"tinybench": 1050, "full": 21154}[split] if expected == 0 else expected, str(path))
-    return [Item(r["id"], r["id"].split("_")[0], r["question"], (), r["gt_answer"], tuple(str(Path(source) / "data" / image) for image in r["images"])) for r in records]
+    check_files(sorted({folder / image for record in records for image in record["images"]}), str(path))
+    check_count(len(records), official if expected == 0 else expected, str(path))
+    images = lambda record: tuple(str(folder / image) for image in record["images"])
+    return [Item(r["id"], r["id"].split("_")[0], r["question"], (), r["gt_answer"], images(r)) for r in records]
 
-# %% ../../../nbs/78_mindcube.ipynb #5e58e61c
-_MINDCUBE_TASK = ("[Task]\nYour task is to analyze the spatial arrangement of objects in the scene by examining the provided images, which show the scene from different viewpoints.\n"
-                 "[Answer Instruction]\nYou only need to provide *ONE* correct answer selecting from the options listed below. For example, if you think the correct answer is "
-                 "'A. Above' from 'A. Above B. Under C. Front D. Behind', your response should **only** be '<answer>A. Above</answer>'.\n")
+# %% ../../../nbs/78_mindcube.ipynb #92b3bedd
+_MINDCUBE_TASK = (
+    "[Task]\nYour task is to analyze the spatial arrangement of objects in the scene by examining the provided images, which show the "
+    "scene from different viewpoints.\n[Answer Instruction]\nYou only need to provide *ONE* correct answer selecting from the options "
+    "listed below. For example, if you think the correct answer is 'A. Above' from 'A. Above B. Under C. Front D. Behind', your response "
+    "should **only** be '<answer>A. Above</answer>'.\n")
 
 def prompt_mindcube(
     item: Item,  # of MindCube
@@ -84,12 +88,13 @@ def prompt_mindcube(
     "The prompt of MindCube, `raw_qa`."
     return [*map(Path, item.images), f"{_MINDCUBE_TASK}\n[Question]\n{item.question}"]
 
-# %% ../../../nbs/78_mindcube.ipynb #5d902d72
+
 def score_mindcube(
     rows: list[dict],  # answers
 ) -> dict[str, dict[str, float]]:  # rule -> settings and "overall"
     "The table of MindCube."
-    return {"official": mindcube_scores([dict(id=r["id"], score=float(mindcube_letter(r["response"]) == r["gold"])) for r in rows])}
+    right = lambda row: float(mindcube_letter(row["response"]) == row["gold"])
+    return {"official": mindcube_scores([dict(id=row["id"], score=right(row)) for row in rows])}
 
-# %% ../../../nbs/78_mindcube.ipynb #1f65ae67
+
 BENCHMARK = Benchmark(load_mindcube, prompt_mindcube, score_mindcube, ("tinybench", "full"), 4096)

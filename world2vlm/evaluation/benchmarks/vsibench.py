@@ -5,34 +5,36 @@
 # %% auto #0
 __all__ = ['NUMERIC', 'VSI_RULES', 'BENCHMARK', 'vsi_score', 'vsi_scores', 'load_vsibench', 'prompt_vsibench', 'score_vsibench']
 
-# %% ../../../nbs/77_vsibench.ipynb #d6f3a296
+# %% ../../../nbs/77_vsibench.ipynb #5134a12c
 import re
 from pathlib import Path
 
 import numpy as np
 
-from .base import Benchmark, checked_count, existing_file, Item, read_records
+from .base import Benchmark, Item, check_count, check_files, read_records
 
-# %% ../../../nbs/77_vsibench.ipynb #d3618ae1
+# %% ../../../nbs/77_vsibench.ipynb #2dced87c
 def _first_word(
     raw: str,  # what the student wrote
 ) -> str:  # without a final dot
     "What stands before the first space."
     return raw.split(" ")[0].rstrip(".").strip()
 
-# %% ../../../nbs/77_vsibench.ipynb #e65708cc
+
 def _relative_accuracy(
-    said: float | None,  # number, None where there is none
+    answer: float | None,  # number, None where there is none
     gold: float,  # not zero
 ) -> float:  # [0, 1] in steps of 0.1
     "Mean relative accuracy over the thresholds 0.5, 0.55 ... 0.95."
-    if said is None: return 0.0
+    if answer is None: return 0.0
     thresholds = np.linspace(.5, .95, int((.95 - .5) / .05 + 2))
-    return float((abs(said - gold) / gold <= 1 - thresholds).mean())
+    return float((abs(answer - gold) / gold <= 1 - thresholds).mean())
 
-# %% ../../../nbs/77_vsibench.ipynb #669c36f9
-_ONES = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty".split()
-_NUMBERS = {word: float(i) for i, word in enumerate(_ONES)} | {word: 10.0 * i for i, word in enumerate("thirty forty fifty sixty seventy eighty ninety".split(), 3)}
+# %% ../../../nbs/77_vsibench.ipynb #65d22b45
+_ONES = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen "
+         "nineteen twenty").split()
+_TENS = "thirty forty fifty sixty seventy eighty ninety".split()
+_NUMBERS = {word: float(i) for i, word in enumerate(_ONES)} | {word: 10.0 * i for i, word in enumerate(_TENS, 3)}
 
 def _number_first(
     raw: str,  # what the student wrote
@@ -41,15 +43,16 @@ def _number_first(
     try: return float(_first_word(raw))
     except ValueError: return None
 
+
 def _number_anywhere(
     raw: str,  # what the student wrote
 ) -> float | None:  # None where there is none
     "The first number in the text, digits or a word."
-    found = re.search(rf"-?\d+(?:\.\d+)?|\b(?:{'|'.join(_NUMBERS)})\b", raw.lower())
-    return None if found is None else _NUMBERS[found[0]] if found[0] in _NUMBERS else float(found[0])
+    match = re.search(rf"-?\d+(?:\.\d+)?|\b(?:{'|'.join(_NUMBERS)})\b", raw.lower())
+    return None if match is None else _NUMBERS[match[0]] if match[0] in _NUMBERS else float(match[0])
 
-# %% ../../../nbs/77_vsibench.ipynb #ac029c09
-NUMERIC = ("object_counting", "object_abs_distance", "object_size_estimation", "room_size_estimation")  # types whose answer is a number
+# %% ../../../nbs/77_vsibench.ipynb #dc8f1483
+NUMERIC = ("object_counting", "object_abs_distance", "object_size_estimation", "room_size_estimation")  # answered by a number
 VSI_RULES = {"official": _number_first, "lmms-eval 2026-07": _number_anywhere}  # how a number is read
 
 def vsi_score(
@@ -62,51 +65,62 @@ def vsi_score(
     if kind in NUMERIC: return _relative_accuracy(VSI_RULES[rule](raw), float(gold))
     return float(_first_word(raw).lower() == gold.lower())
 
-# %% ../../../nbs/77_vsibench.ipynb #fbf25876
+# %% ../../../nbs/77_vsibench.ipynb #d4d1b8bf
 def vsi_scores(
     rows: list[dict],  # "question_type" and "score" of each question
 ) -> dict[str, float]:  # each task, "overall" (mean of tasks) and "micro" (mean of questions), [0, 1]
-    "The table of VSI-Bench. Raises ValueError without rows."
+    "The table of VSI-Bench. ValueError without rows."
     if not rows: raise ValueError("VSI-Bench: no answered question to score")
-    kinds = {}
-    for row in rows: kinds.setdefault(row["question_type"], []).append(row["score"])
-    means = {kind: float(np.mean(scores)) for kind, scores in kinds.items()}
+    scores: dict[str, list] = {}
+    for row in rows: scores.setdefault(row["question_type"], []).append(row["score"])
+    means = {kind: float(np.mean(values)) for kind, values in scores.items()}
     directions = [means.pop(kind) for kind in sorted(means) if kind.startswith("object_rel_direction_")]
-    tasks = means | ({"object_rel_direction": float(np.mean(directions))} if directions else {})
-    return tasks | {"overall": float(np.mean(list(tasks.values()))), "micro": float(np.mean([row["score"] for row in rows]))}
+    if directions: means["object_rel_direction"] = float(np.mean(directions))
+    return means | {"overall": float(np.mean(list(means.values()))), "micro": float(np.mean([row["score"] for row in rows]))}
 
-# %% ../../../nbs/77_vsibench.ipynb #1af5e3f6
+# %% ../../../nbs/77_vsibench.ipynb #4d6191ec
 _VSI_FIELDS = ("id", "dataset", "scene_name", "question_type", "question", "ground_truth", "options")
 
+def _vsi_item(
+    record: dict,  # with _VSI_FIELDS
+    source: Path,  # folder of the videos
+) -> Item:  # one question
+    "One question with its video."
+    video = source / record["dataset"] / f"{record['scene_name']}.mp4"
+    options, gold = tuple(record["options"] or ()), str(record["ground_truth"])
+    return Item(str(record["id"]), record["question_type"], record["question"], options, gold, video=str(video))
+
+
 def load_vsibench(
-    source: str,  # folder of test.jsonl (or test-00000-of-00001.parquet) and of the videos <dataset>/<scene_name>.mp4
+    source: str | Path,  # folder of test.jsonl (or test-00000-of-00001.parquet) and of the videos <dataset>/<scene_name>.mp4
     split: str = "test",  # name of the file
     expected: int | None = 0,  # questions; 0 for 5130, None for any number
 ) -> list[Item]:  # in the order of the file
     "The questions of VSI-Bench."
     files = sorted(path for path in Path(source).glob(f"{split}*") if path.suffix in (".jsonl", ".parquet"))
-    records = [record for path in files for record in read_records(path, _VSI_FIELDS)]
     if not files: raise ValueError(f"{source}: no {split}.jsonl and no {split}*.parquet")
-    video = lambda r: Path(source) / r["dataset"] / f"{r['scene_name']}.mp4"
-    existing_file(sorted({video(r) for r in records}), str(files[0]))
-    checked_count(records, 5130 if expected == 0 else expected, str(files[0]))
-    return [Item(str(r["id"]), r["question_type"], r["question"], tuple(r["options"] or ()), str(r["ground_truth"]), video=str(video(r))) for r in records]
+    items = [_vsi_item(record, Path(source)) for path in files for record in read_records(path, _VSI_FIELDS)]
+    check_files(sorted({Path(item.video) for item in items}), str(files[0]))
+    check_count(len(items), 5130 if expected == 0 else expected, str(files[0]))
+    return items
 
-# %% ../../../nbs/77_vsibench.ipynb #5122602f
+# %% ../../../nbs/77_vsibench.ipynb #da975d68
 def prompt_vsibench(
     item: Item,  # of VSI-Bench
 ) -> list[str | Path]:  # the video, then the text
     "The prompt of VSI-Bench."
-    asked = f"These are frames of a video.\n{item.question}\n"
-    if item.kind in NUMERIC: return [Path(item.video), asked + "Please answer the question using a single word or phrase."]
-    return [Path(item.video), asked + "Options:\n" + "\n".join(item.choices) + "\nAnswer with the option's letter from the given choices directly."]
+    question = f"These are frames of a video.\n{item.question}\n"
+    if item.kind in NUMERIC: return [Path(item.video), question + "Please answer the question using a single word or phrase."]
+    options = "Options:\n" + "\n".join(item.choices)
+    return [Path(item.video), f"{question}{options}\nAnswer with the option's letter from the given choices directly."]
 
-# %% ../../../nbs/77_vsibench.ipynb #91ddb956
+
 def score_vsibench(
     rows: list[dict],  # answers
 ) -> dict[str, dict[str, float]]:  # rule -> tasks, "overall", "micro"
     "The table by both ways of reading a number, the official first."
-    return {rule: vsi_scores([dict(question_type=r["kind"], score=vsi_score(r["response"], r["kind"], r["gold"], rule)) for r in rows]) for rule in VSI_RULES}
+    score = lambda row, rule: vsi_score(row["response"], row["kind"], row["gold"], rule)
+    return {rule: vsi_scores([dict(question_type=row["kind"], score=score(row, rule)) for row in rows]) for rule in VSI_RULES}
 
-# %% ../../../nbs/77_vsibench.ipynb #86090d38
+
 BENCHMARK = Benchmark(load_vsibench, prompt_vsibench, score_vsibench, ("test",), 16, numeric=NUMERIC)
