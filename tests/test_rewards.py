@@ -108,6 +108,7 @@ def test_boxes_of_any_shape(box):
     assert all(twisted[k] == pytest.approx(reward[k]) for k in ("iou", "center", "size", "l1"))
 
 
+@settings(deadline=None)
 @given(error=st.floats(0, 200, allow_nan=False), kind=st.sampled_from(["forward", "turn_left"]))
 def test_closeness_falls_and_is_symmetric(error, kind):
     assert _numeric_credit(kind, 50 + error, 50) == pytest.approx(_numeric_credit(kind, 50 - error, 50))

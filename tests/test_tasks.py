@@ -1,4 +1,5 @@
 import re
+import sys
 from collections import Counter
 from dataclasses import replace
 from itertools import combinations, product
@@ -9,16 +10,17 @@ from hypothesis import given, settings, strategies as st
 
 from world2vlm.core.camera import ACTION_KINDS, Action
 from world2vlm.core.actions import Ranges, format_actions, plan, sample_actions
-from world2vlm.core.config import _from_dict
+from world2vlm.core.config import ConfigError, _from_dict
+from world2vlm.evaluation.label_audit import LabelAudit, audit_labels
 from world2vlm.tasks.rewards import BOX_PATTERN, paper_reward
 from world2vlm.core.records import iou
 from world2vlm.core.records import Instance
 from world2vlm.scenes.room import room_scenes
 from world2vlm.tasks.answers import BOX_FORMATS, convert_boxes, ends_differ, end_pose, _read_motion, _read_yes, canonical_motion
 from world2vlm.tasks.rules import Rules
-from world2vlm.tasks.tasks import TASKS, _answer_class, balance_answers, balance_report
+from world2vlm.tasks.tasks import TASKS, _answer_class, balance_answers, balance_report, open_task
 from world2vlm.tasks.distractors import box_distractors, _edited, _edits, false_claim, motion_distractors, _exchanges, _follows_preset
-from world2vlm.tasks.cases import label_class
+from world2vlm.tasks.cases import label_class, object_id
 from world2vlm.tasks.rules import visibility_state
 from world2vlm.core.records import Transition, transitions_of
 from world2vlm.tasks.visibility import candidates, mask_box
@@ -235,6 +237,7 @@ def test_ids_are_unique(views):
 actions = st.lists(st.tuples(st.sampled_from(ACTION_KINDS), st.integers(1, 15)).map(lambda p: A(p[0], p[1] * (10 if "turn" in p[0] else 0.1))), max_size=5)
 
 
+@settings(deadline=None)
 @given(actions)
 def test_settling_keeps_the_end_and_is_final(motion):
     form = canonical_motion(motion)
@@ -243,6 +246,7 @@ def test_settling_keeps_the_end_and_is_final(motion):
     assert not form or _read_motion(format_actions(form)) == form
 
 
+@settings(deadline=None)
 @given(actions, st.integers(0, 99))
 def test_false_claims_end_elsewhere(motion, seed):
     truth = canonical_motion(motion)
@@ -357,6 +361,7 @@ def test_balance_evens_out_each_evidence_and_drops_nothing_else(examples):
 def test_yes_and_no_in_words(text, said): assert _read_yes(text) is said
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 1000), min_size=4, max_size=4))
 def test_boxes_survive_the_way_to_large_pictures_and_back(box):
     text = f"{BOX_FORMATS['norm1000']} From {box} to bbox {box[::-1]}?"
@@ -374,3 +379,73 @@ def test_boxes_in_pixels():
 
 def test_unknown_phrasing_is_an_error(views):
     with pytest.raises(ValueError, match="choose direct"): TASKS["A4"].derive(views[0], np.random.default_rng(0), Rules(phrasings=("song",)))
+
+
+# Audits and own tasks
+
+def flipped(target: dict) -> dict:
+    "The same kind of answer, but wrong."
+    if target["yes"] is not None: return target | {"yes": not target["yes"]}
+    if target["actions"] is not None: return target | {"actions": target["actions"] + [{"kind": "forward", "amount": 1.0}]}
+    x1, y1, x2, y2 = target["box"]
+    return target | {"box": [1 - x2, 1 - y2, 1 - x1, 1 - y1]}
+
+
+def test_audits_accept_labels_of_true_ids_and_reject_wrong_ones(examples):
+    checked = Counter()
+    for e, t in examples:
+        if e.evidence != "exact": continue
+        right, wrong = (TASKS[e.task].audit(example, t, RULES) for example in (e, replace(e, target=flipped(e.target))))
+        assert right == 1 if e.task != "D1" else right > 0.9, e
+        assert wrong == 0 if e.task != "D1" else wrong < right, e
+        checked[e.task] += 1
+    assert set(checked) == set(TASKS)
+
+
+def test_objects_of_examples(examples):
+    for e, t in examples: assert (object_id(e) in {i.id for i in t.scene.instances}) == (e.task in ("D1", "D2", "D3", "D4"))
+
+
+OWN_TASK = '''
+from world2vlm.tasks.answers import YES_NO
+from world2vlm.tasks.cases import Case
+from world2vlm.tasks.tasks import Task
+
+def turn_cases(transition, rng, rules, skip):
+    if len(transition.actions) > 1: skip("several actions"); return []
+    return [Case(transition.actions[0].is_turn)]
+
+TURNED = Task("TURNED", YES_NO, turn_cases, ("Did the camera turn between the two pictures?",), "inverse")
+NOT_A_TASK = "TURNED"
+'''
+
+
+@pytest.fixture
+def own_tasks(tmp_path, monkeypatch):
+    (tmp_path / "own_tasks.py").write_text(OWN_TASK)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "own_tasks:TURNED"
+    sys.modules.pop("own_tasks", None)
+
+
+def test_an_own_task_is_opened_by_name_and_needs_nothing_else(own_tasks, views):
+    task, rng, skipped = open_task(own_tasks), np.random.default_rng(0), Counter()
+    made = [e for t in views for e in task.derive(t, rng, RULES, skipped)]
+    assert {e.task for e in made} == {own_tasks} and {e.phrasing for e in made} == set(RULES.phrasings)
+    assert skipped[f"{own_tasks}: several actions"] == len(views) - len(made) > 0
+    for e in made:
+        assert task.score(e.answer, e) == dict.fromkeys(("overall", "format", "accuracy"), 1.0) and open_task(e.task) == task
+    assert task.title == "TURNED" and task.audit is None
+    counts = balance_report(balance_answers(made, rng, (own_tasks,)))[own_tasks]["answers"]
+    assert counts["yes"] == counts["no"] > 0
+
+
+def test_a_task_without_audit_is_named_before_the_work(own_tasks):
+    with pytest.raises(ValueError, match="'own_tasks:TURNED' has no audit"): audit_labels(LabelAudit(tasks=("A1", own_tasks), transitions=1, parts=1))
+
+
+def test_task_names_and_fields_are_checked(own_tasks):
+    assert open_task("A1") is TASKS["A1"]
+    with pytest.raises(ConfigError, match="choose one of A1, A2"): open_task("A9")
+    with pytest.raises(ConfigError, match="expected a Task, got str"): open_task("own_tasks:NOT_A_TASK")
+    with pytest.raises(ValueError, match="direction 'sideways'"): replace(TASKS["A1"], direction="sideways")
