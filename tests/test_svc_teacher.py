@@ -20,8 +20,7 @@ from world2vlm.teachers.svc.cameras import pluecker
 from world2vlm.teachers.svc.teacher import _add_mirrored_detail, _model_size, _pack_windows, _rollout_seed, _units_per_metre, _warp_to_views
 from world2vlm.teachers.svc.training import SVCTraining, _small_pipeline, _small_unet, _training_window, train_teacher, _WindowDataset
 from world2vlm.tasks.tasks import TASKS
-from world2vlm.core.records import transitions_of
-from world2vlm.core.records import keyframe_poses
+from world2vlm.core.records import keyframe_poses, transitions_of
 from world2vlm.teachers.base import load_teacher
 from world2vlm.teachers.reprojection import reproject, fill_smooth
 
@@ -178,17 +177,16 @@ def test_windows_depend_on_their_number():
 
 
 SCRIPT = """
-import json, sys
-from world2vlm.core.config import from_dict
+import ast, sys
 from world2vlm.teachers.svc.training import SVCTraining, train_teacher
-train_teacher(from_dict(SVCTraining, json.loads(sys.argv[1])), sys.argv[2])
+train_teacher(SVCTraining(**ast.literal_eval(sys.argv[1])), sys.argv[2])
 """
 
 
 def test_a_killed_run_resumes_with_the_same_losses(trained, tmp_path):
     "kill -9 after a checkpoint, run again: the losses of an uninterrupted run."
     out = tmp_path / "killed"
-    process = subprocess.Popen([sys.executable, "-c", SCRIPT, json.dumps(asdict(TOY)), str(out)], env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT, repr(asdict(TOY)), str(out)], env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True)
     while not (out / "checkpoints" / "2" / "log.json").exists():
         assert process.poll() is None, process.stderr.read()[-2000:]
         time.sleep(.002)
