@@ -67,7 +67,7 @@ def data(pictures, tmp_path_factory): return run(pictures, tmp_path_factory.mkte
 def test_examples_are_valid(data):
     for kind in ("scenes", "rollouts", "examples"): assert validate_dataset(kind, data / kind) == []
     examples = list(read_dataset("examples", data / "examples"))
-    assert {(e.teacher, e.evidence) for e in examples} == {("reprojection", "transport")}
+    assert {(e.teacher, e.evidence) for e in examples} == {("reprojection", "warped")}
     for e in examples:
         assert len(e.images) == TASKS[e.task].n_images and {i.shape for i in e.images} == {(SIZE[1], SIZE[0], 3)}
         assert TASKS[e.task].score(e.answer, e)["overall"] == 1

@@ -86,7 +86,7 @@ def test_from_training_to_questions(trained, plain):
     assert [r.actions for r in rollouts] == [tuple(t.actions) for t in trajectories[:3]]
     assert [(input, reason.split(":")[0]) for input, reason in rejected] == [(f"{scene.id}: {texts[3]}", "collision")]
     examples = derive(scene, rollouts)
-    assert {"A1", "A2", "A3"} <= {e.task for e in examples} and {e.evidence for e in examples} == {"transport"}
+    assert {"A1", "A2", "A3"} <= {e.task for e in examples} and {e.evidence for e in examples} == {"warped"}
     bare = replace(scene, depth=None)
     nominal = load_teacher("svc", checkpoint=str(plain)).imagine(bare, trajectories[:3], seed=3)
     tasks = {e.task for e in derive(bare, nominal)}

@@ -58,7 +58,7 @@ def settled(e): return TASKS[e.task].answer_type.unpack(e.target[TASKS[e.task].a
 
 def test_every_task_and_phrasing_is_derived(examples):
     assert {(e.task, e.phrasing) for e, _ in examples} == set(product(TASKS, RULES.phrasings))
-    assert {e.evidence for e, _ in examples} == {"exact", "transport"}
+    assert {e.evidence for e, _ in examples} == {"exact", "warped"}
     for e, t in examples:
         assert len(e.images) == (1 if e.task in ("D1", "D2") else 2) and e.images[0] is t.image_before
         assert e.direction == ("inverse" if e.task in ("A1", "A2", "A3", "D3") else "forward")
@@ -346,7 +346,7 @@ def test_balance_evens_out_each_evidence_and_drops_nothing_else(examples):
     even = balance_answers(made, np.random.default_rng(0))
     assert [e for e in made if e.task != "D2"] == [e for e in even if e.task != "D2"]
     counts = Counter((e.evidence, e.split, e.target["yes"]) for e in even if e.task == "D2")
-    assert len(counts) == 8 and all(counts[(*key, True)] == counts[(*key, False)] for key in product(("exact", "transport"), ("train", "test")))
+    assert len(counts) == 8 and all(counts[(*key, True)] == counts[(*key, False)] for key in product(("exact", "warped"), ("train", "test")))
     mirrored = Counter(map(_answer_class, balance_answers([e for e in made if e.task in ("A1", "A2")], np.random.default_rng(0), ("A1", "A2"))))
     assert mirrored["left"] == mirrored["right"] and mirrored["turn_left"] == mirrored["turn_right"]
     report = balance_report(even)

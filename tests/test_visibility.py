@@ -172,7 +172,7 @@ def test_transitions_share_the_anchor():
     scene = boards((2.0, 24, 24, 40, 40))
     first, last = (after(scene, Action("turn_left", 10), Action("forward", 0.2), index=i) for i in (0, 1))
     assert [len(t.actions) for t in (first, last)] == [1, 2] and first.image_before is scene.image
-    assert first.ids_after is None and first.evidence == "transport" and _cached(last, _surface_map) is _cached(last, _surface_map)
+    assert first.ids_after is None and first.evidence == "warped" and _cached(last, _surface_map) is _cached(last, _surface_map)
     with pytest.raises(ValueError, match="given with scene 'other'"):
         transitions_of(boards(id="other"), first.rollout)
     with pytest.raises(ValueError, match="no instance 7"):

@@ -152,7 +152,7 @@ class Transition:
     @property
     def ids_after(self) -> np.ndarray | None: return None if self.rollout.ids is None else self.rollout.ids[self.index]
     @property
-    def evidence(self) -> str: return "transport" if self.rollout.ids is None else "exact"
+    def evidence(self) -> str: return "warped" if self.rollout.ids is None else "exact"
 
 # %% ../../nbs/03_records.ipynb #83bd2ea8
 def transitions_of(
@@ -178,6 +178,6 @@ class Example:
     scene_id: str  # of the anchor
     teacher: str  # name of the teacher of the view after
     split: str  # "train", "val" or "test"
-    evidence: str  # source of the label: "exact" or "transport"
+    evidence: str  # source of the label: "exact" or "warped"
     phrasing: str  # "direct", "choice" or "sentence"
     choices: dict[str, str] | None = None  # letter -> option, only for "choice"

@@ -222,7 +222,7 @@ _COLUMN_MEANINGS = {
     "direction": "forward (motion to outcome) or inverse (outcome to motion)",
     "question": "text, boxes in 0-1000", "answer": "text that earns the full reward",
     "target": "the typed answer, JSON", "split": "train, val or test, by scene",
-    "evidence": "basis of the label: exact (true ids) or transport (warped by geometry)",
+    "evidence": "basis of the label: exact (true ids) or warped (the anchor's surface, moved by geometry)",
     "phrasing": "direct, choice or sentence", "choices": "options of a multiple choice; null = none"}
 
 # %% ../../nbs/50_schema.ipynb #61adad09
