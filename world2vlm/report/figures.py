@@ -7,7 +7,7 @@ __all__ = ['Groups', 'ViewPair', 'imagined_figure', 'OwnedBox', 'AnsweredQuestio
            'answered_question', 'headline_figure', 'balance_figure', 'read_curves', 'curve_figure', 'run_colours',
            'run_names', 'limits_in_points', 'task_figure', 'mean_figure']
 
-# %% ../../nbs/85_figures.ipynb #613c36a3
+# %% ../../nbs/85_figures.ipynb #0a2a253c
 import json
 import re
 import textwrap
@@ -25,7 +25,7 @@ from ..core.plotting import (
 from ..core.records import Example
 from ..tasks.rewards import ACTION_PATTERN, BOX_PATTERN
 
-# %% ../../nbs/85_figures.ipynb #a3b635b7
+# %% ../../nbs/85_figures.ipynb #d312abf5
 @dataclass
 class ViewPair:
     "One imagined view beside the truth."
@@ -39,7 +39,7 @@ class ViewPair:
         "Mean absolute difference of the three channels."
         return np.abs(self.imagined.astype(float) - self.truth.astype(float)).mean(-1)
 
-# %% ../../nbs/85_figures.ipynb #bbcf055a
+# %% ../../nbs/85_figures.ipynb #6f63e9c5
 @styled
 def imagined_figure(
     pairs: list[ViewPair],  # rows of the figure
@@ -54,7 +54,7 @@ def imagined_figure(
     for axis, title in zip(axes[0], ("view before", "imagined", "truth", "difference")): axis.set_title(title)
     return figure
 
-# %% ../../nbs/85_figures.ipynb #a049e793
+# %% ../../nbs/85_figures.ipynb #44ef1348
 @dataclass
 class OwnedBox:
     "A box on a picture, and who gave it."
@@ -75,7 +75,7 @@ class AnsweredQuestion:
     motions: dict[str, list[Action]] = field(default_factory=dict)  # "truth", "question" or run -> motion
     after_hidden: bool = False  # the last picture was not part of the question
 
-# %% ../../nbs/85_figures.ipynb #d0c59bab
+# %% ../../nbs/85_figures.ipynb #820bb42e
 def _draw_path(
     axes: "Axes",  # x to the right, z upwards
     actions: list[Action],  # the motion
@@ -95,7 +95,7 @@ def _draw_path(
     tip = np.array([x[-1], z[-1]]) + 0.5 * reach * poses[-1, [0, 2], 2]
     axes.annotate("", tip, (x[-1], z[-1]), arrowprops=dict(arrowstyle="-|>", color=colour, linewidth=1, linestyle=line))
 
-# %% ../../nbs/85_figures.ipynb #754ef5da
+# %% ../../nbs/85_figures.ipynb #8be0068a
 def _draw_scale(
     axes: "Axes",  # of a plan view, limits in metres
     metres: float = 0.5,  # length of the bar
@@ -125,7 +125,7 @@ def _draw_motions(
     axes.axis("off")
     _draw_scale(axes)
 
-# %% ../../nbs/85_figures.ipynb #2d312360
+# %% ../../nbs/85_figures.ipynb #6e94bf3a
 @styled
 def question_figure(
     asked: AnsweredQuestion,  # what was asked
@@ -143,7 +143,7 @@ def question_figure(
     if asked.motions: _draw_motions(axes[0, -1], asked.motions, colours)
     return figure
 
-# %% ../../nbs/85_figures.ipynb #1349951f
+# %% ../../nbs/85_figures.ipynb #8ed082c3
 def stated_in_question(
     question: str,  # text of an example
 ) -> tuple[list[tuple], list[Action]]:  # boxes in [0, 1] and the motion that its first line states
@@ -152,7 +152,7 @@ def stated_in_question(
     boxes = [tuple(float(side) / 1000 for side in match.groups()) for match in BOX_PATTERN.finditer(first)]
     return boxes, parse_actions("; ".join(match[0] for match in ACTION_PATTERN.finditer(first)))
 
-# %% ../../nbs/85_figures.ipynb #9001ee92
+# %% ../../nbs/85_figures.ipynb #c083a8d5
 def _answer_geometry(
     name: str,  # "actions", "box" or "yes": the kind of a typed answer
     value: Any,  # as stored: actions as dicts, a box, a truth value, None
@@ -169,7 +169,7 @@ def _with_option(
     "An answer with its option beside a bare letter."
     return f"{text}. {choices[text]}" if choices and text in choices else text
 
-# %% ../../nbs/85_figures.ipynb #aa4ae7b0
+# %% ../../nbs/85_figures.ipynb #db9cfbae
 def answered_question(
     example: Example,  # the question
     rows: dict[str, dict],  # run -> its row of this question, from `evaluation.answering.answer_examples`
@@ -182,15 +182,17 @@ def answered_question(
     boxes = [OwnedBox(min(i, len(images) - 1), box, "question") for i, box in enumerate(stated)]
     motions = {"question": motion} if motion else {}
     name = next(name for name, value in example.target.items() if value is not None)
-    for owner, value in ({"truth": example.target[name]} | {run: rows[run]["parsed"] for run in runs if run in rows}).items():
+    values = {"truth": example.target[name]} | {run: rows[run]["parsed"] for run in runs if run in rows}
+    for owner, value in values.items():
         box, actions = _answer_geometry(name, value)
         if box: boxes.append(OwnedBox(len(images) - 1, box, owner))
         if actions: motions[owner] = actions
-    answers = {run: (_with_option(row["response"], example.choices), row["score"]["overall"]) for run, row in rows.items()}
-    gold = _with_option(example.answer, example.choices)
-    return AnsweredQuestion(example.task, example.question, images, gold, answers, boxes, motions, len(images) > len(example.images))
+    spelled = lambda text: _with_option(text, example.choices)
+    answers = {run: (spelled(row["response"]), row["score"]["overall"]) for run, row in rows.items()}
+    texts, hidden = (example.task, example.question), len(images) > len(example.images)
+    return AnsweredQuestion(*texts, images, spelled(example.answer), answers, boxes, motions, hidden)
 
-# %% ../../nbs/85_figures.ipynb #4a3a1d45
+# %% ../../nbs/85_figures.ipynb #da1d8d32
 def _answer_colour(
     score: float,  # [0, 1]
 ) -> str:  # green for a right answer, red for another
@@ -211,8 +213,9 @@ def _write_question(
     lines += [(name, asked.answers[run][0], _answer_colour(asked.answers[run][1])) for run, name in names.items()]
     top = 0.9 - 0.085 * (text.count("\n") + 1)
     for i, (name, answer, colour) in enumerate(lines):
-        axes.text(0, top - 0.12 * i, name, va="top", fontsize=10, alpha=0.7, transform=axes.transAxes)
-        axes.text(0.37, top - 0.12 * i, answer, va="top", fontsize=10.5, weight="bold", color=colour, transform=axes.transAxes)
+        place = dict(y=top - 0.12 * i, va="top", transform=axes.transAxes)
+        axes.text(0, s=name, fontsize=10, alpha=0.7, **place)
+        axes.text(0.37, s=answer, fontsize=10.5, weight="bold", color=colour, **place)
 
 
 @styled
@@ -223,16 +226,18 @@ def headline_figure(
 ) -> "Figure":  # at least 13 inches wide
     "The method in one picture: anchor, imagined view, truth, and a question answered before and after the training."
     views = [pair.anchor, pair.imagined, pair.truth, *asked.images]
-    titles = ["one picture", f"imagined by the teacher:\n{pair.motion.replace('; ', ',')}", "the truth", "held-out room, before",
-              "after" + (" (not shown)" if asked.after_hidden else "")]
+    after = "after (not shown)" if asked.after_hidden else "after"
+    imagined = f"imagined by the teacher:\n{pair.motion.replace('; ', ',')}"
+    titles = ["one picture", imagined, "the truth", "held-out room, before", after]
     figure, axes = canvas(1, len(views) + 1, (2.2 * len(views) + 4.4, 2.9), width_ratios=[*[1] * len(views), 2])
     for axis, image, title in zip(axes, views, titles): show_image(axis, image, title)
-    colours = {"question": QUESTION_COLOUR, "truth": TRUTH_COLOUR} | {run: _answer_colour(asked.answers[run][1]) for run in names}
+    colours = {"question": QUESTION_COLOUR, "truth": TRUTH_COLOUR}
+    colours |= {run: _answer_colour(asked.answers[run][1]) for run in names}
     for owned in asked.boxes: draw_box(axes[3 + owned.image], owned.box, colour=colours[owned.owner])
     _write_question(axes[-1], asked, names)
     return figure
 
-# %% ../../nbs/85_figures.ipynb #464bca0a
+# %% ../../nbs/85_figures.ipynb #74e7c935
 def _top_counts(
     counts: dict[str, int],  # answer -> number of questions
     limit: int = 9,  # bars at most
@@ -243,7 +248,7 @@ def _top_counts(
     rest = [n for name, n in counts.items() if name not in top]
     return {name: n for name, n in counts.items() if name in top} | {f"{len(rest)} others": sum(rest)}
 
-# %% ../../nbs/85_figures.ipynb #3af9e168
+# %% ../../nbs/85_figures.ipynb #18434dc3
 @styled
 def balance_figure(
     balance: dict[str, dict[str, int]],  # task -> answer -> number of questions
@@ -263,7 +268,7 @@ def balance_figure(
         axis.locator_params(axis="x", nbins=3, integer=True)
     return figure
 
-# %% ../../nbs/85_figures.ipynb #90ba1684
+# %% ../../nbs/85_figures.ipynb #d58f3b24
 def _log_rows(
     path: Path,  # .jsonl or .tsv
 ) -> list[dict]:  # one dict per logged step
@@ -281,14 +286,14 @@ def _as_number(
     try: return float(value)
     except (TypeError, ValueError): return None
 
-# %% ../../nbs/85_figures.ipynb #466a5f89
+# %% ../../nbs/85_figures.ipynb #968232d8
 def read_curves(
     path: str | Path,  # a log file, or a DVCLive folder of TSV files
 ) -> dict[str, np.ndarray]:  # name -> float [n, 2] of step and value
     "All numeric series of a log. ValueError if a row has no `step`."
     path, series = Path(path), {}
     for file in sorted(path.rglob("*.tsv")) if path.is_dir() else [path]:
-        folder = file.relative_to(path).parent.as_posix().removeprefix("plots/metrics").strip("/.") if path.is_dir() else ""
+        folder = file.relative_to(path).parent.as_posix().removeprefix("plots/metrics").strip("/.")  # "" for a file
         for row in _log_rows(file):
             if "step" not in row: raise ValueError(f"{file}: a row has no field 'step': {row}")
             for name, value in row.items():
@@ -296,7 +301,7 @@ def read_curves(
                     series.setdefault(f"{folder}/{name}".strip("/"), []).append((float(row["step"]), number))
     return {name: np.array(points) for name, points in series.items()}
 
-# %% ../../nbs/85_figures.ipynb #da9ceb1f
+# %% ../../nbs/85_figures.ipynb #e37b3b60
 def _smooth_series(
     values: np.ndarray,  # [n]
     span: float = 15.0,  # steps that count
@@ -308,7 +313,7 @@ def _smooth_series(
         means.append(total / weight)
     return np.array(means)
 
-# %% ../../nbs/85_figures.ipynb #b47b8dae
+# %% ../../nbs/85_figures.ipynb #b9dcec6c
 @styled
 def curve_figure(
     logs: dict[str, dict[str, np.ndarray]],  # run -> series, from `read_curves`
@@ -324,13 +329,14 @@ def curve_figure(
             steps, values = next((series[name] for name in candidates if name in series), np.empty((0, 2))).T
             steps, values = steps[np.isfinite(values)], values[np.isfinite(values)]
             axis.plot(steps, values, color=colours[run], alpha=0.3, linewidth=0.7)
-            axis.plot(steps, _smooth_series(values, max(1, len(values) / 20)), color=colours[run], linewidth=1.8, label=names[run])
+            smooth = _smooth_series(values, max(1, len(values) / 20))
+            axis.plot(steps, smooth, color=colours[run], linewidth=1.8, label=names[run])
         axis.set(title=title, xlabel="step")
         axis.grid(axis="y")
     if len(logs) > 1: axes[0, 0].legend(fontsize=7)
     return figure
 
-# %% ../../nbs/85_figures.ipynb #2bc847ed
+# %% ../../nbs/85_figures.ipynb #5b9eff3c
 Groups = dict[str, dict[str, str]]  # heading -> key of a run -> name shown
 
 def run_colours(
@@ -347,10 +353,10 @@ def run_names(
 ) -> dict[str, str]:  # key -> name shown
     "The runs of `groups` that have a result; a name that two groups share gets its heading."
     shared = Counter(name for runs in groups.values() for name in runs.values())
-    full = lambda heading, name: f"{name} ({heading})" if shared[name] > 1 else name
-    return {key: full(heading, name) for heading, runs in groups.items() for key, name in runs.items() if results.get(key)}
+    named = [(key, name, heading) for heading, runs in groups.items() for key, name in runs.items() if results.get(key)]
+    return {key: f"{name} ({heading})" if shared[name] > 1 else name for key, name, heading in named}
 
-# %% ../../nbs/85_figures.ipynb #9cafebc5
+# %% ../../nbs/85_figures.ipynb #028f73a8
 def limits_in_points(
     result: dict,  # score, low and high in [0, 1]; a limit that does not exist is None
 ) -> np.ndarray:  # [3] score, low, high in points of 100, NaN for None
@@ -369,8 +375,9 @@ def task_figure(
     figure, axes = canvas(size=(8.8, 3.0))
     width = 0.8 / max(1, len(names))
     for i, (key, name) in enumerate(names.items()):
-        x = [t + (i - (len(names) - 1) / 2) * width for t, task in enumerate(tasks) if task in results[key]["tasks"]]
-        y, low, high = np.array([limits_in_points(results[key]["tasks"][task]) for task in tasks if task in results[key]["tasks"]]).T
+        by_task = results[key]["tasks"]
+        x = [t + (i - (len(names) - 1) / 2) * width for t, task in enumerate(tasks) if task in by_task]
+        y, low, high = np.array([limits_in_points(by_task[task]) for task in tasks if task in by_task]).T
         axes.bar(x, y, 0.92 * width, color=colours[key], label=name)
         axes.errorbar(x, y, [y - low, high - y], fmt="none", ecolor=axes.xaxis.label.get_color(), elinewidth=0.9)
     axes.set(xticks=range(len(tasks)), xticklabels=tasks, ylim=(0, 100), ylabel="score")
@@ -379,7 +386,7 @@ def task_figure(
     figure.legend(loc="outside upper left", ncols=min(6, len(names)), fontsize=8)
     return figure
 
-# %% ../../nbs/85_figures.ipynb #0a5c766c
+# %% ../../nbs/85_figures.ipynb #48e96ce8
 @styled
 def mean_figure(
     results: dict[str, dict | None],  # key -> result of `evaluation.statistics.score_rows`

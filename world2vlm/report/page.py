@@ -52,8 +52,9 @@ def question_card(
     colours: dict[str, str],  # run -> colour
 ) -> Card:  # for a `Section`
     "One question with its pictures, the right answer and the answer of each run."
+    named = [(run, *answer) for run, answer in asked.answers.items() if run in names]
     answers = [("right answer", asked.gold, "", TRUTH_COLOUR)]
-    answers += [(names[run], text, format_points(score), colours[run]) for run, (text, score) in asked.answers.items() if run in names]
+    answers += [(names[run], text, format_points(score), colours[run]) for run, text, score in named]
     picture = picture_html(question_figure, asked, colours, alt=f"Pictures of the question: {asked.question}")
     return Card(f"{asked.task}, {title}", picture, asked.question, answers)
 
@@ -67,9 +68,10 @@ def render_page(
 ) -> str:  # a self-contained HTML page
     "The page; same content, same bytes."
     from jinja2 import Environment, PackageLoader, StrictUndefined
-    pages = Environment(loader=PackageLoader("world2vlm.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    strict = dict(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = Environment(loader=PackageLoader("world2vlm.report"), **strict).get_template("page.html")
     css = files("world2vlm.report").joinpath("templates/page.css").read_text(encoding="utf-8")
-    return pages.get_template("page.html").render(title=title, sections=sections, kicker=kicker, headline=headline, figures=figures, css=css)
+    return template.render(title=title, sections=sections, kicker=kicker, headline=headline, figures=figures, css=css)
 
 
 def write_page(

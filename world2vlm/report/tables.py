@@ -69,18 +69,22 @@ def task_table(
     "Score of each task in points, run by run."
     names = run_names(groups, results)
     tasks = sorted({task for key in names for task in results[key]["tasks"]})
-    score = lambda key, task: f"{limits_in_points(results[key]['tasks'][task])[0]:.0f}" if task in results[key]["tasks"] else ""
-    return Table(["student", *tasks], [[name, *(score(key, task) for task in tasks)] for key, name in names.items()])
+    def cell(key, task):
+        result = results[key]["tasks"].get(task)
+        return f"{limits_in_points(result)[0]:.0f}" if result else ""
+    return Table(["student", *tasks], [[name, *(cell(key, task) for task in tasks)] for key, name in names.items()])
 
 # %% ../../nbs/86_tables.ipynb #8710e398
 def arm_table(
     results: dict[str, dict],  # "arm/sft", "arm/grpo", "base" ... -> result, from the metrics of `ablation`
 ) -> Table:  # one row per arm, the best first
     "The final students of all arms: mean score, interval, and the two directions."
-    finals = sorted((name for name in results if name.endswith("/grpo")), key=lambda name: -results[name]["mean"]["score"])
-    direction = lambda name, which: format_points(results[name]["directions"].get(which, {}).get("score"))
-    rows = [[name.split("/")[0].replace("_", " "), format_points(results[name]["mean"]["score"]), format_interval(results[name]["mean"]),
-             direction(name, "forward"), direction(name, "inverse")] for name in finals]
+    finals = {name.removesuffix("/grpo"): result for name, result in results.items() if name.endswith("/grpo")}
+    rows = []
+    for arm, result in sorted(finals.items(), key=lambda item: -item[1]["mean"]["score"]):
+        mean, directions = result["mean"], []
+        for name in ("forward", "inverse"): directions.append(format_points(result["directions"].get(name, {}).get("score")))
+        rows.append([arm.replace("_", " "), format_points(mean["score"]), format_interval(mean), *directions])
     return Table(["arm", "mean score", "95 % interval", "forward questions", "inverse questions"], rows)
 
 
@@ -99,7 +103,8 @@ def label_table(
 ) -> Table:  # one row per task and evidence
     "Labels held against the simulator's own masks, depth and poses."
     value = lambda c: f"{c['value']:.3f} mean IoU" if c["measure"] == "mean IoU" else f"{100 * c['value']:.1f} %"
-    errors = lambda c: ", ".join(f"{cause} {n}" for cause, n in sorted(c.get("errors", {}).items(), key=lambda e: -e[1]) if n and cause)
+    by_count = lambda c: sorted(c.get("errors", {}).items(), key=lambda error: -error[1])
+    errors = lambda c: ", ".join(f"{cause} {n}" for cause, n in by_count(c) if n and cause)
     rows = [[c["task"], c["evidence"], f"{c['n']:,}", value(c), errors(c)] for c in checks]
     return Table(["task", "label by", "checked", "right", "errors by cause"], rows)
 
@@ -120,14 +125,16 @@ def cost_table(
     "Wall-clock time and peak memory of each stage."
     rows = [[stage, format_duration(cost["seconds"]), f"{cost['peak_gb']:.2f} GB"] for stage, cost in costs.items()]
     total = format_duration(sum(cost["seconds"] for cost in costs.values()))
-    return Table(["stage", "time", "peak memory"], [*rows, ["total", total, f"{max(c['peak_gb'] for c in costs.values()):.2f} GB"]])
+    peak = max(cost["peak_gb"] for cost in costs.values())
+    return Table(["stage", "time", "peak memory"], [*rows, ["total", total, f"{peak:.2f} GB"]])
 
 # %% ../../nbs/86_tables.ipynb #387340cc
 def probe_table(
     probe: dict[str, dict[str, float]],  # question -> n, seen, blind: content of data/base/probe.json
 ) -> Table:  # one row per kind of static question
     "What a student can do before it is taught motion."
-    rows = [[kind, f"{row['n']}", f"{100 * row['seen']:.0f}", f"{100 * row['blind']:.0f}"] for kind, row in probe.items()]
+    cells = lambda row: [f"{row['n']}", f"{100 * row['seen']:.0f}", f"{100 * row['blind']:.0f}"]
+    rows = [[kind, *cells(row)] for kind, row in probe.items()]
     return Table(["question", "asked", "score", "with shuffled images"], rows)
 
 
