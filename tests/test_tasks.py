@@ -20,7 +20,7 @@ from world2vlm.tasks.answers import BOX_FORMATS, convert_boxes, ends_differ, end
 from world2vlm.tasks.rules import Rules
 from world2vlm.tasks.tasks import TASKS, _answer_class, balance_answers, balance_report, open_task
 from world2vlm.tasks.distractors import box_distractors, _edited, _edits, false_claim, motion_distractors, _exchanges, _follows_preset
-from world2vlm.tasks.cases import label_class, object_id
+from world2vlm.tasks.cases import _label_class, object_id
 from world2vlm.tasks.rules import visibility_state
 from world2vlm.core.records import Transition, transitions_of
 from world2vlm.tasks.visibility import candidates, mask_box
@@ -164,7 +164,7 @@ def test_defect_4_boxes_in_the_second_view_belong_to_the_true_object(examples):
         before, after = shown_boxes(e)
         assert before == pytest.approx(mask_box(me.mask), abs=1e-3)
         owner = [i for i in t.scene.instances if (box := mask_box(t.ids_after == i.id)) and after == pytest.approx(box, abs=1e-3)]
-        assert owner and label_class(owner[0]) == label_class(me)
+        assert owner and _label_class(owner[0]) == _label_class(me)
         assert (me.id in {i.id for i in owner}) == (True if e.task == "D3" else e.target["yes"])
 
 
