@@ -4,7 +4,7 @@ import numpy as np
 from world2vlm.core.actions import plan
 from world2vlm.core.camera import Action
 from world2vlm.core.records import transitions_of
-from world2vlm.dataset.synthesis import split_of
+from world2vlm.dataset.synthesis import _split_of
 from world2vlm.scenes.room import room_scenes
 from world2vlm.tasks.tasks import TASKS
 from world2vlm.teachers.base import load_teacher
@@ -17,7 +17,7 @@ def imagine_turn(scene):
 
 def questions_of(scene):
     [transition] = transitions_of(scene, imagine_turn(scene))
-    return [e for task in TASKS.values() for e in task.derive(transition, np.random.default_rng(0), split=split_of(scene.id))]
+    return [e for task in TASKS.values() for e in task.derive(transition, np.random.default_rng(0), split=_split_of(scene.id))]
 
 
 SCENES = list(room_scenes(4, seed=0))

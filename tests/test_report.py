@@ -14,7 +14,7 @@ from world2vlm.core.camera import Action
 from world2vlm.core.plotting import _png_bytes
 from world2vlm.evaluation.statistics import score_runs
 from world2vlm.report.figures import (
-    AnsweredQuestion, OwnedBox, ViewPair, _smooth_series, _top_counts, balance_figure, curve_figure, headline_figure, imagined_figure,
+    AnsweredQuestion, _OwnedBox, ViewPair, _smooth_series, _top_counts, balance_figure, curve_figure, headline_figure, imagined_figure,
     mean_figure, question_figure, read_curves, run_names, task_figure)
 from world2vlm.report.page import Section, render_page, write_page
 from world2vlm.report.results import (
@@ -41,7 +41,7 @@ def full(results) -> ArmReport:
     view = lambda: rng.integers(0, 255, (16, 16, 3), dtype=np.uint8)
     asked = AnsweredQuestion("D1", 'Where will the "red chair" be? <0-1000>\nSay [x1, y1, x2, y2].', [view()], "[1, 2, 3, 4]",
                              {"base": ("<b>?</b>", 0.0), "grpo": ("[1, 2, 3, 4]", 1.0)},
-                             [OwnedBox(0, (0.1, 0.1, 0.5, 0.5), "question"), OwnedBox(0, (0.2, 0.2, 0.6, 0.6), "grpo")],
+                             [_OwnedBox(0, (0.1, 0.1, 0.5, 0.5), "question"), _OwnedBox(0, (0.2, 0.2, 0.6, 0.6), "grpo")],
                              {"truth": [Action("turn_left", 30), Action("forward", 0.5)]})
     steps = np.arange(1, 30)
     log = {"loss": np.stack([steps, 1 / steps], 1), "reward": np.stack([steps, steps / 30], 1)}

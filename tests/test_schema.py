@@ -8,7 +8,7 @@ from records_of_rooms import ITEMS, SCENES, same
 
 from world2vlm.core.camera import intrinsics
 from world2vlm.core.records import Instance, RoomPose, Scene
-from world2vlm.dataset.schema import _DATASET_KINDS, _row_scene, _scene_row, dataset_card, dataset_features, dumps, from_png, from_row, to_png, to_row
+from world2vlm.dataset.schema import _DATASET_KINDS, _row_scene, _scene_row, dataset_card, dataset_features, dumps, _from_png, from_row, to_png, to_row
 from world2vlm.dataset.shards import _dict_rows
 
 
@@ -42,7 +42,7 @@ def test_png_round_trip(height, width, kind, seed):
     rng = np.random.default_rng(seed)
     array = {"rgb": lambda: rng.integers(0, 256, (height, width, 3), np.uint8), "grey": lambda: rng.integers(0, 256, (height, width), np.uint8),
              "mask": lambda: rng.random((height, width)) > 0.5, "ids": lambda: rng.integers(0, 65536, (height, width), np.uint16)}[kind]()
-    assert same(from_png(to_png(array)), array) and same(from_png(to_png(array[::-1])), np.ascontiguousarray(array[::-1]))
+    assert same(_from_png(to_png(array)), array) and same(_from_png(to_png(array[::-1])), np.ascontiguousarray(array[::-1]))
 
 
 @pytest.mark.parametrize("array", [np.ones((2, 2)), np.ones((2, 2, 3), bool), np.ones((2, 2, 3), np.uint16), np.ones((2, 2), np.int32)])

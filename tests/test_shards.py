@@ -20,8 +20,8 @@ from records_of_rooms import ITEMS, SCENES, same
 from world2vlm.core.camera import intrinsics
 from world2vlm.core.records import Instance, RoomPose, Scene
 from world2vlm.dataset.schema import _DATASET_KINDS, dataset_card, dataset_features, to_png
-from world2vlm.dataset.shards import (_picture_bytes, _row_groups, _shard_name, close_dataset, read_dataset, shard_paths,
-                                      validate_dataset, write_shard, write_shards)
+from world2vlm.dataset.shards import (_picture_bytes, _row_groups, _shard_name, _close_dataset, read_dataset, shard_paths,
+                                      validate_dataset, _write_shard, write_shards)
 from world2vlm.scenes.room import room_scenes
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -56,13 +56,13 @@ odd = Scene("odd", np.zeros((3, 5, 3), np.uint8), intrinsics(5, 3, 60), np.ones(
 
 
 def test_optional_parts_and_mixed_sizes(tmp_path):
-    write_shard("scenes", tmp_path, 0, 1, lambda index, reject: [bare, SCENES[1], empty, odd])
+    _write_shard("scenes", tmp_path, 0, 1, lambda index, reject: [bare, SCENES[1], empty, odd])
     assert same(list(read_dataset("scenes", tmp_path)), [bare, SCENES[1], empty, odd])
 
 
 def test_a_rollout_without_ids(tmp_path):
     item = replace(ITEMS["rollouts"][0], ids=None, fidelity={})
-    write_shard("rollouts", tmp_path, 0, 1, lambda index, reject: [item, ITEMS["rollouts"][1]])
+    _write_shard("rollouts", tmp_path, 0, 1, lambda index, reject: [item, ITEMS["rollouts"][1]])
     assert same(list(read_dataset("rollouts", tmp_path)), [item, ITEMS["rollouts"][1]])
 
 
@@ -129,13 +129,13 @@ def test_kill_and_resume(tmp_path):
 
 def test_a_failing_item_leaves_no_shard(tmp_path):
     with pytest.raises(ValueError, match="scenes hold Scene, got Rollout"):
-        write_shard("scenes", tmp_path, 0, 1, lambda index, reject: [SCENES[0], ITEMS["rollouts"][0]])
+        _write_shard("scenes", tmp_path, 0, 1, lambda index, reject: [SCENES[0], ITEMS["rollouts"][0]])
     with pytest.raises(ValueError, match="no shards of scenes"): shard_paths("scenes", tmp_path)
 
 
 def test_shards_can_be_written_in_any_order(tmp_path):
-    for index in (1, 0): write_shard("scenes", tmp_path / "a", index, 2, make("scenes"))
-    close_dataset("scenes", tmp_path / "a", 2)
+    for index in (1, 0): _write_shard("scenes", tmp_path / "a", index, 2, make("scenes"))
+    _close_dataset("scenes", tmp_path / "a", 2)
     write("scenes", tmp_path / "b")
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
@@ -147,7 +147,7 @@ def test_pictures_are_stored_once_per_group(tmp_path):
     pictures = [rng.integers(0, 256, (320, 320, 3), np.uint8) for _ in range(6)]
     example = ITEMS["examples"][0]
     rows = [replace(example, id=f"{s}/{i}", scene_id=f"s{s}", images=pictures[2 * s:2 * s + 2]) for s in range(3) for i in range(12)]
-    path = write_shard("examples", tmp_path, 0, 1, lambda index, reject: rows)
+    path = _write_shard("examples", tmp_path, 0, 1, lambda index, reject: rows)
     different = sum(len(to_png(p)) for p in pictures)
     raw, stored = _picture_bytes(path)
     assert raw == 12 * different and different < stored < 1.01 * different and path.stat().st_size < 1.03 * different
@@ -260,11 +260,11 @@ def drop(name): return lambda folder: (folder / name).unlink()
 def swap(folder):
     a, b = (shard(folder, "examples", i) for i in (0, 1))
     b.write_bytes(a.read_bytes())
-def stray(folder): write_shard("examples", folder, 0, 3, make("examples"))
+def stray(folder): _write_shard("examples", folder, 0, 3, make("examples"))
 def resplit(folder):
     rows = [replace(e, id=f"{e.id}/{s}", split=s) for e in ITEMS["examples"][:1] for s in ("train", "test")]
     write_shards("examples", folder, lambda index, reject: rows if index else [], 2, recipe={"x": 1})
-def other(folder): write_shard("scenes", folder, 0, 1, make("scenes")).rename(shard(folder, "examples"))
+def other(folder): _write_shard("scenes", folder, 0, 1, make("scenes")).rename(shard(folder, "examples"))
 
 
 @pytest.mark.parametrize("spoil, message", [
@@ -289,7 +289,7 @@ def test_a_missing_shard_stops_reading_before_the_first_row(tmp_path):
     ("image", {"bytes": b"no picture", "path": None}, "cannot identify"), ("K", [[0.0] * 3] * 3, "wrong K"), ("depth", [1.0, 2.0], "reshape")])
 def test_invalid_cells_are_rejected(tmp_path, column, value, message):
     "The columns are right, one cell is not."
-    path = write_shard("scenes", tmp_path, 0, 1, lambda index, reject: SCENES[:1])
+    path = _write_shard("scenes", tmp_path, 0, 1, lambda index, reject: SCENES[:1])
     rows = pq.read_table(path).to_pylist()
     rows[0][column] = value
     pq.write_table(pa.Table.from_pylist(rows, dataset_features("scenes").arrow_schema), path)
@@ -297,11 +297,11 @@ def test_invalid_cells_are_rejected(tmp_path, column, value, message):
 
 
 def test_a_shard_of_older_columns_is_written_again(tmp_path):
-    path = write_shard("scenes", tmp_path, 0, 1, lambda index, reject: SCENES[:1])
+    path = _write_shard("scenes", tmp_path, 0, 1, lambda index, reject: SCENES[:1])
     before, old = path.read_bytes(), pq.read_table(path).drop_columns("licence")
     label = pq.read_metadata(path).metadata[b"world2vlm"]  # it still calls itself a shard of this recipe
     pq.write_table(old.replace_schema_metadata({"world2vlm": label}), path)
-    assert write_shard("scenes", tmp_path, 0, 1, lambda index, reject: SCENES[:1]).read_bytes() == before
+    assert _write_shard("scenes", tmp_path, 0, 1, lambda index, reject: SCENES[:1]).read_bytes() == before
 
 
 def test_choosing_rows(tmp_path):

@@ -12,24 +12,24 @@ from world2vlm.core.config import ConfigError, load_settings
 from world2vlm.core.runs import rng_for
 from world2vlm.dataset.shards import read_dataset
 from world2vlm.dataset.synthesis import (HeldOut, Imagine, Scenes, Supervise, answer_counts, make_held_out, make_questions, make_rollouts, make_scenes,
-                                         split_of, subsample, trajectories_of)
+                                         _split_of, subsample, trajectories_of)
 
 
 @settings(max_examples=50, deadline=None)
 @given(id=st.text(max_size=20), seed=st.integers(0, 5))
 def test_split_is_one_of_the_names(id, seed):
-    assert split_of(id, seed) in ("train", "val", "test") and split_of(id, seed) == split_of(id, seed)
-    assert split_of(id, seed, {"a": 0.0, "b": 1.0, "c": 0.0}) == "b"
+    assert _split_of(id, seed) in ("train", "val", "test") and _split_of(id, seed) == _split_of(id, seed)
+    assert _split_of(id, seed, {"a": 0.0, "b": 1.0, "c": 0.0}) == "b"
 
 
 def test_split_shares_and_seeds():
     ids = [f"room-{i:06d}" for i in range(4000)]
-    first = [split_of(i, 0, {"train": 0.5, "val": 0.3, "test": 0.2}) for i in ids]
+    first = [_split_of(i, 0, {"train": 0.5, "val": 0.3, "test": 0.2}) for i in ids]
     assert [round(first.count(name) / 4000, 1) for name in ("train", "val", "test")] == [0.5, 0.3, 0.2]
-    assert sum(a != b for a, b in zip(first, (split_of(i, 1, {"train": 0.5, "val": 0.3, "test": 0.2}) for i in ids))) > 1000
-    assert [split_of(f"room-{i:06d}") for i in range(6)] == ["train"] * 4 + ["test", "train"]
+    assert sum(a != b for a, b in zip(first, (_split_of(i, 1, {"train": 0.5, "val": 0.3, "test": 0.2}) for i in ids))) > 1000
+    assert [_split_of(f"room-{i:06d}") for i in range(6)] == ["train"] * 4 + ["test", "train"]
     for shares in ({"train": 0.5}, {"train": 1.5, "test": -0.5}):
-        with pytest.raises(ValueError, match="add up to 1"): split_of("x", shares=shares)
+        with pytest.raises(ValueError, match="add up to 1"): _split_of("x", shares=shares)
 
 
 # A choice of tasks.

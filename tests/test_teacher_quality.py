@@ -9,7 +9,7 @@ from world2vlm.core.camera import Action
 from world2vlm.core.actions import plan
 from world2vlm.core.config import repo_root
 from world2vlm.dataset.synthesis import Scenes
-from world2vlm.evaluation.teacher_quality import EvaluatedView, evaluate_teacher, evaluate_view, quality_table, scores_by_motion_size, TeacherQuality
+from world2vlm.evaluation.teacher_quality import _EvaluatedView, evaluate_teacher, _evaluate_view, quality_table, scores_by_motion_size, TeacherQuality
 from world2vlm.evaluation.teacher_quality import _baseline_views, _evaluate_shard, _probe_motions, _ranked_views, _view_scores
 from world2vlm.scenes.room import Room, room_scenes
 from world2vlm.teachers.base import load_teacher
@@ -30,7 +30,7 @@ def test_the_truth_is_perfect():
 def test_a_mirrored_teacher_scores_badly(scene):
     "The commonest bug of the field: left and right exchanged."
     left, right = (load_teacher("simulator", radius=0.0).imagine(scene, [plan([Action(kind, 20)])], 0)[0] for kind in ("turn_left", "turn_right"))
-    wrong = evaluate_view(scene, replace(left, images=right.images), left.images[0], room=Room(scene.room.seed))
+    wrong = _evaluate_view(scene, replace(left, images=right.images), left.images[0], room=Room(scene.room.seed))
     assert wrong.scores["rotation"] > 15 and wrong.scores["psnr teacher"] < wrong.scores["psnr without depth"]
 
 
@@ -59,7 +59,7 @@ def test_tables_add_up():
 
 
 def test_worst_and_best_are_chosen_by_rule():
-    views = [EvaluatedView("turn", 10, {"psnr teacher": float(k)}, "", np.zeros((3, 8, 8, 3), np.uint8)) for k in range(10)]
+    views = [_EvaluatedView("turn", 10, {"psnr teacher": float(k)}, "", np.zeros((3, 8, 8, 3), np.uint8)) for k in range(10)]
     assert {name: [v.scores["psnr teacher"] for v in ranked] for name, ranked in _ranked_views(views, 2).items()} == {"worst": [0, 1], "median": [4, 5], "best": [9, 8]}
 
 

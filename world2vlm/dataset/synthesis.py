@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SPLIT_SHARES', 'Scenes', 'shard_scenes', 'recipe_of', 'make_scenes', 'stats_summary', 'Imagine', 'trajectories_of',
-           'make_rollouts', 'split_of', 'Supervise', 'subsample', 'derive_examples', 'make_questions', 'answer_counts',
-           'HeldOut', 'exact_rollouts', 'make_held_out']
+           'make_rollouts', 'Supervise', 'subsample', 'derive_examples', 'make_questions', 'answer_counts', 'HeldOut',
+           'exact_rollouts', 'make_held_out']
 
 # %% ../../nbs/53_synthesis.ipynb #7df769e2
 import hashlib
@@ -146,7 +146,7 @@ def make_rollouts(
 SPLIT_SHARES = {"train": 0.8, "val": 0.1, "test": 0.1}
 
 # %% ../../nbs/53_synthesis.ipynb #b3485c49
-def split_of(
+def _split_of(
     scene_id: str,  # of the scene
     seed: int = 0,  # another seed, another split
     shares: dict[str, float] = SPLIT_SHARES,  # name -> share in [0, 1]; they add up to 1
@@ -194,7 +194,7 @@ def derive_examples(
     "The questions of all tasks about all transitions, balanced and subsampled."
     count, rng, tasks, examples = Counter(), rng_for(config.seed, name), [open_task(t) for t in config.tasks], []
     for scene, rollouts in pairs:
-        scene_split = split or split_of(scene.id, shares=config.shares)
+        scene_split = split or _split_of(scene.id, shares=config.shares)
         for transition in (t for rollout in rollouts for t in transitions_of(scene, rollout)):
             for task in tasks: examples += task.derive(transition, rng, config.rules, count, scene_split)
     balanced = balance_answers(examples, rng, config.balance)

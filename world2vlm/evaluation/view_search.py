@@ -23,7 +23,7 @@ from ..core.runs import rng_for
 from ..teachers.base import WorldModel
 from ..students.models import load_piece, Prompt, Student
 from .answering import collect_answers
-from .benchmarks.base import benchmark_row, Item, open_benchmark
+from .benchmarks.base import Benchmark, Item, open_benchmark
 
 # %% ../../nbs/80_view_search.ipynb #eaa013e5
 @dataclass(frozen=True)
@@ -229,15 +229,14 @@ _RULES = ("Give the exact answer. Besides the images of the question there are i
 
 def _evidence_prompt(
     item: Item,  # the question
-    benchmark: str,  # its name
+    benchmark: Benchmark,  # gives its prompt
     evidence: list[ImaginedView],  # views to add
 ) -> Prompt:  # texts and pictures in order
     "The benchmark's prompt with the evidence before its last piece."
-    source = open_benchmark(benchmark)
-    *pieces, last = [load_piece(piece) for piece in source.prompt(item)]
+    *pieces, last = [load_piece(piece) for piece in benchmark.prompt(item)]
     added = [piece for view in evidence for piece in (f"Action: {view.caption}\n", view.image)]
     if added: added = ["Below are the imagined views after taking actions.\n", *added]
-    return Prompt([*pieces, *added, last], source.system(item) + _RULES * bool(added))
+    return Prompt([*pieces, *added, last], benchmark.system(item) + _RULES * bool(added))
 
 # %% ../../nbs/80_view_search.ipynb #9cd69615
 @contextmanager
@@ -256,27 +255,28 @@ def _count_evaluations(
 # %% ../../nbs/80_view_search.ipynb #6f0182a0
 def _answer_with_search(
     search: _Search,  # one question
-    benchmark: str,  # its name
+    benchmark: Benchmark,  # that it belongs to
 ) -> dict:  # response, evidence (captions) and cost
     "Answer one question with the world model at test time."
     with _count_evaluations(search.worldmodel, search.cost): evidence = _search_views(search)
     prompt = _evidence_prompt(search.item, benchmark, evidence)
-    response = _ask(search, prompt, open_benchmark(benchmark).max_new_tokens)
+    response = _ask(search, prompt, benchmark.max_new_tokens)
     return dict(response=response, evidence=[view.caption for view in evidence], **search.cost)
 
 # %% ../../nbs/80_view_search.ipynb #0a11547d
 def ask_with_search(
     student: Student,  # scores and answers
     worldmodel: WorldModel,  # imagines
-    benchmark: str,  # its name
+    name: str | Benchmark,  # of the benchmark, see `open_benchmark`
     items: list[Item],  # its questions
     path: str | Path | None = None,  # answer file to write and resume
     config: ViewSearch = ViewSearch(),  # how the world model is searched
-) -> list[dict]:  # rows of `benchmark_row` with the cost of each
+) -> list[dict]:  # rows of `Benchmark.row` with the cost of each
     "Ask a student a benchmark with the world model at test time."
-    key = student.key(dict(benchmark=benchmark, worldmodel=worldmodel.name, view_search=asdict(config)))
+    benchmark = open_benchmark(name)
+    key = student.key(dict(benchmark=str(name), worldmodel=worldmodel.name, view_search=asdict(config)))
     answer = lambda item: _answer_with_search(_Search(item, student, worldmodel, config), benchmark)
-    return collect_answers(lambda batch: [*map(answer, batch)], items, path, 1, key, benchmark_row)
+    return collect_answers(lambda batch: [*map(answer, batch)], items, path, 1, key, benchmark.row)
 
 # %% ../../nbs/80_view_search.ipynb #04967418
 def search_cost(

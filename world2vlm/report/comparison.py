@@ -204,8 +204,8 @@ def comparison_table(
     heads = ["student", rule, "95 % interval", f"over {next(iter(summaries))}", *["seconds"] * bool(seconds), *counts]
     time = lambda run: [f"{seconds[run]:.3f}" if run in seconds else ""] if seconds else []
     cost = lambda account: [f"{account[name]:,.1f}" if account else "" for name in counts]
-    rows = [[run, *_score_cells(summary, rule), *time(run), *cost(summary["account"])] for run, summary in summaries.items()]
-    return Table(heads, rows)
+    cells = lambda run, summary: [run, *_score_cells(summary, rule), *time(run), *cost(summary["account"])]
+    return Table(heads, [cells(run, summary) for run, summary in summaries.items()])
 
 # %% ../../nbs/89_comparison.ipynb #da3e4841
 def _result_cell(
@@ -245,6 +245,7 @@ def cost_figure(
     seconds: dict[str, float] | None = None,  # run -> for one question; None draws tokens
 ) -> "Figure":  # score over cost
     "One dot with its 95 % interval for each run that has a cost."
+    from matplotlib.ticker import LogFormatter
     figure, axes = canvas(size=(6.4, 3.2))
     costs = {run: summary["account"]["tokens"] for run, summary in _order_runs(summaries).items() if summary["account"]}
     if seconds: costs = {run: seconds[run] for run in costs if run in seconds}
@@ -253,6 +254,7 @@ def cost_figure(
         axes.plot([cost, cost], [100 * result["low"], 100 * result["high"]], color=colour, linewidth=2, alpha=.6)
         axes.plot(cost, 100 * result["overall"], "o", color=colour, label=run)
     axes.set(xscale="log", xlabel=f"{'seconds' if seconds else 'tokens'} for one question", ylabel=rule)
+    axes.xaxis.set(major_formatter=LogFormatter(), minor_formatter=LogFormatter())
     axes.grid(alpha=.5)
     figure.legend(loc="outside right upper")
     return figure

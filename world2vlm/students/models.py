@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['ENGINES', 'MiniConfig', 'mini_student', 'load_student', 'Prompt', 'Reply', 'Student', 'example_prompt',
-           'model_picture_size', 'model_digest', 'HFStudent', 'VLLMStudent', 'open_student', 'StudentConfig',
-           'load_piece']
+           'model_picture_size', 'HFStudent', 'VLLMStudent', 'open_student', 'StudentConfig', 'load_piece']
 
 # %% ../../nbs/60_models.ipynb #523415be
 import hashlib
@@ -253,7 +252,7 @@ def _batch_inputs(
     return processor(text=chats, **media, padding=True, padding_side="left", return_tensors="pt")
 
 # %% ../../nbs/60_models.ipynb #ae1c11ed
-def model_digest(
+def _model_digest(
     model: Any,  # the student
     settings: dict,  # what else decides the answers
 ) -> str:  # 12 hex digits
@@ -280,7 +279,7 @@ class HFStudent:
         settings: dict,  # what else decides the answers
     ) -> str:  # for answer files
         "A digest of the weights, the box format and `settings`."
-        return model_digest(self.model, settings | dict(box_format=self.box_format))
+        return _model_digest(self.model, settings | dict(box_format=self.box_format))
 
     def reply(
         self,

@@ -8,6 +8,7 @@ __all__ = ['Training', 'training_row', 'training_rows', 'prepare_model', 'traine
 
 # %% ../../nbs/62_training.ipynb #ce5abe87
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -187,6 +188,19 @@ def _restore_weights(
     if checkpoint and not hasattr(model, "peft_config"): model.load_state_dict(load_student(checkpoint)[0].state_dict())
     return checkpoint
 
+# %% ../../nbs/62_training.ipynb #a4a016ea
+_TIMES = re.compile(r"runtime|per_second|step_time")  # logged figures that depend on the speed of the machine
+
+def _drop_times(
+    live: Path,  # DVCLive's folder
+    log: list[dict],  # log lines of the trainer
+) -> list[dict]:  # the same without times
+    "Remove times from the curves and the `log`, so that equal runs give equal files."
+    for path in live.rglob("*.tsv"):
+        if _TIMES.search(path.stem): path.unlink()
+    (live / "metrics.json").unlink(missing_ok=True)  # the last values of all curves once more
+    return [{name: value for name, value in line.items() if not _TIMES.search(name)} for line in log]
+
 # %% ../../nbs/62_training.ipynb #e723b4f1
 def _save_student(
     trainer: "Trainer",  # after training
@@ -199,7 +213,8 @@ def _save_student(
     if trainer.is_world_process_zero():
         model.save_pretrained(out)
         processor.save_pretrained(out)
-        lines = [json.dumps(line, sort_keys=True) + "\n" for line in trainer.state.log_history]
+        log = _drop_times(out / "live", trainer.state.log_history)
+        lines = [json.dumps(line, sort_keys=True) + "\n" for line in log]
         write_text(out / "log.jsonl", "".join(lines))
         for name in ("checkpoints", "cache"): shutil.rmtree(out / name, ignore_errors=True)
     trainer.accelerator.wait_for_everyone()
