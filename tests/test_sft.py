@@ -1,0 +1,74 @@
+"Supervised fine-tuning: invariants of the loss, what is learned, what a kill leaves."
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from toy_training import PLAIN, curve, home, kill_at, one_thread, picture, weights  # noqa: F401 (fixtures among them)
+
+from world2vlm.students.launch import launch_distributed
+from world2vlm.students.models import load_student
+from world2vlm.students.sft import fit_sft, train_sft
+from world2vlm.students.training import training_row
+
+
+def in_memory(rows):
+    from datasets import Dataset
+    numbers = Dataset.from_dict({"i": list(range(len(rows)))})
+    return numbers.with_transform(lambda batch: {key: [rows[i][key] for i in batch["i"]] for key in rows[0]})
+
+
+def test_eight_times_one_is_one_times_eight(home):
+    "The same examples in one batch of 8, or in 8 batches of 1, give the same loss path (answers have unlike lengths)."
+    answers = ["yes", "no it is blue", "yes red", "no"] * 12
+    rows = [training_row(dict(question="Is it red?", answer=answer, images=[picture(i % 2 == 0)])) for i, answer in enumerate(answers)]
+    paths = {}
+    for batch, accumulation in ((8, 1), (1, 8)):
+        model, processor = load_student(str(home / "start"))
+        config = replace(PLAIN, batch_size=batch, gradient_accumulation_steps=accumulation)
+        paths[batch] = curve(fit_sft(model, processor, in_memory(rows), config, home / f"invariant{batch}"))
+    assert len(paths[8]) == 6
+    np.testing.assert_allclose(paths[8], paths[1], rtol=2e-3)
+
+
+def test_two_processes_are_two_accumulated_batches(home):
+    "Two processes share a step as two forward passes of one process do."
+    paths = {}
+    for n in (1, 2):
+        config = replace(PLAIN, batch_size=4, gradient_accumulation_steps=2 // n, processes=n)
+        paths[n] = curve(launch_distributed(train_sft, config, home / "start", home / "examples", home / f"together{n}", processes=n))
+    assert len(paths[1]) == 8
+    np.testing.assert_allclose(paths[1], paths[2], rtol=2e-3)
+
+
+def test_learns_and_the_loss_falls(home):
+    config = replace(PLAIN, epochs=10, learning_rate=2e-2, weight_decay=0.0)
+    path = curve(train_sft(config, home / "start", home / "examples", home / "learns"))
+    assert path[-1] < .2 * path[0]
+
+
+def test_only_the_answer_is_learned(home):
+    "The loss sees the tokens of the answer and none of the question."
+    from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
+    processor = load_student(str(home / "start"))[1]
+    collate = DataCollatorForVisionLanguageModeling(processor, completion_only_loss=True)
+    labels = collate([training_row(dict(question="Is it red?", answer="yes", images=[picture(True)]))])["labels"][0]
+    assert processor.decode(labels[labels >= 0]).strip() == "yes<|im_end|>"
+
+
+def test_frozen_vision_and_lora(home):
+    config = replace(PLAIN, lora_rank=2, lora_alpha=4, freeze_vision=True)
+    before, after = weights(home / "start"), weights(train_sft(config, home / "start", home / "examples", home / "lora"))
+    changed = {name for name in before if not (before[name] == after[name]).all()}
+    assert set(before) == set(after) and changed and not any("visual" in name for name in changed)
+
+
+@pytest.mark.parametrize("config", [PLAIN, replace(PLAIN, batch_size=4, processes=2)], ids=["one process", "two processes"])
+def test_killed_and_resumed_is_undisturbed(home, tmp_path, one_thread, config):
+    "kill -9 in the middle, run again: the same weights and the same log as a run that nobody disturbed."
+    arguments = config, str(home / "start"), str(home / "examples")
+    train = lambda out: launch_distributed(train_sft, *arguments, str(tmp_path / out), processes=config.processes)
+    whole = train("whole")
+    kill_at(2, train_sft, *arguments, out=tmp_path / "killed", processes=config.processes)
+    again = train("killed")
+    a, b = weights(whole), weights(again)
+    assert all((a[name] == b[name]).all() for name in a) and curve(whole) == curve(again)
