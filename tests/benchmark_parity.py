@@ -23,18 +23,18 @@ def mindcube(rows, aggregate):
 def vsibench(rows, aggregate):
     "Scores bit by bit; an aggregate is {column: overall, or {task: score}}, the fork's in percent."
     wrong = {column: sum(vsi_score(r["raw"] or "", r["question_type"], r["ground_truth"], rule) != r[column] for r in rows if column in r) for column, rule in VSI.items()}
-    for column, told in aggregate.items():
+    for column, official in aggregate.items():
         scored = [dict(r, score=vsi_score(r["raw"] or "", r["question_type"], r["ground_truth"], VSI[column])) for r in rows]
         ours, unit = vsi_scores(scored), 100 if column == "fork" else 1
-        told = told if isinstance(told, dict) else {"overall": told}
-        tasks = {name.split("_accuracy")[0].split("_MRA")[0]: value for name, value in told.items()}
+        official = official if isinstance(official, dict) else {"overall": official}
+        tasks = {name.split("_accuracy")[0].split("_MRA")[0]: value for name, value in official.items()}
         wrong[f"{column}, aggregate"] = sum(abs(ours[name] * (unit if name == "overall" else 1) - value) > 1e-9 for name, value in tasks.items())
     return wrong
 
 
 def main(name, path):
-    with open(path) as f: found = json.load(f)
-    rows, aggregate = (found["rows"], found.get("aggregate", {})) if isinstance(found, dict) else (found, {})
+    with open(path) as f: golden = json.load(f)
+    rows, aggregate = (golden["rows"], golden.get("aggregate", {})) if isinstance(golden, dict) else (golden, {})
     wrong = {"sat": sat, "vsibench": vsibench, "mindcube": mindcube}[name](rows, aggregate)
     print(json.dumps({"rows": len(rows), "different": wrong}))
     return int(any(wrong.values()))

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from world2vlm.evaluation.benchmarks.mindcube import _MINDCUBE_SETTINGS, mindcube_letter, mindcube_scores, _mindcube_setting
+from world2vlm.evaluation.benchmarks.mindcube import _SETTINGS, mindcube_letter, mindcube_scores, _mindcube_setting
 from world2vlm.evaluation.benchmarks.vsibench import _number_anywhere, _relative_accuracy, vsi_score, vsi_scores
 from world2vlm.evaluation.benchmarks.sat import sat_verdict
 
@@ -25,8 +25,8 @@ def test_relative_accuracy_loses_steps_to_rounding():
 
 
 @given(st.floats(.1, 1e3), st.floats(-1e3, 1e3))
-def test_relative_accuracy_is_a_share(gold, said):
-    score = _relative_accuracy(said, gold)
+def test_relative_accuracy_is_a_share(gold, answer):
+    score = _relative_accuracy(answer, gold)
     assert 0 <= score <= 1 and _relative_accuracy(gold, gold) == 1 and abs(score * 10 - round(score * 10)) < 1e-9
 
 
@@ -44,8 +44,8 @@ def test_letters(raw, score): assert vsi_score(raw, "route_planning", "B") == sc
 
 def test_overall_is_the_mean_of_tasks():
     rows = [dict(question_type="object_counting", score=1.0)] * 9 + [dict(question_type=f"object_rel_direction_{d}", score=s) for d, s in (("easy", 1.0), ("hard", 0.0), ("hard", 0.0))]
-    told = vsi_scores(rows)
-    assert told["object_rel_direction"] == .5 and told["overall"] == .75 and told["micro"] == pytest.approx(10 / 12)
+    means = vsi_scores(rows)
+    assert means["object_rel_direction"] == .5 and means["overall"] == .75 and means["micro"] == pytest.approx(10 / 12)
 
 
 MINDCUBE = {"<answer>B. Chair</answer>": "B", "(B)": "B", "**B**": "B", "The answer is B": "B", "b": None, "Chair": None, "": None, "C. Left, because A. Right is hidden.": "A",
@@ -61,7 +61,7 @@ def test_any_text_has_a_letter_or_none(raw): assert mindcube_letter(raw) in {*"A
 
 
 def test_mindcube_leaves_translation_out():
-    rows = [dict(id=f"{setting}_1", score=float(setting == "translation")) for setting in _MINDCUBE_SETTINGS]
+    rows = [dict(id=f"{setting}_1", score=float(setting == "translation")) for setting in _SETTINGS]
     assert mindcube_scores(rows)["overall"] == 0 and "translation" not in mindcube_scores(rows)
     assert [_mindcube_setting(name) for name in ("aroundnew_group1_q2", "among_group1", "x")] == ["around", "among", "other"]
 

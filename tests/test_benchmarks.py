@@ -12,19 +12,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from world2vlm import students
 from world2vlm.evaluation.benchmarks.vsibench import NUMERIC
-from world2vlm.evaluation.benchmarks.base import BENCHMARKS, open_benchmark, ask_benchmark, control_rows, benchmark_row
-from world2vlm.students.models import HFStudent, VLLMStudent, _frames_of
+from world2vlm.core.config import ConfigError, repo_root
+from world2vlm.evaluation.benchmarks.base import BENCHMARKS, CONTROLS, Benchmark, ask_benchmark, control_rows, open_benchmark, shuffle_pictures
+from world2vlm.students.models import HFStudent, Prompt, VLLMStudent, _video_frames, load_piece, open_student
 from world2vlm.evaluation.benchmarks.sat import _published_order, score_sat
 from world2vlm.evaluation.statistics import paired_scores, score_with_interval
-from world2vlm.core.config import repo_root
 from world2vlm.dataset.synthesis import Imagine, Scenes, Supervise
 from world2vlm.evaluation.benchmarks.rooms import RoomsBenchmark, make_rooms_benchmark
 
 KINDS = [*NUMERIC, "object_rel_distance", "object_rel_direction_easy", "object_rel_direction_medium", "object_rel_direction_hard", "route_planning", "obj_appearance_order"]
 OFFICIAL = {"sat": ("test", 8), "vsibench": ("test", 10), "mindcube": ("tinybench", 12)}
-SPLITS = OFFICIAL | {"transitions": ("test", None)}
+SPLITS = OFFICIAL | {"rooms": ("test", None)}
 
 
 def picture(path, rng):
@@ -45,7 +44,7 @@ def lines(path, records):
 
 
 def write(home):
-    "All three, a few questions each."
+    "The three public benchmarks, a few questions each."
     rng = np.random.default_rng(0)
     sat = [dict(database_idx=i, question_type=kind, question=f"Question {i}?", answer_choices=["left", "right"], correct_answer="left",
                 img_paths=[f"./data/test/image_{i}_{k}.png" for k in range(1 + kind.endswith("movement"))])
@@ -65,31 +64,32 @@ def write(home):
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     home = write(tmp_path_factory.mktemp("benchmarks"))
-    make_rooms_benchmark(RoomsBenchmark(Scenes(n=2, first=970_000, seed=3, per_shard=2), Imagine(presets={"single": 3}), Supervise(per_scene=1)), home / "transitions")
+    make_rooms_benchmark(RoomsBenchmark(Scenes(n=2, first=970_000, seed=3, per_shard=2), Imagine(presets={"single": 3}), Supervise(per_scene=1)), home / "rooms")
     return home
 
 
 def load(home, name):
     split, n = SPLITS[name]
-    return open_benchmark(name).load(str(home / "transitions" if name == "transitions" else home), split, n)
+    return open_benchmark(name).load(str(home / "rooms" if name == "rooms" else home), split, n)
 
 
 @pytest.fixture(scope="module")
-def student(): return HFStudent(*students.load(str(repo_root() / "data/base")), "pixels")
+def student(): return open_student(repo_root() / "data/base", box_format="pixels")
 
 
 SCRIPT = """
 import sys
-from world2vlm import students
-from world2vlm.benchmarks import BENCHMARKS, open_benchmark, Local, ask
+from world2vlm.evaluation.benchmarks.base import ask_benchmark, open_benchmark
+from world2vlm.students.models import open_student
 name, home, split, out, base = sys.argv[1:]
-ask(Local(*students.load(base), "pixels"), name, open_benchmark(name).load(home, split, None), out, batch_size=1, frames=4, max_new_tokens=4)
+student = open_student(base, box_format="pixels")
+ask_benchmark(student, name, open_benchmark(name).load(home, split, None), out, batch_size=1, frames=4, max_new_tokens=4)
 """
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_end_to_end_killed_and_resumed(home, student, tmp_path, name):
-    out, items, source = tmp_path / f"{name}.jsonl", load(home, name), home / "transitions" if name == "transitions" else home
+    out, items, source = tmp_path / f"{name}.jsonl", load(home, name), home / "rooms" if name == "rooms" else home
     whole = ask_benchmark(student, name, items, tmp_path / "whole.jsonl", batch_size=1, frames=4, max_new_tokens=4)
     process = subprocess.Popen([sys.executable, "-c", SCRIPT, name, str(source), SPLITS[name][0], str(out), str(repo_root() / "data/base")], stderr=subprocess.PIPE, text=True)
     while not out.exists() or out.read_text().count("\n") < 2:
@@ -101,15 +101,44 @@ def test_end_to_end_killed_and_resumed(home, student, tmp_path, name):
     assert half < len(items) == len(again) and [r["response"] for r in again] == [r["response"] for r in whole]
     tables = open_benchmark(name).score(again)
     assert all(0 <= value <= 1 for table in tables.values() for value in table.values()) and "overall" in next(iter(tables.values()))
-    told = score_with_interval(again, open_benchmark(name).score, samples=20)
-    assert all(rule["low"] <= rule["overall"] <= rule["high"] for rule in told.values())
+    assert all("seconds" in row for row in whole) and "seconds" not in out.read_text()
+    intervals = score_with_interval(again, open_benchmark(name).score, samples=20)
+    assert all(rule["low"] <= rule["overall"] <= rule["high"] for rule in intervals.values())
 
 
 def test_the_first_choice_is_always_right_as_shipped(home):
     items = load(home, "sat")
-    told = {which: score_sat(control_rows(items, which)) for which in ("first", "commonest", "random")}
-    assert told["first"]["as shipped"]["overall"] == 1 and told["first"]["circular"]["overall"] == 0 and told["commonest"]["circular"]["overall"] == 1
-    assert 0 < told["random"]["published order"]["overall"] <= 1 and sum(_published_order(150)) == 82
+    tables = {which: score_sat(control_rows("sat", items, which)) for which in CONTROLS}
+    assert tables["first"]["as shipped"]["overall"] == 1 and tables["first"]["circular"]["overall"] == 0 and tables["most frequent"]["circular"]["overall"] == 1
+    assert 0 < tables["random"]["published order"]["overall"] <= 1 and sum(_published_order(150)) == 82
+    assert control_rows("sat", items, "random", 1) != control_rows("sat", items, "random") == control_rows("sat", items, "random", 0)
+    with pytest.raises(ValueError, match="choose one of first, random, most frequent"): control_rows("sat", items, "last")
+
+
+def test_a_number_is_guessed_by_the_median(home):
+    items = load(home, "vsibench")
+    numbers = {row["kind"]: row["response"] for row in control_rows("vsibench", items, "most frequent") if row["kind"] in NUMERIC}
+    assert set(numbers.values()) == {"3.0"} and set(numbers) == set(NUMERIC)
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_shuffled_pictures_are_of_other_places(home, name):
+    items = load(home, name)
+    shuffled = shuffle_pictures(items)
+    pictures = lambda item: [np.asarray(image).tobytes() for image in item.images] + [item.video]
+    assert [(i.id, i.question, i.choices, i.gold) for i in items] == [(i.id, i.question, i.choices, i.gold) for i in shuffled]
+    of_place = {}
+    for item in items: of_place.setdefault(item.place, []).append(pictures(item))
+    assert all(pictures(new) not in of_place[old.place] and len(new.images) == len(old.images) for old, new in zip(items, shuffled))
+    with pytest.raises(ValueError, match="two scenes"): shuffle_pictures([i for i in items if i.place == items[0].place])
+
+
+def test_blind_asks_with_the_shuffled_pictures_and_keeps_its_own_file(home, student, tmp_path):
+    items = load(home, "rooms")
+    blind, alone = (ask_benchmark(student, "rooms", items, tmp_path / f"{b}.jsonl", max_new_tokens=8, blind=b) for b in (True, False))
+    again = ask_benchmark(student, "rooms", shuffle_pictures(items), max_new_tokens=8)
+    assert [r["response"] for r in blind] == [r["response"] for r in again] and [r["id"] for r in blind] == [r["id"] for r in alone]
+    with pytest.raises(ValueError, match="other settings"): ask_benchmark(student, "rooms", items, tmp_path / "True.jsonl", max_new_tokens=8)
 
 
 @pytest.mark.parametrize("name", OFFICIAL)
@@ -145,31 +174,39 @@ def test_another_schema_or_broken_text_is_an_error(tmp_path, name, file):
 
 
 def test_an_empty_answer_file_is_no_score():
-    for benchmark in BENCHMARKS.values():
-        with pytest.raises(ValueError, match="no answered"): benchmark.score([])
+    for name in BENCHMARKS:
+        with pytest.raises(ValueError, match="no answered"): open_benchmark(name).score([])
+
+
+def test_benchmarks_are_opened_by_name_or_import_path(monkeypatch, tmp_path):
+    (tmp_path / "own_benchmark.py").write_text("from world2vlm.evaluation.benchmarks.sat import BENCHMARK\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert open_benchmark("own_benchmark:BENCHMARK") is open_benchmark("sat") is open_benchmark(open_benchmark("sat"))
+    assert all(isinstance(open_benchmark(name), Benchmark) for name in BENCHMARKS)
+    with pytest.raises(ConfigError, match="did you mean vsibench"): open_benchmark("vsi-bench")
 
 
 def test_frames_are_even_and_reach_both_ends(tmp_path):
     film(tmp_path / "a.mp4", 13)
-    assert len(_frames_of(tmp_path / "a.mp4")) == 12 and len(_frames_of(tmp_path / "a.mp4", 5)) == 4
-    some = _frames_of(tmp_path / "a.mp4", 4)[:, 0, 0, 0].astype(int)
-    assert some[0] < 8 and abs(some[-1] - 180) < 8 and (np.diff(some) > 0).all()
+    assert len(_video_frames(tmp_path / "a.mp4")) == 12 and len(_video_frames(tmp_path / "a.mp4", 5)) == 4
+    greys = _video_frames(tmp_path / "a.mp4", 4)[:, 0, 0, 0].astype(int)
+    assert greys[0] < 8 and abs(greys[-1] - 180) < 8 and (np.diff(greys) > 0).all()
 
 
 def test_two_students_are_compared_on_the_same_questions(home):
-    items = load(home, "mindcube")
-    right, wrong = [benchmark_row(i, i.gold) for i in items], [benchmark_row(i, "E") for i in items]
-    told = paired_scores(right, wrong, open_benchmark("mindcube").score, 20)["official"]
-    assert told["difference"] == told["low"] == told["high"] == 1 and paired_scores(right, right, open_benchmark("mindcube").score, 20)["official"]["high"] == 0
-    with pytest.raises(ValueError, match="same questions once"): paired_scores(right, wrong[1:], open_benchmark("mindcube").score)
+    items, cube = load(home, "mindcube"), open_benchmark("mindcube")
+    right, wrong = [cube.row(i, i.gold) for i in items], [cube.row(i, "E") for i in items]
+    paired = paired_scores(right, wrong, cube.score, 20)["official"]
+    assert paired["difference"] == paired["low"] == paired["high"] == 1 and paired_scores(right, right, cube.score, 20)["official"]["high"] == 0
+    with pytest.raises(ValueError, match="same questions once"): paired_scores(right, wrong[1:], cube.score)
 
 
 def test_boxes_are_asked_and_read_in_the_units_of_the_student(home, student):
-    "What a student of pixels says comes back in thousandths."
-    item = next(i for i in load(home, "transitions") if "thousandths" in i.question)
-    prompt = open_benchmark("transitions").prompt(item)
-    told = student([prompt], [""], 8)[0]
-    assert isinstance(told.text, str) and told.tokens > 8
+    "What a student of pixels answers comes back in thousandths."
+    item = next(i for i in load(home, "rooms") if "thousandths" in i.question)
+    prompt = Prompt([load_piece(piece) for piece in open_benchmark("rooms").prompt(item)])
+    reply = student.reply([prompt], 8)[0]
+    assert isinstance(reply.text, str) and reply.tokens > 8
     assert HFStudent(student.model, student.processor).key({}) != student.key({})
 
 
@@ -178,15 +215,15 @@ def test_vllm_is_asked_what_transformers_is(home, student, monkeypatch):
     import torch
     from types import ModuleType, SimpleNamespace
     class LLM:
-        def generate(self, asked, params, use_tqdm):
-            for one in asked:
-                inputs = student.processor(text=[one["prompt"]], images=[one["multi_modal_data"]["image"]], return_tensors="pt")
+        def generate(self, requests, params, use_tqdm):
+            for request in requests:
+                inputs = student.processor(text=[request["prompt"]], images=[request["multi_modal_data"]["image"]], return_tensors="pt")
                 with torch.inference_mode(): tokens = student.model.generate(**inputs, max_new_tokens=params.max_tokens, do_sample=False, temperature=None, top_p=None, top_k=None, repetition_penalty=1.0)
                 n = inputs["input_ids"].shape[1]
                 yield SimpleNamespace(prompt_token_ids=tokens[0, :n], outputs=[SimpleNamespace(text=student.processor.decode(tokens[0, n:], skip_special_tokens=True), token_ids=tokens[0, n:])])
     module = ModuleType("vllm")
     module.SamplingParams = lambda temperature, max_tokens: SimpleNamespace(max_tokens=max_tokens)
     monkeypatch.setitem(sys.modules, "vllm", module)
-    items = load(home, "transitions")[:6]
-    fast, slow = ask_benchmark(VLLMStudent(LLM(), student.processor, "base", "pixels"), "transitions", items, batch_size=1), ask_benchmark(student, "transitions", items, batch_size=1)
+    items = load(home, "rooms")[:6]
+    fast, slow = (ask_benchmark(who, "rooms", items, batch_size=1) for who in (VLLMStudent(LLM(), student.processor, "base", "pixels"), student))
     assert [r["response"] for r in fast] == [r["response"] for r in slow] and [r["tokens"] for r in fast] == [r["tokens"] for r in slow]

@@ -1,74 +1,138 @@
-"The comparison: nothing is filled in, runs keep their order, costs are shown, a killed run goes on."
+"The comparison: what was not run stays empty, runs keep their order, costs are listed, files hold no times, a killed run goes on."
 import json
+from pathlib import Path
 
 import pytest
 
-from world2vlm.report.comparison import COLUMNS, _PAPER, Comparison, _ask_column, paper_table, _result_cell, make_comparison, comparison_table, _order_runs, _load_items, comparison_page, summarise_runs
-from world2vlm.core.config import repo_root
-from world2vlm.evaluation.view_search import ViewSearch
+from world2vlm.core.config import ConfigError, repo_root
+from world2vlm.core.runs import read_jsonl
 from world2vlm.dataset.synthesis import Imagine, Scenes, Supervise
 from world2vlm.evaluation.benchmarks.rooms import RoomsBenchmark, make_rooms_benchmark
+from world2vlm.evaluation.view_search import ViewSearch
+from world2vlm.report import comparison
+from world2vlm.report.comparison import (
+    COLUMNS, Comparison, _ask_column, _columns, _load_items, _order_runs, _PAPER, _result_cell, _seconds_per_question, comparison_page,
+    comparison_table, cost_figure, make_comparison, paper_table, summarise_runs)
 
 BASE = str(repo_root() / "data/base")
+ORDER = ["base", "view search 1", "SFT", "blind", "control: first", "control: most frequent", "control: random"]
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    out = tmp_path_factory.mktemp("comparison") / "transitions"
+    out = tmp_path_factory.mktemp("comparison") / "rooms"
     make_rooms_benchmark(RoomsBenchmark(Scenes(n=2, first=970_000, seed=3, per_shard=2), Imagine(presets={"single": 3}), Supervise(per_scene=1)), out)
-    return Comparison(sources={"transitions": str(out)}, depths=(1,), view_search=ViewSearch(score_tokens=4), box_format="pixels", batch_size=8)
+    return Comparison(sources={"rooms": str(out)}, depths=(1,), view_search=ViewSearch(score_tokens=4), box_format="pixels", batch_size=8)
 
 
 @pytest.fixture(scope="module")
-def rows(config, tmp_path_factory): return _ask_column("transitions", config, {"base": BASE, "SFT": BASE}, "reprojection", tmp_path_factory.mktemp("answers"))
+def folder(tmp_path_factory): return tmp_path_factory.mktemp("answers")
 
 
 @pytest.fixture(scope="module")
-def results(rows): return {"transitions": summarise_runs("transitions", rows)}
+def rows(config, folder): return _ask_column("rooms", config, {"base": BASE, "SFT": BASE}, "reprojection", folder)
+
+
+@pytest.fixture(scope="module")
+def results(rows): return {"rooms": summarise_runs("rooms", rows)}
 
 
 def test_what_was_not_run_stays_empty(config, results):
     assert [column for column in COLUMNS if not _load_items(column, config)] == ["SAT-Real", "SAT-Syn", "VSI-Bench", "MindCube"]
-    table = paper_table(results)
-    ours = [row for row in table if not row[0].startswith("paper: ")]
-    assert len(table) - len(ours) == len(_PAPER) and all(row[1:5] == [""] * 4 and row[5] for row in ours) and _result_cell(None) == ""
-    assert [float(v) for v in next(row for row in table if row[0] == "paper: SFT + GRPO, SVC")[1:5]] == [72.67, 59.20, 41.55, 34.86]
+    heads, lines = paper_table(results)
+    start = next(i for i, line in enumerate(lines) if line == ["This run"])
+    paper, ours = {line[0]: line[1:] for line in lines[1:start]}, lines[start + 1:]
+    assert heads == ["student", *COLUMNS] and list(paper) == list(_PAPER) and [line[0] for line in ours] == ORDER
+    assert all(len(line) == len(heads) and line[1:5] == [""] * 4 and line[5] for line in ours) and _result_cell(None) == ""
+    assert [float(value) for value in paper["SFT + GRPO, SVC"][:4]] == [72.67, 59.20, 41.55, 34.86] and {line[4] for line in paper.values()} == {""}
 
 
 def test_runs_come_in_one_order_whatever_the_file_had(results):
-    wanted = ["base", "view search 1", "SFT", "blind", "control: commonest", "control: first", "control: random"]
-    found = results["transitions"]
-    assert list(_order_runs(found)) == list(_order_runs(json.loads(json.dumps(found, sort_keys=True)))) == list(_order_runs(dict(reversed(found.items())))) == wanted
-    assert comparison_table(found).splitlines()[0].startswith("| student | score | 95 % interval | over base |")
+    summaries = results["rooms"]
+    for other in (summaries, json.loads(json.dumps(summaries, sort_keys=True)), dict(reversed(summaries.items()))):
+        assert list(_order_runs(other)) == [row[0] for row in comparison_table(other, "all kinds").rows] == ORDER
 
 
 def test_every_cell_names_interval_number_and_rule(results, rows):
-    assert _result_cell(results["transitions"]["base"]).endswith(f"n {len(rows['base'])}, all kinds")
-    assert results["transitions"]["SFT"]["over"]["all kinds"]["difference"] == 0 and results["transitions"]["base"]["over"] is None
+    assert _result_cell(results["rooms"]["base"]).endswith(f"n {len(rows['base'])}, all kinds")
+    assert results["rooms"]["SFT"]["over"]["all kinds"]["difference"] == 0 and results["rooms"]["base"]["over"] is None
+
+
+def test_each_rule_has_its_own_scores(results):
+    column = lambda rule: [row[1] for row in comparison_table(results["rooms"], rule).rows]
+    assert len({tuple(column(rule)) for rule in ("all kinds", "eight tasks", "as SAT")}) == 3
+    assert comparison_table(results["rooms"], "as SAT").heads[:4] == ["student", "as SAT", "95 % interval", "over base"]
 
 
 def test_the_account_of_the_search(results):
-    alone, searched = (results["transitions"][run]["account"] for run in ("base", "view search 1"))
-    assert alone["calls"] == 1 and alone["views"] == 0 and searched["calls"] == 2 and searched["rollouts"] <= 3 and searched["tokens"] > alone["tokens"] and searched["guessed"] == 1
+    alone, search = (results["rooms"][run]["account"] for run in ("base", "view search 1"))
+    assert alone["calls"] == 1 and alone["views"] == 0 and search["calls"] == 2 and search["rollouts"] <= 3
+    assert search["tokens"] > alone["tokens"] and search["guessed"] == 1 and results["rooms"]["control: first"]["account"] is None
 
 
-def test_compare_goes_on_after_a_kill(config, tmp_path, monkeypatch):
-    from world2vlm import comparison
+def test_times_are_in_memory_only(rows, results, folder):
+    seconds = _seconds_per_question(rows)
+    assert sorted(seconds) == ["SFT", "base", "blind", "view search 1"] and min(seconds.values()) > 0
+    assert not any("seconds" in row for path in folder.glob("*.jsonl") for row in read_jsonl(path)) and "seconds" not in json.dumps(results)
+    table = comparison_table(results["rooms"], "all kinds", seconds)
+    place = table.heads.index("seconds")
+    assert [row[place] for row in table.rows] == [f"{seconds[run]:.3f}" if run in seconds else "" for run in ORDER]
+    assert "seconds" not in comparison_table(results["rooms"], "all kinds").heads and all(len(row) == len(table.heads) for row in table.rows)
+
+
+def test_the_figure_has_tokens_or_seconds(results, rows):
+    by_tokens, by_time = (cost_figure(results["rooms"], "all kinds", seconds).axes[0] for seconds in (None, _seconds_per_question(rows)))
+    assert by_tokens.get_xlabel() == "tokens for one question" and by_time.get_xlabel() == "seconds for one question"
+    dots = [line.get_xdata()[0] for line in by_tokens.lines if line.get_marker() == "o"]
+    assert dots == [results["rooms"][run]["account"]["tokens"] for run in ORDER[:4]]
+
+
+def test_parallel_parts_hand_their_seconds_back(config, rows, tmp_path):
+    from dataclasses import replace
+    parts = comparison._ask_searching("rooms", replace(config, workers=2), BASE, "reprojection", tmp_path)["view search 1"]
+    answers = lambda rows: {row["id"]: (row["response"], row["evidence"]) for row in rows}
+    assert answers(parts) == answers(rows["view search 1"]) and all(row["seconds"] > 0 for row in parts)
+
+
+def test_goes_on_after_a_kill_with_the_same_files(config, tmp_path, monkeypatch):
     def dies(*_, **__): raise KeyboardInterrupt
+    out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr(comparison, "spread", dies)
-        with pytest.raises(KeyboardInterrupt): make_comparison(config, {"base": BASE}, "reprojection", tmp_path / "out")
-    kept = tmp_path / "out.partial/transitions/base.jsonl"
+        patch.setattr(comparison, "parallel_map", dies)
+        with pytest.raises(KeyboardInterrupt): make_comparison(config, {"base": BASE}, "reprojection", out)
+    kept = tmp_path / "out.partial/rooms/base.jsonl"
     lines = kept.read_text()
-    again = make_comparison(config, {"base": BASE}, "reprojection", tmp_path / "out")
-    assert (tmp_path / "out/transitions/base.jsonl").read_text() == lines and not kept.exists() and "view search 1" in again["transitions"]
+    results, seconds = make_comparison(config, {"base": BASE}, "reprojection", out)
+    assert (out / "rooms/base.jsonl").read_text() == lines and not kept.exists() and list(seconds["rooms"]) == ["view search 1"]
+    assert json.loads((out / "results.json").read_text()) == json.loads(json.dumps(results)) and "view search 1" in results["rooms"]
+    make_comparison(config, {"base": BASE}, "reprojection", tmp_path / "again")  # at another time, with the same bytes
+    files = sorted(path.relative_to(out) for path in out.rglob("*") if path.is_file())
+    assert Path("index.html") in files and all((out / file).read_bytes() == (tmp_path / "again" / file).read_bytes() for file in files)
 
 
 def test_a_page_holds_all(results):
     text = comparison_page(results)
-    assert text.count("data:image/png") >= 1 and "paper: base" in text and "<h2>transitions</h2>" in text
+    assert text.count("data:image/png") >= 1 and "Paper, seven billion parameters" in text and "<h2>rooms</h2>" in text
+    assert "seconds" not in text.split("</style>")[1] and all(f'>{run.replace("+", "&#43;")}</th>' in text or f">{run}</th>" in text for run in ORDER)
+
+
+def test_the_tracked_figures_print():
+    data = repo_root() / "data/mini"
+    summaries = json.loads((data / "metrics/comparison-bidirectional.json").read_text())["results"]["rooms"]
+    seconds = json.loads((data / "costs/comparison-bidirectional.json").read_text())["per_question"]["rooms"]
+    table = comparison_table(summaries, "eight tasks", seconds)
+    assert [row[0] for row in table.rows][:3] == ["base", "view search 1", "view search 3"] and table.rows[-1][0] == "control: random"
+    assert table.markdown().startswith("| student | eight tasks |")
+
+
+def test_a_benchmark_of_a_users_own_gets_a_column(config, tmp_path, monkeypatch):
+    (tmp_path / "own_rooms.py").write_text("from world2vlm.evaluation.benchmarks.rooms import BENCHMARK as OWN\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    own = Comparison(sources={"own_rooms:OWN": config.sources["rooms"]})
+    assert list(_columns(own)) == [*COLUMNS, "own_rooms:OWN"]
+    assert [item.id for item in _load_items("own_rooms:OWN", own)] == [item.id for item in _load_items("rooms", config)]
 
 
 def test_an_unknown_benchmark_is_an_error():
-    with pytest.raises(ValueError, match="unknown benchmark vsi; known are sat"): Comparison(sources={"vsi": "somewhere"})
+    with pytest.raises(ConfigError, match="benchmark 'vsi': unknown; choose one of sat"): Comparison(sources={"vsi": "somewhere"})
     with pytest.raises(ValueError, match="no such file"): _load_items("SAT-Real", Comparison(sources={"sat": "nowhere"}))
