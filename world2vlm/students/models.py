@@ -166,12 +166,16 @@ class Student(Protocol):
         self,
         prompts: list[Prompt],  # one batch
         max_new_tokens: int,  # longest answer
-    ) -> list[Reply]: ...  # one for each prompt
+    ) -> list[Reply]:  # one for each prompt
+        "The answers to `prompts`."
+        ...
 
     def key(
         self,
         settings: dict,  # what else decides the answers
-    ) -> str: ...  # digest of the student and `settings`, stored with its answers
+    ) -> str:  # stored with the answers
+        "A digest of the student and of `settings`."
+        ...
 
 # %% ../../nbs/60_models.ipynb #9b3383fe
 def example_prompt(

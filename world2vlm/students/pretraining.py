@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['Phase', 'Base', 'train_base', 'probe_examples', 'probe']
 
-# %% ../../nbs/66_pretraining.ipynb #b345903f
+# %% ../../nbs/66_pretraining.ipynb #a4fe1d76
+import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -37,7 +38,7 @@ class Phase:
     from_start: float = 0.0  # share of the pairs whose first view is the start view, which all others are near to
     min_area: float = .004  # share of the picture that an object in question covers
 
-
+# %% ../../nbs/66_pretraining.ipynb #5ac5cecb
 @dataclass(frozen=True)
 class Base:
     "How the base student is trained from random weights."
@@ -115,23 +116,41 @@ def _phase_rows(
     return rows.shuffle(config.seed, buffer_size=config.shuffle_buffer).map(
         _shortest_first, batched=True, batch_size=step, remove_columns=["length"])
 
-# %% ../../nbs/66_pretraining.ipynb #8301183d
-def _join_phases(
+# %% ../../nbs/66_pretraining.ipynb #ffc0d5ae
+def _joined_log(
     folders: list[Path],  # of finished phases
-    out: Path,  # where the last one's checkpoint goes, with the log of all
-) -> Path:  # `out`
-    "Copy the last phase's checkpoint to `out`, write one log with steps that count on, remove the `folders`."
-    import json
+) -> list[dict]:  # lines with "phase", and steps that count on
+    "The logs of all phases as one."
     lines, before = [], 0
     for number, folder in enumerate(folders):
         log = read_training_log(folder)
         lines += [line | dict(phase=number, step=line["step"] + before) for line in log]
         before += log[-1]["step"]
+    return lines
+
+# %% ../../nbs/66_pretraining.ipynb #8301183d
+def _join_phases(
+    folders: list[Path],  # of finished phases
+    out: Path,  # where the last one's checkpoint goes, with the log of all
+) -> Path:  # `out`
+    "Copy the last phase's checkpoint to `out`, write one log, remove the `folders`."
+    lines = _joined_log(folders)
     for path in folders[-1].iterdir():
         if path.is_file() and path.name != "log.jsonl": shutil.copy(path, out / path.name)
     write_text(out / "log.jsonl", "".join(json.dumps(line, sort_keys=True) + "\n" for line in lines))
     for folder in folders: shutil.rmtree(folder)
     return out
+
+# %% ../../nbs/66_pretraining.ipynb #3d0b4750
+def _phase_settings(
+    config: Base,  # how the student is trained
+    phase: Phase,  # one of its curriculum
+) -> SFT:  # all parameters, no checkpointing of activations
+    "The settings of the trainer in `phase`."
+    return SFT(
+        batch_size=config.batch_size, gradient_accumulation_steps=phase.gradient_accumulation_steps,
+        learning_rate=config.learning_rate, weight_decay=config.weight_decay, lora_rank=0, freeze_vision=False,
+        gradient_checkpointing=False, max_length=1024, save_every=config.save_every, workers=1, seed=config.seed)
 
 # %% ../../nbs/66_pretraining.ipynb #2184cedf
 def train_base(
@@ -142,18 +161,30 @@ def train_base(
     from accelerate import PartialState
     model, processor = mini_student(_tokenizer_texts(config.seed, box_format=config.box_format), seed=config.seed)
     model.set_attn_implementation(dict(text_config="eager", vision_config="sdpa"))
-    sft = SFT(batch_size=config.batch_size, learning_rate=config.learning_rate, weight_decay=config.weight_decay,
-              lora_rank=0, freeze_vision=False, gradient_checkpointing=False, max_length=1024,
-              save_every=config.save_every, workers=1, seed=config.seed)
     folders = [Path(out) / f"phase-{number}" for number in range(len(config.curriculum))]
     for number, (phase, folder) in enumerate(zip(config.curriculum, folders)):
         if (folder / "log.jsonl").is_file(): continue
         if number: model, processor = load_student(str(folders[number - 1]), dtype="float32")
-        sft = replace(sft, gradient_accumulation_steps=phase.gradient_accumulation_steps)
-        fit_sft(model, processor, _phase_rows(config, number), sft, folder, phase.steps)
+        fit_sft(model, processor, _phase_rows(config, number), _phase_settings(config, phase), folder, phase.steps)
     if (process := PartialState()).is_main_process: _join_phases(folders, Path(out))
     process.wait_for_everyone()
     return Path(out)
+
+# %% ../../nbs/66_pretraining.ipynb #10e01d78
+def _room_examples(
+    number: int,  # of the room
+    size: tuple[int, int],  # width and height of the pictures
+    fov_deg: float,  # horizontal field of view
+    rng: np.random.Generator,  # draws the questions
+) -> list[Example]:  # none where the room has no two views
+    "One question of each kind but \"repeat\" in one room, where the room allows it."
+    views, visible = sample_views(number, intrinsics(*size, fov_deg), size, 3, min_area=.01)
+    examples, origin = [], (str(number), "simulator", "test", "exact", "direct")
+    for name, question in QUESTIONS.items() if len(views) > 1 else ():
+        pair = question.ask(*visible[:question.pictures], rng) if name != "repeat" else None
+        images = [view.image for view in views[:question.pictures]]
+        if pair: examples.append(Example(f"{number}/{name}", name, "", images, *pair, {}, *origin))
+    return examples
 
 # %% ../../nbs/66_pretraining.ipynb #2138c0fa
 def probe_examples(
@@ -163,17 +194,8 @@ def probe_examples(
     fov_deg: float = 90.0,  # horizontal field of view
 ) -> list[Example]:  # their `task` is a key of `QUESTIONS`
     "One question of each kind but \"repeat\" in each of `n` rooms, where the room allows it."
-    rng, examples = np.random.default_rng(first), []
-    for number in range(first, first + n):
-        views, visible = sample_views(number, intrinsics(*size, fov_deg), size, 3, min_area=.01)
-        if len(views) < 2: continue
-        for name, question in QUESTIONS.items():
-            pair = question.ask(*visible[:question.pictures], rng) if name != "repeat" else None
-            if not pair: continue
-            images = [view.image for view in views[:question.pictures]]
-            origin = str(number), "simulator", "test", "exact", "direct"
-            examples.append(Example(f"{number}/{name}", name, "", images, *pair, {}, *origin))
-    return examples
+    rng = np.random.default_rng(first)
+    return [example for number in range(first, first + n) for example in _room_examples(number, size, fov_deg, rng)]
 
 # %% ../../nbs/66_pretraining.ipynb #4fcb3903
 def _score_answer(
