@@ -157,11 +157,11 @@ def _content_hash(
 # %% ../../nbs/06_stages.ipynb #15a0fbb1
 def fingerprint(
     config: Any,  # dataclass with the settings of the stage, defined beside the code that it steers
-    *inputs: Path | str,  # files and folders that the stage reads
+    *inputs: Path | str,  # files and folders that the stage reads, or names of models on the hub
 ) -> str:  # 64 hex digits
     "Digest of the settings, the `inputs` and the code that the module of the settings reaches."
     code = {module: _content_hash(_module_file(module)) for module in module_closure(type(config).__module__)}
-    parts = {"config": asdict(config), "inputs": [_content_hash(Path(i)) for i in inputs], "code": code}
+    parts = {"config": asdict(config), "inputs": [_content_hash(Path(i)) if Path(i).exists() else str(i) for i in inputs], "code": code}
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 # %% ../../nbs/06_stages.ipynb #3e4de3fb

@@ -39,7 +39,16 @@ class ViewPair:
         "Mean absolute difference of the three channels."
         return np.abs(self.imagined.astype(float) - self.truth.astype(float)).mean(-1)
 
-# %% ../../nbs/85_figures.ipynb #6f63e9c5
+# %% ../../nbs/85_figures.ipynb #189e5c91
+def _show_views(
+    axes: "Sequence[Axes]",  # as many as `images`, or more
+    images: list[np.ndarray],  # uint8 [H, W, 3]
+    titles: list[str],  # above them
+) -> None:
+    "Pictures side by side."
+    for axis, image, title in zip(axes, images, titles): show_image(axis, image, title)
+
+# %% ../../nbs/85_figures.ipynb #8dfc2a05
 @styled
 def imagined_figure(
     pairs: list[ViewPair],  # rows of the figure
@@ -47,14 +56,14 @@ def imagined_figure(
     "What the teacher imagined beside the truth, one row per pair."
     figure, axes = canvas(len(pairs), 4, (8.8, 2.35 * len(pairs) + 0.2), squeeze=False)
     for row, pair in zip(axes, pairs):
-        for axis, view in zip(row, (pair.anchor, pair.imagined, pair.truth)): show_image(axis, view)
+        _show_views(row, [pair.anchor, pair.imagined, pair.truth], [""] * 3)
         show_image(row[3], pair.difference, cmap="magma", vmin=0, vmax=160)
         row[0].set_xlabel(pair.motion, loc="left", fontsize=8)
         row[3].set_xlabel(f"{pair.difference.mean():.0f} of 255 on average", loc="left", fontsize=8)
     for axis, title in zip(axes[0], ("view before", "imagined", "truth", "difference")): axis.set_title(title)
     return figure
 
-# %% ../../nbs/85_figures.ipynb #44ef1348
+# %% ../../nbs/85_figures.ipynb #cb4f8b1f
 @dataclass
 class _OwnedBox:
     "A box on a picture, and who gave it."
@@ -62,7 +71,7 @@ class _OwnedBox:
     box: tuple[float, float, float, float]  # x1, y1, x2, y2 in [0, 1]
     owner: str  # "question", "truth", or the name of a run
 
-
+# %% ../../nbs/85_figures.ipynb #2144cb76
 @dataclass
 class AnsweredQuestion:
     "A question with everything that is drawn or written about it."
@@ -75,7 +84,7 @@ class AnsweredQuestion:
     motions: dict[str, list[Action]] = field(default_factory=dict)  # "truth", "question" or run -> motion
     after_hidden: bool = False  # the last picture was not part of the question
 
-# %% ../../nbs/85_figures.ipynb #820bb42e
+# %% ../../nbs/85_figures.ipynb #4a9e3df1
 def _draw_path(
     axes: "Axes",  # x to the right, z upwards
     actions: list[Action],  # the motion
@@ -95,7 +104,7 @@ def _draw_path(
     tip = np.array([x[-1], z[-1]]) + 0.5 * reach * poses[-1, [0, 2], 2]
     axes.annotate("", tip, (x[-1], z[-1]), arrowprops=dict(arrowstyle="-|>", color=colour, linewidth=1, linestyle=line))
 
-# %% ../../nbs/85_figures.ipynb #8be0068a
+# %% ../../nbs/85_figures.ipynb #daf8b7d3
 def _draw_scale(
     axes: "Axes",  # of a plan view, limits in metres
     metres: float = 0.5,  # length of the bar
@@ -107,7 +116,7 @@ def _draw_scale(
     at = (right - metres / 2, y + 0.02 * (top - bottom))
     axes.annotate(f"{metres:g} m", at, ha="center", va="bottom", fontsize=8, color="#8a8a8a")
 
-
+# %% ../../nbs/85_figures.ipynb #95528cc6
 def _draw_motions(
     axes: "Axes",  # where to draw
     motions: dict[str, list[Action]],  # owner -> motion
@@ -125,7 +134,7 @@ def _draw_motions(
     axes.axis("off")
     _draw_scale(axes)
 
-# %% ../../nbs/85_figures.ipynb #6e94bf3a
+# %% ../../nbs/85_figures.ipynb #fa654106
 @styled
 def question_figure(
     asked: AnsweredQuestion,  # what was asked
@@ -136,14 +145,14 @@ def question_figure(
     titles = ["view before", "view after (not shown)" if asked.after_hidden else "view after"]
     panels = len(asked.images) + bool(asked.motions)
     figure, axes = canvas(1, panels, (2.3 * panels, 2.5), squeeze=False)
-    for axis, image, title in zip(axes[0], asked.images, titles): show_image(axis, image, title)
+    _show_views(axes[0], asked.images, titles)
     for owned in asked.boxes:
         line = "-" if owned.owner == "truth" else (0, (4, 2))
         draw_box(axes[0, owned.image], owned.box, colour=colours[owned.owner], linestyle=line)
     if asked.motions: _draw_motions(axes[0, -1], asked.motions, colours)
     return figure
 
-# %% ../../nbs/85_figures.ipynb #8ed082c3
+# %% ../../nbs/85_figures.ipynb #4f9594cb
 def stated_in_question(
     question: str,  # text of an example
 ) -> tuple[list[tuple], list[Action]]:  # boxes in [0, 1] and the motion that its first line states
@@ -152,7 +161,7 @@ def stated_in_question(
     boxes = [tuple(float(side) / 1000 for side in match.groups()) for match in BOX_PATTERN.finditer(first)]
     return boxes, parse_actions("; ".join(match[0] for match in ACTION_PATTERN.finditer(first)))
 
-# %% ../../nbs/85_figures.ipynb #c083a8d5
+# %% ../../nbs/85_figures.ipynb #4b0e15f7
 def _answer_geometry(
     name: str,  # "actions", "box" or "yes": the kind of a typed answer
     value: Any,  # as stored: actions as dicts, a box, a truth value, None
@@ -161,7 +170,7 @@ def _answer_geometry(
     if name == "actions" and value: return None, [Action(action["kind"], action["amount"]) for action in value]
     return (tuple(value), []) if name == "box" and value else (None, [])
 
-
+# %% ../../nbs/85_figures.ipynb #ae9b48a0
 def _with_option(
     text: str,  # an answer
     choices: dict[str, str] | None,  # letter -> option
@@ -169,7 +178,7 @@ def _with_option(
     "An answer with its option beside a bare letter."
     return f"{text}. {choices[text]}" if choices and text in choices else text
 
-# %% ../../nbs/85_figures.ipynb #db9cfbae
+# %% ../../nbs/85_figures.ipynb #9d64dfef
 def answered_question(
     example: Example,  # the question
     rows: dict[str, dict],  # run -> its row of this question, from `evaluation.answering.answer_examples`
@@ -192,14 +201,14 @@ def answered_question(
     texts, hidden = (example.task, example.question), len(images) > len(example.images)
     return AnsweredQuestion(*texts, images, spelled(example.answer), answers, boxes, motions, hidden)
 
-# %% ../../nbs/85_figures.ipynb #da1d8d32
+# %% ../../nbs/85_figures.ipynb #63e41332
 def _answer_colour(
     score: float,  # [0, 1]
 ) -> str:  # green for a right answer, red for another
     "The colour of an answer in the headline picture."
     return TRUTH_COLOUR if score >= 0.7 else "#d55e00"
 
-
+# %% ../../nbs/85_figures.ipynb #f2ce4b80
 def _write_question(
     axes: "Axes",  # an empty panel
     asked: AnsweredQuestion,  # what was asked
@@ -217,7 +226,7 @@ def _write_question(
         axes.text(0, s=name, fontsize=10, alpha=0.7, **place)
         axes.text(0.37, s=answer, fontsize=10.5, weight="bold", color=colour, **place)
 
-
+# %% ../../nbs/85_figures.ipynb #91550665
 @styled
 def headline_figure(
     pair: ViewPair,  # what the teacher imagined
@@ -230,14 +239,14 @@ def headline_figure(
     imagined = f"imagined by the teacher:\n{pair.motion.replace('; ', ',')}"
     titles = ["one picture", imagined, "the truth", "held-out room, before", after]
     figure, axes = canvas(1, len(views) + 1, (2.2 * len(views) + 4.4, 2.9), width_ratios=[*[1] * len(views), 2])
-    for axis, image, title in zip(axes, views, titles): show_image(axis, image, title)
+    _show_views(axes, views, titles)
     colours = {"question": QUESTION_COLOUR, "truth": TRUTH_COLOUR}
     colours |= {run: _answer_colour(asked.answers[run][1]) for run in names}
     for owned in asked.boxes: draw_box(axes[3 + owned.image], owned.box, colour=colours[owned.owner])
     _write_question(axes[-1], asked, names)
     return figure
 
-# %% ../../nbs/85_figures.ipynb #74e7c935
+# %% ../../nbs/85_figures.ipynb #5f123c8b
 def _top_counts(
     counts: dict[str, int],  # answer -> number of questions
     limit: int = 9,  # bars at most
@@ -248,7 +257,7 @@ def _top_counts(
     rest = [n for name, n in counts.items() if name not in top]
     return {name: n for name, n in counts.items() if name in top} | {f"{len(rest)} others": sum(rest)}
 
-# %% ../../nbs/85_figures.ipynb #18434dc3
+# %% ../../nbs/85_figures.ipynb #6851a222
 @styled
 def balance_figure(
     balance: dict[str, dict[str, int]],  # task -> answer -> number of questions
@@ -268,7 +277,7 @@ def balance_figure(
         axis.locator_params(axis="x", nbins=3, integer=True)
     return figure
 
-# %% ../../nbs/85_figures.ipynb #d58f3b24
+# %% ../../nbs/85_figures.ipynb #1984850e
 def _log_rows(
     path: Path,  # .jsonl or .tsv
 ) -> list[dict]:  # one dict per logged step
@@ -278,7 +287,7 @@ def _log_rows(
     head, *lines = [line.split("\t") for line in text.splitlines()]
     return [dict(zip(head, line)) for line in lines if len(line) == len(head)]
 
-
+# %% ../../nbs/85_figures.ipynb #1efd0881
 def _as_number(
     value: Any,  # a field of a log row
 ) -> float | None:  # None where it is no number
@@ -286,7 +295,7 @@ def _as_number(
     try: return float(value)
     except (TypeError, ValueError): return None
 
-# %% ../../nbs/85_figures.ipynb #968232d8
+# %% ../../nbs/85_figures.ipynb #048bc975
 def read_curves(
     path: str | Path,  # a log file, or a DVCLive folder of TSV files
 ) -> dict[str, np.ndarray]:  # name -> float [n, 2] of step and value
@@ -301,7 +310,7 @@ def read_curves(
                     series.setdefault(f"{folder}/{name}".strip("/"), []).append((float(row["step"]), number))
     return {name: np.array(points) for name, points in series.items()}
 
-# %% ../../nbs/85_figures.ipynb #e37b3b60
+# %% ../../nbs/85_figures.ipynb #2a1799fc
 def _smooth_series(
     values: np.ndarray,  # [n]
     span: float = 15.0,  # steps that count
@@ -313,7 +322,16 @@ def _smooth_series(
         means.append(total / weight)
     return np.array(means)
 
-# %% ../../nbs/85_figures.ipynb #b9dcec6c
+# %% ../../nbs/85_figures.ipynb #701ddcc1
+def _finite_series(
+    series: dict[str, np.ndarray],  # name -> [n, 2] of step and value
+    names: list[str],  # the first one at hand is taken
+) -> np.ndarray:  # [2, m] steps and values, without NaN
+    "One series to draw, empty where there is none."
+    points = next((series[name] for name in names if name in series), np.empty((0, 2)))
+    return points[np.isfinite(points[:, 1])].T
+
+# %% ../../nbs/85_figures.ipynb #c09779bf
 @styled
 def curve_figure(
     logs: dict[str, dict[str, np.ndarray]],  # run -> series, from `read_curves`
@@ -326,8 +344,7 @@ def curve_figure(
     figure, axes = canvas(1, len(panels), (min(8.8, 4.4 * len(panels)), 2.6), squeeze=False)
     for axis, (title, candidates) in zip(axes[0], panels.items()):
         for run, series in logs.items():
-            steps, values = next((series[name] for name in candidates if name in series), np.empty((0, 2))).T
-            steps, values = steps[np.isfinite(values)], values[np.isfinite(values)]
+            steps, values = _finite_series(series, candidates)
             axis.plot(steps, values, color=colours[run], alpha=0.3, linewidth=0.7)
             smooth = _smooth_series(values, max(1, len(values) / 20))
             axis.plot(steps, smooth, color=colours[run], linewidth=1.8, label=names[run])
@@ -336,9 +353,10 @@ def curve_figure(
     if len(logs) > 1: axes[0, 0].legend(fontsize=7)
     return figure
 
-# %% ../../nbs/85_figures.ipynb #5b9eff3c
+# %% ../../nbs/85_figures.ipynb #d256a1d1
 Groups = dict[str, dict[str, str]]  # heading -> key of a run -> name shown
 
+# %% ../../nbs/85_figures.ipynb #0a386e18
 def run_colours(
     groups: Groups,  # the runs in order
 ) -> dict[str, str]:  # key -> colour
@@ -346,7 +364,7 @@ def run_colours(
     grey, bright = iter(CONTROL_GREYS * 9), iter(RUN_COLOURS * 9)
     return {key: next(grey if heading == "Controls" else bright) for heading, runs in groups.items() for key in runs}
 
-
+# %% ../../nbs/85_figures.ipynb #7f844462
 def run_names(
     groups: Groups,  # the runs in order
     results: dict[str, dict | None],  # key -> result
@@ -356,14 +374,14 @@ def run_names(
     named = [(key, name, heading) for heading, runs in groups.items() for key, name in runs.items() if results.get(key)]
     return {key: f"{name} ({heading})" if shared[name] > 1 else name for key, name, heading in named}
 
-# %% ../../nbs/85_figures.ipynb #028f73a8
+# %% ../../nbs/85_figures.ipynb #f56a7a01
 def limits_in_points(
     result: dict,  # score, low and high in [0, 1]; a limit that does not exist is None
 ) -> np.ndarray:  # [3] score, low, high in points of 100, NaN for None
     "A score and its interval as numbers to draw."
     return np.array([np.nan if result[name] is None else 100 * result[name] for name in ("score", "low", "high")])
 
-
+# %% ../../nbs/85_figures.ipynb #876f4efa
 @styled
 def task_figure(
     results: dict[str, dict | None],  # key -> result of `evaluation.statistics.score_rows`
@@ -386,7 +404,7 @@ def task_figure(
     figure.legend(loc="outside upper left", ncols=min(6, len(names)), fontsize=8)
     return figure
 
-# %% ../../nbs/85_figures.ipynb #48e96ce8
+# %% ../../nbs/85_figures.ipynb #00e644c2
 @styled
 def mean_figure(
     results: dict[str, dict | None],  # key -> result of `evaluation.statistics.score_rows`

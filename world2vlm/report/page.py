@@ -24,7 +24,7 @@ class Picture:
     caption: str  # what to see, plain text
     tiles: bool = False  # made of small pictures, which may shrink on a phone
 
-
+# %% ../../nbs/87_page.ipynb #0de40a5b
 @dataclass
 class Card:
     "A question with its pictures and answers."
@@ -33,7 +33,7 @@ class Card:
     question: str  # plain text
     answers: list[tuple[str, str, str, str]]  # name, answer, score in points, colour
 
-
+# %% ../../nbs/87_page.ipynb #f35b0360
 @dataclass
 class Section:
     "A part of the page; without blocks it says that it is not part of the run."
@@ -44,7 +44,7 @@ class Section:
     pictures: list[Picture] = field(default_factory=list)  # then these
     cards: list[Card] = field(default_factory=list)  # then these
 
-# %% ../../nbs/87_page.ipynb #8634e997
+# %% ../../nbs/87_page.ipynb #f0e7f828
 def question_card(
     asked: AnsweredQuestion,  # what was asked
     title: str,  # of its task
@@ -58,7 +58,7 @@ def question_card(
     picture = picture_html(question_figure, asked, colours, alt=f"Pictures of the question: {asked.question}")
     return Card(f"{asked.task}, {title}", picture, asked.question, answers)
 
-# %% ../../nbs/87_page.ipynb #62709d50
+# %% ../../nbs/87_page.ipynb #a55e2d1a
 def render_page(
     title: str,  # head of the page
     sections: Sequence[Section],  # in order
@@ -73,7 +73,7 @@ def render_page(
     css = files("world2vlm.report").joinpath("templates/page.css").read_text(encoding="utf-8")
     return template.render(title=title, sections=sections, kicker=kicker, headline=headline, figures=figures, css=css)
 
-
+# %% ../../nbs/87_page.ipynb #fb068d51
 def write_page(
     path: str | Path,  # where the page goes; its folder is made if missing
     html: str,  # of `render_page`

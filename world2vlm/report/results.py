@@ -41,7 +41,7 @@ def read_metrics(
     paths = sorted((Path(data) / kind).glob("*.json"))
     return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in paths}
 
-
+# %% ../../nbs/88_results.ipynb #9b0a7b5e
 def arm_results(
     metrics: dict[str, dict],  # of `read_metrics`
     arm: str,  # whose students
@@ -49,7 +49,7 @@ def arm_results(
     "The scores of an arm, its controls and the base student, as far as they were measured."
     return metrics.get("evaluate_base", {}) | metrics.get(f"evaluate-{arm}", {})
 
-# %% ../../nbs/88_results.ipynb #2c1afc26
+# %% ../../nbs/88_results.ipynb #40bd4216
 def _view_pairs(
     scenes: Path | str,  # data set of simulated rooms
     rollouts: Path | str,  # what a teacher imagined in them
@@ -66,7 +66,7 @@ def _view_pairs(
             pairs[anchor.id] = ViewPair(anchor.image, rollout.images[-1], exact.images[-1], motion)
     return list(pairs.values())
 
-# %% ../../nbs/88_results.ipynb #6bc505c2
+# %% ../../nbs/88_results.ipynb #02df9016
 def _true_view_after(
     example: Example,  # a held-out question that states a motion
     scenes: Scenes,  # how the rooms of the questions are made
@@ -78,7 +78,7 @@ def _true_view_after(
     rollouts = load_teacher("simulator", radius=0.0).imagine(scene, [plan(stated_in_question(example.question)[1])])
     return rollouts[0].images[-1] if rollouts else None
 
-
+# %% ../../nbs/88_results.ipynb #058d707f
 def _pick_questions(
     examples: Sequence[Example],  # held-out questions
     runs: dict[str, list[dict]],  # run -> rows
@@ -96,11 +96,11 @@ def _pick_questions(
         return answered_question(example, answers, (before, after), _true_view_after(example, scenes))
     return [answered(example) for _, example in sorted(best.items())]
 
-# %% ../../nbs/88_results.ipynb #81deeafd
+# %% ../../nbs/88_results.ipynb #ca015024
 RUNS: Groups = {"Controls": {"majority": "most frequent answer", "blind": "SFT + GRPO, shuffled images"},
                 "Students": {"base": "base", "sft": "SFT", "grpo": "SFT + GRPO"}}
 
-
+# %% ../../nbs/88_results.ipynb #19831f39
 @dataclass
 class ArmReport:
     "All that the report of one arm shows."
@@ -113,7 +113,7 @@ class ArmReport:
     curves: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)  # "sft", "grpo" -> series
     checks: list[dict] = field(default_factory=list)  # rows of `evaluation.label_audit.audit_table`
 
-
+# %% ../../nbs/88_results.ipynb #21b547ca
 def read_report(
     data: Path | str,  # folder of a run: data/<profile>
     arm: str,  # whose students
@@ -132,7 +132,7 @@ def read_report(
         curves={stage: read_curves(log) for stage, log in logs.items() if log.is_file()},
         checks=read_metrics(data).get("label_audit", {}).get("checks", []))
 
-# %% ../../nbs/88_results.ipynb #89059b13
+# %% ../../nbs/88_results.ipynb #889f8bc8
 def _clearly_below(
     low: dict,  # has score, low, high
     high: dict,  # has score, low, high
@@ -140,7 +140,7 @@ def _clearly_below(
     "Whether the interval of `low` ends below the start of that of `high`."
     return None not in (low["high"], high["low"]) and low["high"] < high["low"]
 
-
+# %% ../../nbs/88_results.ipynb #fc3d1ef1
 def headline(
     report: ArmReport,  # with the results of the final student, or without
     final: str = "grpo",  # run of the headline
@@ -158,7 +158,7 @@ def headline(
     if cleared: text += f" Its 95 % interval lies above those of {quoted(cleared)}."
     return text + (f" It is not clearly above {quoted(rest)}." if rest else "")
 
-
+# %% ../../nbs/88_results.ipynb #b90407b2
 def headline_metrics(
     report: ArmReport,  # any
 ) -> dict[str, float | int | None]:  # name -> figure: what `dvc metrics show` lists
@@ -169,7 +169,7 @@ def headline_metrics(
     questions = max((result["n"] for result in report.results.values() if result), default=0)
     return {run: points(mean["score"]) for run, mean in means.items()} | interval | {"questions": questions}
 
-# %% ../../nbs/88_results.ipynb #345e598e
+# %% ../../nbs/88_results.ipynb #35acf279
 def _question_cards(
     report: ArmReport,  # any
 ) -> list[Card]:  # one per task
@@ -177,7 +177,7 @@ def _question_cards(
     names = {run: name for runs in RUNS.values() for run, name in runs.items()}
     return [question_card(asked, open_task(asked.task).title, names, run_colours(RUNS)) for asked in report.questions]
 
-
+# %% ../../nbs/88_results.ipynb #8acc89ab
 def _curve_pictures(
     curves: dict[str, dict[str, np.ndarray]],  # "sft", "grpo" -> series
 ) -> list[Picture]:  # one per stage that has a log
@@ -190,7 +190,7 @@ def _curve_pictures(
         pictures.append(Picture(html, f"{next(iter(panels[stage]))} over the training steps."))
     return pictures
 
-# %% ../../nbs/88_results.ipynb #71de5712
+# %% ../../nbs/88_results.ipynb #dec1ffbf
 LEADS = {  # id of a section -> title, first sentence
     "results": ("Results", """Held-out questions on views that the simulator rendered: the truth, never a teacher's
         picture. Scores are in points of 100, and every task weighs the same. Intervals hold 95 % and account for
@@ -212,7 +212,7 @@ CAPTIONS = {  # figure -> what to see in it
     balance_figure: "One panel per task; the number in its title counts its questions.",
 }
 
-
+# %% ../../nbs/88_results.ipynb #aa603769
 def _section(
     name: str,  # key of LEADS
     **blocks,  # tables, pictures, cards
@@ -221,7 +221,7 @@ def _section(
     title, lead = LEADS[name]
     return Section(name, title, " ".join(lead.split()), **blocks)
 
-
+# %% ../../nbs/88_results.ipynb #c5443e3e
 def _pictures(
     draw: Callable,  # a key of CAPTIONS
     content: object,  # what is drawn, empty for no picture
@@ -232,7 +232,7 @@ def _pictures(
     caption = " ".join(CAPTIONS[draw].split())
     return [Picture(picture_html(draw, content, *args, alt=caption), caption, tiles=draw is not task_figure)]
 
-# %% ../../nbs/88_results.ipynb #83a31845
+# %% ../../nbs/88_results.ipynb #2c31c7bf
 def _arm_sections(
     report: ArmReport,  # what to show
 ) -> list[Section]:  # in order
@@ -247,7 +247,7 @@ def _arm_sections(
         _section("curves", pictures=_curve_pictures(report.curves)),
         _section("labels", tables=[label_table(report.checks)] if report.checks else [])]
 
-
+# %% ../../nbs/88_results.ipynb #cb62584f
 def arm_page(
     report: ArmReport,  # what to show
 ) -> str:  # a self-contained HTML page
@@ -259,7 +259,7 @@ def arm_page(
     title, kicker = f"What the student learned: {report.arm.replace('_', ' ')}", f"world2vlm, profile {report.profile}"
     return render_page(title, _arm_sections(report), kicker, headline(report), tiles)
 
-# %% ../../nbs/88_results.ipynb #7e85b07c
+# %% ../../nbs/88_results.ipynb #5386de76
 def _headline_picture(
     report: ArmReport,  # with pairs and questions, or without
 ) -> "Figure | None":  # None where something is missing
@@ -270,7 +270,7 @@ def _headline_picture(
     by_error = sorted(report.pairs, key=lambda pair: pair.difference.mean())
     return headline_figure(by_error[len(by_error) // 2], asked, names)
 
-
+# %% ../../nbs/88_results.ipynb #c18504a7
 def save_pictures(
     report: ArmReport,  # with pairs and questions
     folder: Path | str,  # gets PNG files
@@ -287,7 +287,7 @@ def save_pictures(
     for name, figure in figures.items(): figure.savefig(folder / f"{name}.png", dpi=110, metadata={"Software": None})
     return sorted(figures)
 
-# %% ../../nbs/88_results.ipynb #f3f1c183
+# %% ../../nbs/88_results.ipynb #157043bf
 def ablation_results(
     data: Path | str,  # folder of a run: data/<profile>
     arms: Sequence[str],  # names
@@ -300,7 +300,7 @@ def ablation_results(
     rows = read_runs(answers / "base", answers / arms[0])
     return score_runs(runs | {run: rows[run] for run in ("base", "majority") if run in rows})
 
-
+# %% ../../nbs/88_results.ipynb #f7e8abfb
 def ablation_page(
     results: dict[str, dict],  # of `ablation_results`
     arms: Sequence[str],  # names

@@ -34,7 +34,7 @@ def format_points(
     if value is None or np.isnan(value): return ""
     return f"{100 * value:{'+' if sign else ''}.1f}".replace("-", "\u2212")
 
-
+# %% ../../nbs/86_tables.ipynb #c0a32400
 def format_interval(
     result: dict,  # has low and high
     sign: bool = False,  # show plus signs
@@ -43,7 +43,7 @@ def format_interval(
     low, high = (format_points(result[limit], sign) for limit in ("low", "high"))
     return f"{low} to {high}" if low and high else ""
 
-# %% ../../nbs/86_tables.ipynb #9c8f7f51
+# %% ../../nbs/86_tables.ipynb #6403180c
 def score_table(
     results: dict[str, dict | None],  # run -> result of `evaluation.statistics.score_runs`
     groups: Groups,  # the runs in order
@@ -61,7 +61,7 @@ def score_table(
     pick = lambda cells: [cell for cell, show in zip(cells, with_gain) if show]
     return Table(pick(heads), [pick(row) for row in rows])
 
-# %% ../../nbs/86_tables.ipynb #9b4092be
+# %% ../../nbs/86_tables.ipynb #55c40f10
 def task_table(
     results: dict[str, dict | None],  # run -> result of `evaluation.statistics.score_rows`
     groups: Groups,  # the runs in order
@@ -74,7 +74,7 @@ def task_table(
         return f"{limits_in_points(result)[0]:.0f}" if result else ""
     return Table(["student", *tasks], [[name, *(cell(key, task) for task in tasks)] for key, name in names.items()])
 
-# %% ../../nbs/86_tables.ipynb #8710e398
+# %% ../../nbs/86_tables.ipynb #27d6693d
 def arm_table(
     results: dict[str, dict],  # "arm/sft", "arm/grpo", "base" ... -> result, from the metrics of `ablation`
 ) -> Table:  # one row per arm, the best first
@@ -87,7 +87,7 @@ def arm_table(
         rows.append([arm.replace("_", " "), format_points(mean["score"]), format_interval(mean), *directions])
     return Table(["arm", "mean score", "95 % interval", "forward questions", "inverse questions"], rows)
 
-
+# %% ../../nbs/86_tables.ipynb #adcd6cae
 def share_of_gain(
     results: dict[str, dict],  # as for `arm_table`
     arm: str = "bidirectional",  # whose gain over the base student
@@ -97,7 +97,7 @@ def share_of_gain(
     base, ours, best = (results[name]["mean"]["score"] for name in ("base", f"{arm}/grpo", f"{oracle}/grpo"))
     return (ours - base) / (best - base)
 
-# %% ../../nbs/86_tables.ipynb #b1593f80
+# %% ../../nbs/86_tables.ipynb #cfef109c
 def label_table(
     checks: list[dict],  # rows of `evaluation.label_audit.audit_table`
 ) -> Table:  # one row per task and evidence
@@ -108,7 +108,7 @@ def label_table(
     rows = [[c["task"], c["evidence"], f"{c['n']:,}", value(c), errors(c)] for c in checks]
     return Table(["task", "label by", "checked", "right", "errors by cause"], rows)
 
-# %% ../../nbs/86_tables.ipynb #aed5f393
+# %% ../../nbs/86_tables.ipynb #978553aa
 def format_duration(
     seconds: float,  # time taken
 ) -> str:  # 0.8 s, 41 s, 3 min 20 s, 2 h 5 min
@@ -118,7 +118,7 @@ def format_duration(
     minutes = round(seconds / 60)
     return f"{minutes // 60} h {minutes % 60} min"
 
-
+# %% ../../nbs/86_tables.ipynb #6bb74b24
 def cost_table(
     costs: dict[str, dict],  # stage -> seconds, cores, peak_gb
 ) -> Table:  # one row per stage, and the total
@@ -128,7 +128,7 @@ def cost_table(
     peak = max(cost["peak_gb"] for cost in costs.values())
     return Table(["stage", "time", "peak memory"], [*rows, ["total", total, f"{peak:.2f} GB"]])
 
-# %% ../../nbs/86_tables.ipynb #387340cc
+# %% ../../nbs/86_tables.ipynb #96da4cac
 def probe_table(
     probe: dict[str, dict[str, float]],  # question -> n, seen, blind: content of data/base/probe.json
 ) -> Table:  # one row per kind of static question
@@ -137,7 +137,7 @@ def probe_table(
     rows = [[kind, *cells(row)] for kind, row in probe.items()]
     return Table(["question", "asked", "score", "with shuffled images"], rows)
 
-
+# %% ../../nbs/86_tables.ipynb #e4f21db4
 def speed_table(
     rates: dict[str, dict[str, float]],  # what -> mean, min, max per second: `per_second` of data/speed.json
 ) -> Table:  # one row per rate

@@ -51,7 +51,7 @@ def check_files(
         raise ValueError(f"{source}: {len(missing)} of {len(paths)} files that it names are missing, the first is {missing[0]}; "
                          "fetch them or correct the folder")
 
-
+# %% ../../../nbs/75_benchmarks.ipynb #6ad5bc8f
 def check_count(
     n: int,  # questions as loaded
     expected: int | None,  # how many there should be; None for any number
@@ -62,7 +62,7 @@ def check_count(
         raise ValueError(f"{source}: {n} questions, {expected} are expected; the file is incomplete or another version "
                          "(pass `expected=None` to take it as it is)")
 
-# %% ../../../nbs/75_benchmarks.ipynb #5d6eac19
+# %% ../../../nbs/75_benchmarks.ipynb #69a5e14c
 def _load_records(
     path: Path,  # .json, .jsonl or .parquet
 ) -> list[dict]:  # records
@@ -72,7 +72,7 @@ def _load_records(
     text = path.read_text(encoding="utf-8")
     return json.loads(text) if path.suffix == ".json" else [json.loads(line) for line in text.splitlines() if line.strip()]
 
-
+# %% ../../../nbs/75_benchmarks.ipynb #3e62367b
 def read_records(
     path: Path,  # .json, .jsonl or .parquet
     fields: tuple[str, ...],  # that each record must have
@@ -86,7 +86,7 @@ def read_records(
             raise ValueError(f"{path}, record {number}: no field {', '.join(lacking)}; this is another version of the benchmark")
     return records
 
-# %% ../../../nbs/75_benchmarks.ipynb #2532ad22
+# %% ../../../nbs/75_benchmarks.ipynb #118462e3
 @dataclass(frozen=True)
 class Benchmark:
     "How a benchmark is loaded, asked and scored."
@@ -110,7 +110,7 @@ class Benchmark:
         if item.example: fields["scene_id"] = item.example.scene_id
         return fields | ({"score": self.score_answer(item, response)} if self.score_answer else {}) | extra
 
-
+# %% ../../../nbs/75_benchmarks.ipynb #3f14fbff
 BENCHMARKS = {  # name -> module:attribute
     "sat": "world2vlm.evaluation.benchmarks.sat:BENCHMARK",
     "vsibench": "world2vlm.evaluation.benchmarks.vsibench:BENCHMARK",
@@ -118,16 +118,17 @@ BENCHMARKS = {  # name -> module:attribute
     "rooms": "world2vlm.evaluation.benchmarks.rooms:BENCHMARK",
 }
 
-
+# %% ../../../nbs/75_benchmarks.ipynb #c4bb4b94
 def open_benchmark(
     name: str | Benchmark,  # a key of BENCHMARKS, `module:attribute` of a user's own, or the object itself
 ) -> Benchmark:  # how it is loaded, asked and scored
     "The benchmark called `name`. ConfigError for an unknown one."
     return name if isinstance(name, Benchmark) else import_named(name, BENCHMARKS, "benchmark")
 
-# %% ../../../nbs/75_benchmarks.ipynb #32907b7a
+# %% ../../../nbs/75_benchmarks.ipynb #bf5d93a6
 _HUB = {"sat": "array/SAT", "vsibench": "nyu-visionx/VSI-Bench", "mindcube": "MLL-Lab/MindCube"}
 
+# %% ../../../nbs/75_benchmarks.ipynb #1705e67a
 def _unpack_zips(
     folder: str | Path,  # with zip files
 ) -> list[Path]:  # the zip files that were unpacked now
@@ -145,7 +146,7 @@ def _unpack_zips(
         fresh.append(path)
     return fresh
 
-
+# %% ../../../nbs/75_benchmarks.ipynb #b0b0d858
 def fetch(
     name: str,  # "sat", "vsibench" or "mindcube"
     folder: str | Path,  # where it goes
@@ -158,7 +159,7 @@ def fetch(
     _unpack_zips(folder)
     return Path(folder)
 
-# %% ../../../nbs/75_benchmarks.ipynb #12249a20
+# %% ../../../nbs/75_benchmarks.ipynb #5a0df4e3
 def shuffle_pictures(
     items: list[Item],  # questions of at least two places
     seed: int = 0,  # of the exchange
@@ -171,7 +172,7 @@ def shuffle_pictures(
         for i, j in zip(members, others): shuffled[i] = replace(items[i], images=items[members[j]].images, video=items[members[j]].video)
     return shuffled
 
-# %% ../../../nbs/75_benchmarks.ipynb #51e01b12
+# %% ../../../nbs/75_benchmarks.ipynb #2c31dccd
 def ask_benchmark(
     student: Student,  # who answers
     name: str | Benchmark,  # see `open_benchmark`
@@ -192,10 +193,10 @@ def ask_benchmark(
     asked = shuffle_pictures(items) if blind else items
     return collect_answers(respond, asked, path, batch_size, student.key(settings), benchmark.row, cost)
 
-# %% ../../../nbs/75_benchmarks.ipynb #761282b8
+# %% ../../../nbs/75_benchmarks.ipynb #d9f697f7
 CONTROLS = ("first", "random", "most frequent")
 
-
+# %% ../../../nbs/75_benchmarks.ipynb #5896decd
 def _choice(
     item: Item,  # with choices, or with options in its question
     number: int,  # from 0
@@ -203,7 +204,7 @@ def _choice(
     "One choice of a question as an answer: its text, or its letter."
     return item.choices[number] if item.gold in item.choices else "ABCD"[number]
 
-
+# %% ../../../nbs/75_benchmarks.ipynb #4db18e0b
 def control_rows(
     name: str | Benchmark,  # see `open_benchmark`
     items: list[Item],  # questions

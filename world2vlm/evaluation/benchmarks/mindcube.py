@@ -26,6 +26,7 @@ def _last_match(
 _SECTION = [r"[Mm]y answer is ([A-E])", r"[Tt]he answer is ([A-E])", r"\b([A-E])\b"]  # inside <Answer>
 _WHOLE = [r"(?:^|\n)(?:Answer: )?([A-E])(?:\.|$|\s)", r"[\*\"]([A-E])[\*\"]", r"\bAnswer:?\s*([A-E])\b", r"[Mm]y answer is ([A-E])", r"answer is ([A-E])"]
 
+# %% ../../../nbs/78_mindcube.ipynb #7d614f01
 def mindcube_letter(
     raw: str,  # what the student wrote
 ) -> str | None:  # "A" ... "E"
@@ -37,16 +38,17 @@ def mindcube_letter(
     first = re.search(r"\b([A-E])\b", text)
     return next((letter for letter in letters if letter), first[1] if first else None)
 
-# %% ../../../nbs/78_mindcube.ipynb #71867575
+# %% ../../../nbs/78_mindcube.ipynb #59bff6b8
 _SETTINGS = ("around", "rotation", "translation", "among")
 
+# %% ../../../nbs/78_mindcube.ipynb #e1b13d26
 def _mindcube_setting(
     name: str,  # id of the question
 ) -> str:  # the first of the settings in it, else "other"
     "Which setting a question belongs to."
     return next((setting for setting in _SETTINGS if setting in name), "other")
 
-
+# %% ../../../nbs/78_mindcube.ipynb #be0b66ec
 def mindcube_scores(
     rows: list[dict],  # "id" and "score" of each question
 ) -> dict[str, float]:  # each setting and "overall", [0, 1]
@@ -58,9 +60,10 @@ def mindcube_scores(
     means = {setting: float(np.mean(scores)) for setting, scores in groups.items()}
     return means | {"overall": float(np.mean(sum(groups.values(), [])))}
 
-# %% ../../../nbs/78_mindcube.ipynb #4d36d743
+# %% ../../../nbs/78_mindcube.ipynb #79eaa4f4
 _FILES = {"tinybench": ("MindCube_tinybench.jsonl", 1050), "full": ("MindCube.jsonl", 21154)}  # split -> file, questions
 
+# %% ../../../nbs/78_mindcube.ipynb #44136099
 def load_mindcube(
     source: str | Path,  # folder of data/raw/*.jsonl and of the pictures below data/
     split: str = "tinybench",  # "tinybench" or "full"
@@ -75,20 +78,21 @@ def load_mindcube(
     images = lambda record: tuple(str(folder / image) for image in record["images"])
     return [Item(r["id"], r["id"].split("_")[0], r["question"], (), r["gt_answer"], images(r)) for r in records]
 
-# %% ../../../nbs/78_mindcube.ipynb #92b3bedd
+# %% ../../../nbs/78_mindcube.ipynb #7e221e3d
 _MINDCUBE_TASK = (
     "[Task]\nYour task is to analyze the spatial arrangement of objects in the scene by examining the provided images, which show the "
     "scene from different viewpoints.\n[Answer Instruction]\nYou only need to provide *ONE* correct answer selecting from the options "
     "listed below. For example, if you think the correct answer is 'A. Above' from 'A. Above B. Under C. Front D. Behind', your response "
     "should **only** be '<answer>A. Above</answer>'.\n")
 
+# %% ../../../nbs/78_mindcube.ipynb #e87e3706
 def prompt_mindcube(
     item: Item,  # of MindCube
 ) -> list[str | Path]:  # pictures, then the text
     "The prompt of MindCube, `raw_qa`."
     return [*map(Path, item.images), f"{_MINDCUBE_TASK}\n[Question]\n{item.question}"]
 
-
+# %% ../../../nbs/78_mindcube.ipynb #88629bb4
 def score_mindcube(
     rows: list[dict],  # answers
 ) -> dict[str, dict[str, float]]:  # rule -> settings and "overall"
@@ -96,5 +100,5 @@ def score_mindcube(
     right = lambda row: float(mindcube_letter(row["response"]) == row["gold"])
     return {"official": mindcube_scores([dict(id=row["id"], score=right(row)) for row in rows])}
 
-
+# %% ../../../nbs/78_mindcube.ipynb #facea61a
 BENCHMARK = Benchmark(load_mindcube, prompt_mindcube, score_mindcube, ("tinybench", "full"), 4096)

@@ -40,9 +40,10 @@ class TwoChoice:
     wrong: str  # the other one
     about: str = ""  # ids of the objects
 
-
+# %% ../../../nbs/79_rooms.ipynb #f592b2ab
 _OPPOSITE = {"left": "right", "right": "left", "forward": "backward", "backward": "forward"}
 
+# %% ../../../nbs/79_rooms.ipynb #72a4156a
 def _side_question(
     kind: str,  # "consequence", "aim" or "perspective"
     question: str,  # text
@@ -53,7 +54,7 @@ def _side_question(
     side = "right" if offset > 0 else "left"
     return TwoChoice(kind, question, side, _OPPOSITE[side], about)
 
-# %% ../../../nbs/79_rooms.ipynb #26cbee95
+# %% ../../../nbs/79_rooms.ipynb #25b6879f
 def _unique_instances(
     scene: Scene,  # a view of a room
     rules: Rules = Rules(),  # smallest and largest size
@@ -62,7 +63,7 @@ def _unique_instances(
     labels = [instance.label for instance in scene.instances]
     return [instance for instance in candidates(scene, rules.area) if labels.count(instance.label) == 1]
 
-
+# %% ../../../nbs/79_rooms.ipynb #4b71ee61
 def _object_centre(
     scene: Scene,  # with depth
     instance: Instance,  # of `scene`
@@ -70,18 +71,18 @@ def _object_centre(
     "The median of the visible points of `instance`."
     return np.median(unproject(scene.depth, scene.K)[instance.mask & (scene.depth > 0)], axis=0)
 
-# %% ../../../nbs/79_rooms.ipynb #801edc86
+# %% ../../../nbs/79_rooms.ipynb #49a751ee
 def _camera_questions(
     transition: Transition,  # any
 ) -> list[TwoChoice]:  # one, or none where the motion is not a single action
     "How the camera moved or turned."
     actions = canonical_motion(transition.actions)
     if len(actions) != 1: return []
-    side, verb = actions[0].kind.removeprefix("turn_"), "turn" if actions[0].is_turn else "move"
+    side, (verb, past) = actions[0].kind.removeprefix("turn_"), ("turn", "turned") if actions[0].is_turn else ("move", "moved")
     question = f"How did the camera {verb} between the first image and the second?"
-    return [TwoChoice("camera", question, f"{verb}ed {side}".replace("moveed", "moved"), f"{verb}ed {_OPPOSITE[side]}".replace("moveed", "moved"))]
+    return [TwoChoice("camera", question, f"{past} {side}", f"{past} {_OPPOSITE[side]}")]
 
-# %% ../../../nbs/79_rooms.ipynb #3cfe2615
+# %% ../../../nbs/79_rooms.ipynb #e001cf5c
 def _consequence_questions(
     transition: Transition,  # of an exact teacher
     rules: Rules = Rules(),  # visibility and size
@@ -98,7 +99,7 @@ def _consequence_questions(
         questions.append(_side_question("consequence", question, after - 0.5, str(instance.id)))
     return questions
 
-# %% ../../../nbs/79_rooms.ipynb #51415baa
+# %% ../../../nbs/79_rooms.ipynb #694f7eee
 def _aim_questions(
     scene: Scene,  # with depth
     rules: Rules = Rules(),  # size
@@ -114,7 +115,7 @@ def _aim_questions(
         questions.append(_side_question("aim", question, degrees, str(instance.id)))
     return questions
 
-# %% ../../../nbs/79_rooms.ipynb #2358ea6f
+# %% ../../../nbs/79_rooms.ipynb #732951ef
 def _perspective_questions(
     scene: Scene,  # with depth
     rules: Rules = Rules(),  # size
@@ -132,7 +133,7 @@ def _perspective_questions(
             questions.append(_side_question("perspective", question, offset, f"{stand.id}-{target.id}"))
     return questions
 
-# %% ../../../nbs/79_rooms.ipynb #4e47cffa
+# %% ../../../nbs/79_rooms.ipynb #b5d69cb5
 def _draw_by_coin(
     questions: list[TwoChoice],  # of one kind
     rng: np.random.Generator,  # tosses the coin and picks
@@ -142,7 +143,7 @@ def _draw_by_coin(
     fitting = [q for q in questions if q.right.split()[-1] in sides]
     return [fitting[rng.integers(len(fitting))]] if fitting else []
 
-# %% ../../../nbs/79_rooms.ipynb #1378ef09
+# %% ../../../nbs/79_rooms.ipynb #939439ca
 def _example_of(
     question: TwoChoice,  # what is asked
     scene: Scene,  # the view before
@@ -158,7 +159,7 @@ def _example_of(
         target={"actions": None, "box": None, "yes": None}, scene_id=scene.id, teacher="simulator", split="test", evidence="exact",
         phrasing="sat", choices=dict(zip("AB", order)))
 
-
+# %% ../../../nbs/79_rooms.ipynb #935b171f
 def _sat_like_examples(
     scene: Scene,  # with depth
     transitions: list[Transition],  # from `scene`, by the simulator
@@ -173,7 +174,7 @@ def _sat_like_examples(
     images = lambda q: [scene.image, source[q].image_after] if q.kind == "camera" else [scene.image]
     return [_example_of(q, scene, images(q), rng) for q in drawn]
 
-# %% ../../../nbs/79_rooms.ipynb #521f7bdb
+# %% ../../../nbs/79_rooms.ipynb #2ae7bf88
 @dataclass(frozen=True)
 class RoomsBenchmark:
     "How the benchmark is made."
@@ -182,7 +183,7 @@ class RoomsBenchmark:
     supervise: Supervise = Supervise()  # what is asked; `per_scene` holds for each of the twelve kinds
     workers: int = 1  # processes
 
-
+# %% ../../../nbs/79_rooms.ipynb #09c5036d
 def _rooms_shard(
     index: int,  # number of the shard
     reject: Reject,  # called for what is left out
@@ -199,7 +200,7 @@ def _rooms_shard(
     limit = round(supervise.per_scene * len(pairs))
     yield from subsample(list(examples.values()), limit, rng) if limit else examples.values()
 
-
+# %% ../../../nbs/79_rooms.ipynb #2681f3bb
 def make_rooms_benchmark(
     config: RoomsBenchmark,  # which questions
     out: Path | str,  # folder of `scenes` and `examples`
@@ -210,7 +211,7 @@ def make_rooms_benchmark(
     with atomic_dir(out, fingerprint(config)) as work:
         return {kind: write_shards(kind, work / kind, make, n, recipe, config.workers) for kind, make in makers.items()}
 
-# %% ../../../nbs/79_rooms.ipynb #bd0f91de
+# %% ../../../nbs/79_rooms.ipynb #5f26a286
 def load_rooms(
     source: str | Path,  # folder that `make_rooms_benchmark` wrote
     split: str = "test",  # the only one
@@ -223,14 +224,14 @@ def load_rooms(
     choices = lambda e: tuple((e.choices or {}).values())
     return [Item(e.id, e.task, e.question, choices(e), e.answer, tuple(e.images), "", scenes[e.scene_id], e) for e in examples]
 
-
+# %% ../../../nbs/79_rooms.ipynb #5120103f
 def prompt_rooms(
     item: Item,  # of our own
 ) -> list[str | np.ndarray]:  # pictures and text
     "Pictures and question as in training, or the prompt of SAT."
     return [*item.images, item.question] if item.kind in TASKS else prompt_sat(item)
 
-
+# %% ../../../nbs/79_rooms.ipynb #019a433e
 def score_rooms_answer(
     item: Item,  # of any of the twelve kinds
     response: str,  # what the student wrote, boxes in norm1000
@@ -239,7 +240,7 @@ def score_rooms_answer(
     if item.kind in TASKS: return float(TASKS[item.kind].score(response, item.example)["overall"])
     return float(sat_verdict(response, list(item.choices), item.gold) == "correct")
 
-# %% ../../../nbs/79_rooms.ipynb #c8cbb4ef
+# %% ../../../nbs/79_rooms.ipynb #b580a8d6
 def score_rooms(
     rows: list[dict],  # answers: kind and score
 ) -> dict[str, dict[str, float]]:  # rule -> kinds and "overall"
@@ -253,6 +254,6 @@ def score_rooms(
     overall = lambda kinds: {"overall": float(np.mean([means[kind] for kind in kinds]))}
     return {rule: table(kinds) | overall(kinds) for rule, kinds in families.items() if kinds}
 
-
+# %% ../../../nbs/79_rooms.ipynb #63d21398
 BENCHMARK = Benchmark(load_rooms, prompt_rooms, score_rooms, ("test",), 48, score_answer=score_rooms_answer,
                       system=lambda item: "" if item.kind in TASKS else SAT_SYSTEM)

@@ -43,7 +43,7 @@ def _sat_item(
     name = f"{split}-{record['database_idx']}#{int(reverse)}"
     return Item(name, record["question_type"], record["question"], tuple(choices), record["correct_answer"], images)
 
-
+# %% ../../../nbs/76_sat.ipynb #672689fa
 def load_sat(
     source: str | Path,  # folder that holds data/test.json, data/val.json and the pictures that they name
     split: str = "test",  # "test" is SAT-Real, "val" is SAT-Synthesized
@@ -58,7 +58,7 @@ def load_sat(
     check_count(len(records), {"test": 150, "val": 500}[split] if expected == 0 else expected, str(path))
     return [_sat_item(record, reverse, source, split) for record in records for reverse in (False, True)]
 
-# %% ../../../nbs/76_sat.ipynb #bc2f69b7
+# %% ../../../nbs/76_sat.ipynb #e8baa58a
 def _square_picture(
     image: "Image",  # PIL
     side: int = 512,  # pixels
@@ -70,7 +70,7 @@ def _square_picture(
     x, y = (w - edge) // 2, (h - edge) // 2
     return image.crop((x, y, x + edge, y + edge)).resize((side, side), Image.BICUBIC)
 
-
+# %% ../../../nbs/76_sat.ipynb #acd47737
 def _parquet_rows(
     path: str | Path,  # SAT_test.parquet or SAT_val.parquet of the hub
 ) -> Iterator[dict]:  # image_bytes, question
@@ -78,7 +78,7 @@ def _parquet_rows(
     from pyarrow.parquet import ParquetFile
     for batch in ParquetFile(path).iter_batches(16, columns=["image_bytes", "question"]): yield from batch.to_pylist()
 
-# %% ../../../nbs/76_sat.ipynb #924ec83c
+# %% ../../../nbs/76_sat.ipynb #ec992348
 def unpack_sat(
     parquet: str | Path,  # SAT_test.parquet or SAT_val.parquet of the hub
     source: str | Path,  # folder that holds data/test.json or data/val.json
@@ -100,10 +100,11 @@ def unpack_sat(
     if max(wanted, default=-1) > number: raise ValueError(f"{parquet}: {number + 1} rows, question {max(wanted)} is named; {advice}")
     return written
 
-# %% ../../../nbs/76_sat.ipynb #dcdc83a3
+# %% ../../../nbs/76_sat.ipynb #bd58220f
 SAT_SYSTEM = ("You are an AI assistant designed to help with spatial reasoning in a 3D indoor scene. You must analyze any provided "
               "images or observations and answer the question.\n\n")
 
+# %% ../../../nbs/76_sat.ipynb #ca8d522a
 def prompt_sat(
     item: Item,  # of SAT
 ) -> list[str | Path | np.ndarray]:  # texts and pictures in order
@@ -113,7 +114,7 @@ def prompt_sat(
     pieces += ["\nImage 1 is your current egocentric view\n", f"Question: {item.question}\n"]
     return [*pieces, "Answer Choices:\n" + "\n".join(item.choices) + "\n", "Output the exact answer from the choices.\nAnswer: "]
 
-# %% ../../../nbs/76_sat.ipynb #b8fabee6
+# %% ../../../nbs/76_sat.ipynb #0f63f9d7
 def _published_order(
     n: int,  # questions, in the order of the file
 ) -> list[int]:  # 0 as shipped, 1 exchanged
@@ -125,7 +126,7 @@ def _published_order(
         orders.append(order[0])
     return orders
 
-# %% ../../../nbs/76_sat.ipynb #399b17c3
+# %% ../../../nbs/76_sat.ipynb #ea1f3aef
 def _verdicts(
     rows: list[dict],  # answers to both orders of each question
 ) -> dict[str, dict]:  # question -> {"kind", 0: right as shipped, 1: right exchanged}
@@ -138,7 +139,7 @@ def _verdicts(
         verdicts.setdefault(name, {"kind": row["kind"]})[int(order)] = right
     return dict(sorted(verdicts.items(), key=lambda item: int(item[0].rsplit("-", 1)[1])))
 
-# %% ../../../nbs/76_sat.ipynb #9eec4bb2
+# %% ../../../nbs/76_sat.ipynb #031a0f3f
 def score_sat(
     rows: list[dict],  # answers to both orders of each question
 ) -> dict[str, dict[str, float]]:  # rule -> each column of the paper and "overall"
@@ -154,5 +155,5 @@ def score_sat(
         return means | {"overall": float(np.mean(sum(columns.values(), [])))}
     return {rule: table(right) for rule, right in rules.items()}
 
-# %% ../../../nbs/76_sat.ipynb #de577783
+# %% ../../../nbs/76_sat.ipynb #e593f3aa
 BENCHMARK = Benchmark(load_sat, prompt_sat, score_sat, ("test", "val"), 1024, system=lambda item: SAT_SYSTEM)

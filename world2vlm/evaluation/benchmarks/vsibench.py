@@ -13,14 +13,14 @@ import numpy as np
 
 from .base import Benchmark, Item, check_count, check_files, read_records
 
-# %% ../../../nbs/77_vsibench.ipynb #2dced87c
+# %% ../../../nbs/77_vsibench.ipynb #ca18cabe
 def _first_word(
     raw: str,  # what the student wrote
 ) -> str:  # without a final dot
     "What stands before the first space."
     return raw.split(" ")[0].rstrip(".").strip()
 
-
+# %% ../../../nbs/77_vsibench.ipynb #bb2d4f8e
 def _relative_accuracy(
     answer: float | None,  # number, None where there is none
     gold: float,  # not zero
@@ -30,12 +30,13 @@ def _relative_accuracy(
     thresholds = np.linspace(.5, .95, int((.95 - .5) / .05 + 2))
     return float((abs(answer - gold) / gold <= 1 - thresholds).mean())
 
-# %% ../../../nbs/77_vsibench.ipynb #65d22b45
+# %% ../../../nbs/77_vsibench.ipynb #e37af9ed
 _ONES = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen "
          "nineteen twenty").split()
 _TENS = "thirty forty fifty sixty seventy eighty ninety".split()
 _NUMBERS = {word: float(i) for i, word in enumerate(_ONES)} | {word: 10.0 * i for i, word in enumerate(_TENS, 3)}
 
+# %% ../../../nbs/77_vsibench.ipynb #edabae51
 def _number_first(
     raw: str,  # what the student wrote
 ) -> float | None:  # None where the first word is none
@@ -43,7 +44,7 @@ def _number_first(
     try: return float(_first_word(raw))
     except ValueError: return None
 
-
+# %% ../../../nbs/77_vsibench.ipynb #9d75a56b
 def _number_anywhere(
     raw: str,  # what the student wrote
 ) -> float | None:  # None where there is none
@@ -51,10 +52,11 @@ def _number_anywhere(
     match = re.search(rf"-?\d+(?:\.\d+)?|\b(?:{'|'.join(_NUMBERS)})\b", raw.lower())
     return None if match is None else _NUMBERS[match[0]] if match[0] in _NUMBERS else float(match[0])
 
-# %% ../../../nbs/77_vsibench.ipynb #dc8f1483
+# %% ../../../nbs/77_vsibench.ipynb #e27857b7
 NUMERIC = ("object_counting", "object_abs_distance", "object_size_estimation", "room_size_estimation")  # answered by a number
 VSI_RULES = {"official": _number_first, "lmms-eval 2026-07": _number_anywhere}  # how a number is read
 
+# %% ../../../nbs/77_vsibench.ipynb #770a65ec
 def vsi_score(
     raw: str,  # what the student wrote
     kind: str,  # question type
@@ -65,7 +67,7 @@ def vsi_score(
     if kind in NUMERIC: return _relative_accuracy(VSI_RULES[rule](raw), float(gold))
     return float(_first_word(raw).lower() == gold.lower())
 
-# %% ../../../nbs/77_vsibench.ipynb #d4d1b8bf
+# %% ../../../nbs/77_vsibench.ipynb #e88f7a73
 def vsi_scores(
     rows: list[dict],  # "question_type" and "score" of each question
 ) -> dict[str, float]:  # each task, "overall" (mean of tasks) and "micro" (mean of questions), [0, 1]
@@ -78,9 +80,10 @@ def vsi_scores(
     if directions: means["object_rel_direction"] = float(np.mean(directions))
     return means | {"overall": float(np.mean(list(means.values()))), "micro": float(np.mean([row["score"] for row in rows]))}
 
-# %% ../../../nbs/77_vsibench.ipynb #4d6191ec
+# %% ../../../nbs/77_vsibench.ipynb #4d3b1151
 _VSI_FIELDS = ("id", "dataset", "scene_name", "question_type", "question", "ground_truth", "options")
 
+# %% ../../../nbs/77_vsibench.ipynb #d1ffb9f6
 def _vsi_item(
     record: dict,  # with _VSI_FIELDS
     source: Path,  # folder of the videos
@@ -90,7 +93,7 @@ def _vsi_item(
     options, gold = tuple(record["options"] or ()), str(record["ground_truth"])
     return Item(str(record["id"]), record["question_type"], record["question"], options, gold, video=str(video))
 
-
+# %% ../../../nbs/77_vsibench.ipynb #97ed3392
 def load_vsibench(
     source: str | Path,  # folder of test.jsonl (or test-00000-of-00001.parquet) and of the videos <dataset>/<scene_name>.mp4
     split: str = "test",  # name of the file
@@ -104,7 +107,7 @@ def load_vsibench(
     check_count(len(items), 5130 if expected == 0 else expected, str(files[0]))
     return items
 
-# %% ../../../nbs/77_vsibench.ipynb #da975d68
+# %% ../../../nbs/77_vsibench.ipynb #b40731a1
 def prompt_vsibench(
     item: Item,  # of VSI-Bench
 ) -> list[str | Path]:  # the video, then the text
@@ -114,7 +117,7 @@ def prompt_vsibench(
     options = "Options:\n" + "\n".join(item.choices)
     return [Path(item.video), f"{question}{options}\nAnswer with the option's letter from the given choices directly."]
 
-
+# %% ../../../nbs/77_vsibench.ipynb #113bc097
 def score_vsibench(
     rows: list[dict],  # answers
 ) -> dict[str, dict[str, float]]:  # rule -> tasks, "overall", "micro"
@@ -122,5 +125,5 @@ def score_vsibench(
     score = lambda row, rule: vsi_score(row["response"], row["kind"], row["gold"], rule)
     return {rule: vsi_scores([dict(question_type=row["kind"], score=score(row, rule)) for row in rows]) for rule in VSI_RULES}
 
-
+# %% ../../../nbs/77_vsibench.ipynb #25c7290f
 BENCHMARK = Benchmark(load_vsibench, prompt_vsibench, score_vsibench, ("test",), 16, numeric=NUMERIC)
