@@ -14,7 +14,7 @@ from world2vlm.core.camera import Action
 from world2vlm.core.plotting import _png_bytes
 from world2vlm.evaluation.statistics import score_runs
 from world2vlm.report.figures import (
-    AnsweredQuestion, _OwnedBox, ViewPair, _smooth_series, _top_counts, balance_figure, curve_figure, headline_figure, imagined_figure,
+    AnsweredQuestion, _OwnedBox, ViewPair, _smooth_series, _top_counts, answers_figure, balance_figure, curve_figure, headline_figure, imagined_figure,
     mean_figure, question_figure, read_curves, run_names, task_figure)
 from world2vlm.report.page import Section, render_page, write_page
 from world2vlm.report.results import (
@@ -134,7 +134,7 @@ def test_figures_are_pure(full, results):
     log, asked = full.curves["sft"], full.questions[0]
     for draw, args in ((imagined_figure, (full.pairs,)), (question_figure, (asked, {"grpo": "#d55e00"})), (balance_figure, (full.balance,)),
                        (task_figure, (results, GROUPS)), (mean_figure, (results, GROUPS)), (curve_figure, ({"sft": log}, {"loss": ["loss"], "none": ["x"]})),
-                       (headline_figure, (full.pairs[0], asked, {"base": "before", "grpo": "after"}))):
+                       (answers_figure, ([asked], {"base": "before", "grpo": "after"})), (headline_figure, (full.pairs[0], asked, {"base": "before", "grpo": "after"}))):
         light = _png_bytes(draw(*args))
         assert light == _png_bytes(draw(*args)) != _png_bytes(draw(*args, dark=True))
     assert dict(matplotlib.rcParams) == before
@@ -143,7 +143,7 @@ def test_figures_are_pure(full, results):
 
 
 def test_headline_picture_is_wide(tmp_path, full):
-    assert {"headline", "imagined", "means", "scores", "curve-sft", "curve-grpo"} == set(save_pictures(full, tmp_path))
+    assert {"answers", "headline", "imagined", "means", "scores", "curve-sft", "curve-grpo"} == set(save_pictures(full, tmp_path))
     assert Image.open(tmp_path / "headline.png").size[0] >= 1200
     first = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     save_pictures(full, tmp_path)

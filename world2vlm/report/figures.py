@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Groups', 'ViewPair', 'imagined_figure', 'AnsweredQuestion', 'question_figure', 'stated_in_question',
-           'answered_question', 'headline_figure', 'balance_figure', 'read_curves', 'curve_figure', 'run_colours',
-           'run_names', 'limits_in_points', 'task_figure', 'mean_figure']
+           'answered_question', 'headline_figure', 'answers_figure', 'balance_figure', 'read_curves', 'curve_figure',
+           'run_colours', 'run_names', 'limits_in_points', 'task_figure', 'mean_figure']
 
 # %% ../../nbs/85_figures.ipynb #0a2a253c
 import json
@@ -208,15 +208,16 @@ def _answer_colour(
     "The colour of an answer in the headline picture."
     return TRUTH_COLOUR if score >= 0.7 else "#d55e00"
 
-# %% ../../nbs/85_figures.ipynb #f2ce4b80
+# %% ../../nbs/85_figures.ipynb #38ebc3cd
 def _write_question(
     axes: "Axes",  # an empty panel
     asked: AnsweredQuestion,  # what was asked
     names: dict[str, str],  # run -> name, in the order of the lines
+    width: int = 52,  # letters of a line of the question
 ) -> None:
     "The question, the right answer and the answers of `names` as text."
     axes.axis("off")
-    text = textwrap.fill(re.sub(r"^Boxes are .*? 1000\. ", "", asked.question.split("\n")[0]), 52)
+    text = textwrap.fill(re.sub(r"^Boxes are .*? 1000\. ", "", asked.question.split("\n")[0]), width)
     axes.text(0, 1, text, va="top", fontsize=10.5, transform=axes.transAxes)
     lines = [("right answer", asked.gold, TRUTH_COLOUR)]
     lines += [(name, asked.answers[run][0], _answer_colour(asked.answers[run][1])) for run, name in names.items()]
@@ -246,7 +247,25 @@ def headline_figure(
     _write_question(axes[-1], asked, names)
     return figure
 
-# %% ../../nbs/85_figures.ipynb #5f123c8b
+# %% ../../nbs/85_figures.ipynb #b9cf4ca9
+@styled
+def answers_figure(
+    questions: list[AnsweredQuestion],  # rows of the figure
+    names: dict[str, str],  # run -> name shown: before and after the training
+) -> "Figure":  # the pictures of each question beside its answers
+    "Questions with the answers before and after the training."
+    figure, axes = canvas(len(questions), 3, (12, 2.5 * len(questions)), squeeze=False, width_ratios=[1, 1, 3])
+    colours = {"question": QUESTION_COLOUR, "truth": TRUTH_COLOUR}
+    for row, asked in zip(axes, questions):
+        after = "after (not shown)" if asked.after_hidden else "after"
+        _show_views(row, asked.images, [f"{asked.task}: before", after])
+        if len(asked.images) == 1: row[1].axis("off")
+        owners = colours | {run: _answer_colour(asked.answers[run][1]) for run in names}
+        for owned in asked.boxes: draw_box(row[owned.image], owned.box, colour=owners[owned.owner])
+        _write_question(row[2], asked, names, width=90)
+    return figure
+
+# %% ../../nbs/85_figures.ipynb #78620ca2
 def _top_counts(
     counts: dict[str, int],  # answer -> number of questions
     limit: int = 9,  # bars at most
@@ -257,7 +276,7 @@ def _top_counts(
     rest = [n for name, n in counts.items() if name not in top]
     return {name: n for name, n in counts.items() if name in top} | {f"{len(rest)} others": sum(rest)}
 
-# %% ../../nbs/85_figures.ipynb #6851a222
+# %% ../../nbs/85_figures.ipynb #bdfd402a
 @styled
 def balance_figure(
     balance: dict[str, dict[str, int]],  # task -> answer -> number of questions
@@ -277,7 +296,7 @@ def balance_figure(
         axis.locator_params(axis="x", nbins=3, integer=True)
     return figure
 
-# %% ../../nbs/85_figures.ipynb #1984850e
+# %% ../../nbs/85_figures.ipynb #34250e03
 def _log_rows(
     path: Path,  # .jsonl or .tsv
 ) -> list[dict]:  # one dict per logged step
@@ -287,7 +306,7 @@ def _log_rows(
     head, *lines = [line.split("\t") for line in text.splitlines()]
     return [dict(zip(head, line)) for line in lines if len(line) == len(head)]
 
-# %% ../../nbs/85_figures.ipynb #1efd0881
+# %% ../../nbs/85_figures.ipynb #6c960e7e
 def _as_number(
     value: Any,  # a field of a log row
 ) -> float | None:  # None where it is no number
@@ -295,7 +314,7 @@ def _as_number(
     try: return float(value)
     except (TypeError, ValueError): return None
 
-# %% ../../nbs/85_figures.ipynb #048bc975
+# %% ../../nbs/85_figures.ipynb #9c0dd996
 def read_curves(
     path: str | Path,  # a log file, or a DVCLive folder of TSV files
 ) -> dict[str, np.ndarray]:  # name -> float [n, 2] of step and value
@@ -310,7 +329,7 @@ def read_curves(
                     series.setdefault(f"{folder}/{name}".strip("/"), []).append((float(row["step"]), number))
     return {name: np.array(points) for name, points in series.items()}
 
-# %% ../../nbs/85_figures.ipynb #2a1799fc
+# %% ../../nbs/85_figures.ipynb #57d2240b
 def _smooth_series(
     values: np.ndarray,  # [n]
     span: float = 15.0,  # steps that count
@@ -322,7 +341,7 @@ def _smooth_series(
         means.append(total / weight)
     return np.array(means)
 
-# %% ../../nbs/85_figures.ipynb #701ddcc1
+# %% ../../nbs/85_figures.ipynb #9df25eea
 def _finite_series(
     series: dict[str, np.ndarray],  # name -> [n, 2] of step and value
     names: list[str],  # the first one at hand is taken
@@ -331,7 +350,7 @@ def _finite_series(
     points = next((series[name] for name in names if name in series), np.empty((0, 2)))
     return points[np.isfinite(points[:, 1])].T
 
-# %% ../../nbs/85_figures.ipynb #c09779bf
+# %% ../../nbs/85_figures.ipynb #40b199db
 @styled
 def curve_figure(
     logs: dict[str, dict[str, np.ndarray]],  # run -> series, from `read_curves`
@@ -353,10 +372,10 @@ def curve_figure(
     if len(logs) > 1: axes[0, 0].legend(fontsize=7)
     return figure
 
-# %% ../../nbs/85_figures.ipynb #d256a1d1
+# %% ../../nbs/85_figures.ipynb #06b7c17a
 Groups = dict[str, dict[str, str]]  # heading -> key of a run -> name shown
 
-# %% ../../nbs/85_figures.ipynb #0a386e18
+# %% ../../nbs/85_figures.ipynb #5312f75f
 def run_colours(
     groups: Groups,  # the runs in order
 ) -> dict[str, str]:  # key -> colour
@@ -364,7 +383,7 @@ def run_colours(
     grey, bright = iter(CONTROL_GREYS * 9), iter(RUN_COLOURS * 9)
     return {key: next(grey if heading == "Controls" else bright) for heading, runs in groups.items() for key in runs}
 
-# %% ../../nbs/85_figures.ipynb #7f844462
+# %% ../../nbs/85_figures.ipynb #185d7384
 def run_names(
     groups: Groups,  # the runs in order
     results: dict[str, dict | None],  # key -> result
@@ -374,14 +393,14 @@ def run_names(
     named = [(key, name, heading) for heading, runs in groups.items() for key, name in runs.items() if results.get(key)]
     return {key: f"{name} ({heading})" if shared[name] > 1 else name for key, name, heading in named}
 
-# %% ../../nbs/85_figures.ipynb #f56a7a01
+# %% ../../nbs/85_figures.ipynb #a8615e49
 def limits_in_points(
     result: dict,  # score, low and high in [0, 1]; a limit that does not exist is None
 ) -> np.ndarray:  # [3] score, low, high in points of 100, NaN for None
     "A score and its interval as numbers to draw."
     return np.array([np.nan if result[name] is None else 100 * result[name] for name in ("score", "low", "high")])
 
-# %% ../../nbs/85_figures.ipynb #876f4efa
+# %% ../../nbs/85_figures.ipynb #d027c1ab
 @styled
 def task_figure(
     results: dict[str, dict | None],  # key -> result of `evaluation.statistics.score_rows`
@@ -404,7 +423,7 @@ def task_figure(
     figure.legend(loc="outside upper left", ncols=min(6, len(names)), fontsize=8)
     return figure
 
-# %% ../../nbs/85_figures.ipynb #00e644c2
+# %% ../../nbs/85_figures.ipynb #9239bf88
 @styled
 def mean_figure(
     results: dict[str, dict | None],  # key -> result of `evaluation.statistics.score_rows`

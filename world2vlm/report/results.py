@@ -23,8 +23,8 @@ from ..dataset.synthesis import Scenes, answer_counts
 from ..evaluation.held_out import read_runs
 from ..evaluation.statistics import score_runs
 from .figures import (
-    AnsweredQuestion, Groups, ViewPair, answered_question, balance_figure, curve_figure, headline_figure,
-    imagined_figure, mean_figure, read_curves, run_colours, run_names, stated_in_question, task_figure)
+    AnsweredQuestion, Groups, ViewPair, answered_question, answers_figure, balance_figure, curve_figure,
+    headline_figure, imagined_figure, mean_figure, read_curves, run_colours, run_names, stated_in_question, task_figure)
 from .page import Card, Picture, Section, question_card, render_page
 from .tables import (
     arm_table, format_interval, format_points, label_table, score_table, share_of_gain, task_table)
@@ -259,18 +259,21 @@ def arm_page(
     title, kicker = f"What the student learned: {report.arm.replace('_', ' ')}", f"world2vlm, profile {report.profile}"
     return render_page(title, _arm_sections(report), kicker, headline(report), tiles)
 
-# %% ../../nbs/88_results.ipynb #5386de76
+# %% ../../nbs/88_results.ipynb #f35a31a5
+_BEFORE_AFTER = {"base": "before training", "grpo": "after SFT + GRPO"}
+
+# %% ../../nbs/88_results.ipynb #6dba2676
 def _headline_picture(
     report: ArmReport,  # with pairs and questions, or without
 ) -> "Figure | None":  # None where something is missing
     "The pair of median error, and the question D1 (or the first one) before and after the training."
-    names, questions = {"base": "before training", "grpo": "after SFT + GRPO"}, {q.task: q for q in report.questions}
+    questions = {q.task: q for q in report.questions}
     asked = questions.get("D1", next(iter(questions.values()), None))
-    if asked is None or not report.pairs or not names.keys() <= asked.answers.keys(): return None
+    if asked is None or not report.pairs: return None
     by_error = sorted(report.pairs, key=lambda pair: pair.difference.mean())
-    return headline_figure(by_error[len(by_error) // 2], asked, names)
+    return headline_figure(by_error[len(by_error) // 2], asked, _BEFORE_AFTER)
 
-# %% ../../nbs/88_results.ipynb #c18504a7
+# %% ../../nbs/88_results.ipynb #0281de82
 def save_pictures(
     report: ArmReport,  # with pairs and questions
     folder: Path | str,  # gets PNG files
@@ -281,13 +284,14 @@ def save_pictures(
     figures = {"scores": task_figure(report.results, RUNS), "means": mean_figure(report.results, RUNS)}
     if report.pairs: figures["imagined"] = imagined_figure(report.pairs[:3])
     if picture := _headline_picture(report): figures["headline"] = picture
+    if report.questions: figures["answers"] = answers_figure(report.questions, _BEFORE_AFTER)
     for stage, series in report.curves.items():
         name = "loss" if stage == "sft" else "reward"
         figures[f"curve-{stage}"] = curve_figure({stage: series}, {name: [name]})
     for name, figure in figures.items(): figure.savefig(folder / f"{name}.png", dpi=110, metadata={"Software": None})
     return sorted(figures)
 
-# %% ../../nbs/88_results.ipynb #157043bf
+# %% ../../nbs/88_results.ipynb #f2a2e015
 def ablation_results(
     data: Path | str,  # folder of a run: data/<profile>
     arms: Sequence[str],  # names
@@ -300,7 +304,7 @@ def ablation_results(
     rows = read_runs(answers / "base", answers / arms[0])
     return score_runs(runs | {run: rows[run] for run in ("base", "majority") if run in rows})
 
-# %% ../../nbs/88_results.ipynb #f7e8abfb
+# %% ../../nbs/88_results.ipynb #7bea289d
 def ablation_page(
     results: dict[str, dict],  # of `ablation_results`
     arms: Sequence[str],  # names
