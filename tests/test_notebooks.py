@@ -131,6 +131,8 @@ def outputs(nb: dict, pipeline: bool) -> list:
     if not pipeline and not some: found.append("not executed: no cell has an output")
     for i, c in enumerate(code):
         if any(o["output_type"] == "error" for o in c["outputs"]): found.append(f"code cell {i} ends in an error")
+        if any(o.get("name") == "stderr" or any("widget" in kind for kind in o.get("data", {})) for o in c["outputs"]):
+            found.append(f"code cell {i} shows a progress bar or a warning: run `make notebooks`")
         if c["execution_count"] is not None: found.append(f"code cell {i} has an execution count: run `make sync`")
     for c in nb["cells"]:
         hit = MACHINE.search(source(c)) or MACHINE.search(printed(c))
@@ -151,7 +153,7 @@ def test_style(path):
     if found: pytest.fail(f"{path.name}:\n  " + "\n  ".join(found), pytrace=False)
 
 
-# The gate must see what it forbids.
+# The gate must find what it forbids.
 GOOD = """#| export
 def area(
     width: float,  # metres
@@ -167,6 +169,12 @@ def notebook(*cells) -> dict:
         prose = s.startswith(("# ", "> "))
         return dict(source=s, cell_type="markdown") if prose else dict(source=s, cell_type="code", outputs=[dict(output_type="stream", text="1")], execution_count=None)
     return dict(cells=[cell(s) for s in cells], metadata=dict(kernelspec=dict(name="python3")))
+
+
+def test_gate_rejects_progress_bars():
+    bar = notebook("#| default_exp a", "# A\n> why", GOOD, "area(1, 2)")
+    bar["cells"][-1]["outputs"] = [dict(output_type="stream", name="stderr", text="100 %")]
+    assert any("progress bar" in o for o in offences(bar, 1000))
 
 
 def test_gate_accepts():
@@ -194,21 +202,40 @@ def test_library_agrees_with_notebooks(tmp_path):
     shutil.copy(ROOT / "settings.ini", tmp_path)
     done = subprocess.run([sys.executable, "-c", "from nbdev.doclinks import nbdev_export; nbdev_export()"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    fresh, kept = ({p.name: p.read_text() for p in (r / "world2vlm").glob("*.py") if p.name != "_modidx.py"} for r in (tmp_path, ROOT))
+    modules = lambda root: {str(p.relative_to(root)): p.read_text() for p in (root / "world2vlm").rglob("*.py") if p.name != "_modidx.py"}
+    fresh, kept = modules(tmp_path), modules(ROOT)
     assert fresh.keys() == kept.keys()
     assert [n for n in fresh if fresh[n] != kept[n]] == [], "run `make sync`"
 
 
 def test_every_module_has_a_notebook():
-    made = {m.group(1) for p in (ROOT / "nbs").glob("*.ipynb") if (m := re.search(r"#\|\s*default_exp (\w+)", p.read_text()))}
-    assert made == {p.stem for p in (ROOT / "world2vlm").glob("[!_]*.py")}
+    exported = {m.group(1) for p in (ROOT / "nbs").glob("*.ipynb") if (m := re.search(r"#\|\s*default_exp ([\w.]+)", p.read_text()))}
+    package = ROOT / "world2vlm"
+    assert exported == {".".join(p.relative_to(package).with_suffix("").parts) for p in package.rglob("[!_]*.py")}
 
 
-def test_readme_is_current(tmp_path):
-    "The README is what nbs/index.ipynb gives now, numbers included."
-    done = subprocess.run([sys.executable, "-m", "jupyter", "nbconvert", "--execute", "--to", "markdown", "--no-input", "--output-dir", str(tmp_path),
-                           "--output", "README", "nbs/index.ipynb"], cwd=ROOT, capture_output=True, text=True)
+@pytest.mark.parametrize("page, path", [("README", "nbs/index.ipynb"), ("RESULTS", "nbs/95_results.ipynb")])
+def test_pages_are_current(tmp_path, page, path):
+    "README and RESULTS are what their notebooks give now, numbers included, and every picture and link is there."
+    command = ["-m", "jupyter", "nbconvert", "--execute", "--to", "markdown", "--no-input", "--output-dir", str(tmp_path), "--output", page, path]
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "README.md").read_text() == (ROOT / "README.md").read_text(), "run `make sync`"
-    pictures = {p.name for p in (tmp_path / "README_files").iterdir()}
-    assert pictures == {p.name for p in (ROOT / "README_files").iterdir()}
+    text = (ROOT / f"{page}.md").read_text()
+    assert (tmp_path / f"{page}.md").read_text() == text, "run `make sync`"
+    local = [target for target in re.findall(r"\]\(([^)#\s]+)\)", text) if "://" not in target]
+    assert [target for target in local if not (ROOT / target).exists()] == []
+
+
+def test_readme_is_short():
+    "An idea, a picture, a table, six lines of Python, two commands."
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) <= 100 and next(i for i, line in enumerate(lines) if line.startswith("```")) < 40
+    assert sum(line.startswith("![") for line in lines) == 1
+
+
+def test_python_of_the_readme_runs(tmp_path):
+    "The example as written, from a checkout."
+    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)[1]
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("->") >= 3
