@@ -11,7 +11,7 @@ from world2vlm.evaluation.benchmarks.rooms import RoomsBenchmark, make_rooms_ben
 from world2vlm.evaluation.view_search import ViewSearch
 from world2vlm.report import comparison
 from world2vlm.report.comparison import (
-    COLUMNS, Comparison, _ask_column, _columns, _load_items, _order_runs, _PAPER, _result_cell, _seconds_per_question, comparison_page,
+    COLUMNS, Comparison, _ask_column, _columns, _load_items, _order_runs, _PAPER, _result_cell, _seconds_per_question, _comparison_page,
     comparison_table, cost_figure, make_comparison, paper_table, summarise_runs)
 
 BASE = str(repo_root() / "data/base")
@@ -111,7 +111,7 @@ def test_goes_on_after_a_kill_with_the_same_files(config, tmp_path, monkeypatch)
 
 
 def test_a_page_holds_all(results):
-    text = comparison_page(results)
+    text = _comparison_page(results)
     assert text.count("data:image/png") >= 1 and "Paper, seven billion parameters" in text and "<h2>rooms</h2>" in text
     assert "seconds" not in text.split("</style>")[1] and all(f'>{run.replace("+", "&#43;")}</th>' in text or f">{run}</th>" in text for run in ORDER)
 
