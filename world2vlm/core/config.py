@@ -144,7 +144,7 @@ def _from_dict(
 
 # %% ../../nbs/00_config.ipynb #5d60da01
 def import_named(
-    name: str,  # a key of `known`, or `module:attribute` of a user's own
+    name: str,  # a key of `known`, or `module:attribute` of a user's code
     known: Mapping[str, str],  # name -> `module:attribute`
     what: str,  # what is named, for messages: "teacher"
 ) -> Any:  # the class or object

@@ -169,7 +169,7 @@ def transitions_of(
 class Example:
     "One question with its answer."
     id: str  # unique: scene, teacher, trajectory, keyframe, task, object
-    task: str  # A1 ... D4, or `module:NAME` of a user's own task
+    task: str  # A1 ... D4, or `module:NAME` of a user's task
     direction: str  # "inverse" (views -> motion) or "forward" (motion -> view)
     images: list[np.ndarray] = field(repr=False)  # one or two, uint8 [H, W, 3]
     question: str  # boxes in it are canonical: whole numbers from 0 to 1000

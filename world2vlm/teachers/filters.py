@@ -219,7 +219,7 @@ def _measure_view(
     scene: Scene,  # the anchor
     view: np.ndarray,  # uint8 [H, W, 3] imagined
     requested: np.ndarray,  # [4, 4] pose in the anchor's frame
-    matcher: Matcher | None = match_sift,  # finds matching pixels; None goes without
+    matcher: Matcher | None = match_sift,  # finds matching pixels; None skips matching
 ) -> tuple[dict[str, float], _MeasuredMotion | None]:  # the measures that apply; the motion from the anchor to the view
     "The measures of one imagined view."
     measures, motion = {"sharpness": _sharpness(view) / max(_sharpness(scene.image), 1e-9)}, None
@@ -241,7 +241,7 @@ _WORST = {"rotation": max, "direction": max, "drift": max, "inliers": min, "shar
 def measure_rollout(
     scene: Scene,  # the anchor
     rollout: Rollout,  # imagined from it
-    matcher: Matcher | None = match_sift,  # finds matching pixels; None goes without
+    matcher: Matcher | None = match_sift,  # finds matching pixels; None skips matching
 ) -> dict[str, float]:  # the fields of `Filter` that could be measured
     "The measures of a `rollout`: each is that of the worst view."
     views = [_measure_view(scene, *pair, matcher)[0] for pair in zip(rollout.images, keyframe_poses(rollout))]
