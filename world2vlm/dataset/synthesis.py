@@ -163,7 +163,7 @@ def _split_of(
 @dataclass(frozen=True)
 class Supervise:
     "Which questions are derived from the transitions."
-    tasks: tuple[str, ...] = tuple(TASKS)  # names of tasks, or `module:NAME` of a user's own
+    tasks: tuple[str, ...] = tuple(TASKS)  # names of tasks, or `module:NAME` of a user's code
     rules: Rules = Rules()  # bounds of valid questions
     balance: tuple[str, ...] = ("D2",)  # tasks whose opposite answers become equally frequent
     per_scene: float = 0.0  # upper bound of examples of one task, averaged over the scenes of a shard; 0 for all

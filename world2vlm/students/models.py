@@ -161,7 +161,7 @@ class Reply(NamedTuple):
 
 
 class Student(Protocol):
-    "Who answers: anything that takes a batch of prompts and can name itself."
+    "Anything that answers a batch of prompts and identifies itself by a key."
     def reply(
         self,
         prompts: list[Prompt],  # one batch
@@ -331,7 +331,7 @@ class VLLMStudent:
 
     def reply(
         self,
-        prompts: list[Prompt],  # as many as wait; vLLM makes its own batches
+        prompts: list[Prompt],  # any number; vLLM makes its own batches
         max_new_tokens: int,  # longest answer
     ) -> list[Reply]:  # one for each prompt
         "Greedy answers."
@@ -373,7 +373,7 @@ def _open_vllm(
 # %% ../../nbs/60_models.ipynb #6888315f
 def open_student(
     checkpoint: str | Path,  # a folder, or the name of a model on the hub
-    engine: str = "transformers",  # a key of ENGINES, or `module:Class` of a user's own
+    engine: str = "transformers",  # a key of ENGINES, or `module:Class` of a user's code
     **options,  # box_format: "norm1000" | "pixels", attention: "eager" | "sdpa", max_pixels: 0 for its own
 ) -> Student:  # ready to answer
     "Open a student for evaluation. ConfigError for an unknown `engine`."

@@ -31,7 +31,7 @@ def fit_sft(
     out: str | Path,  # folder of the checkpoint
     steps: int = -1,  # optimizer steps; -1 goes once through `data`
 ) -> Path:  # `out`, which `load_student` opens
-    "Train `model` on `data`; run again after a kill it goes on from the last checkpoint in `out`."
+    "Train `model` on `data`; a killed run resumes from the last checkpoint in `out`."
     from trl import SFTConfig, SFTTrainer
     arguments = SFTConfig(max_length=config.max_length, dataset_kwargs=dict(skip_prepare_dataset=True),
                           **trainer_arguments(config, out, steps))
@@ -48,7 +48,7 @@ def train_sft(
     examples: str | Path,  # a data set of examples
     out: str | Path,  # folder of the new checkpoint
 ) -> Path:  # `out`, which `load_student` opens
-    "Fine-tune `student` on `examples`; run again after a kill it goes on from the last checkpoint."
+    "Fine-tune `student` on `examples`; a killed run resumes from the last checkpoint."
     model, processor = load_student(str(student), config.attention, "float32", config.max_pixels or None)
     step = config.batch_size, config.gradient_accumulation_steps, config.processes
     data = training_rows(examples, config, processor, cache=str(Path(out) / "cache"), step=step)
