@@ -103,7 +103,7 @@ def _evaluate_view(
     bounds: Filter = Filter(),  # of a good rollout
     room: Any = None,  # `scenes.room.Room` of the scene; None leaves the pose out
 ) -> _EvaluatedView:  # all scores
-    "Compare the view of `rollout` with the `truth`, and so the baselines."
+    "Compare the view of `rollout` and those of the baselines with the `truth`."
     action, image = rollout.actions[0], rollout.images[0]
     baselines, unseen = _baseline_views(scene, keyframe_poses(rollout)[0])
     scores = _view_scores({"teacher": image, **baselines}, truth, unseen)
