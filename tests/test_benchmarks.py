@@ -16,7 +16,7 @@ from world2vlm.evaluation.benchmarks.vsibench import NUMERIC
 from world2vlm.core.config import ConfigError, repo_root
 from world2vlm.evaluation.benchmarks.base import BENCHMARKS, CONTROLS, Benchmark, ask_benchmark, control_rows, open_benchmark, shuffle_pictures
 from world2vlm.students.models import HFStudent, Prompt, VLLMStudent, _video_frames, load_piece, open_student
-from world2vlm.evaluation.benchmarks.sat import _published_order, score_sat
+from world2vlm.evaluation.benchmarks.sat import _published_order, _score_sat
 from world2vlm.evaluation.statistics import paired_scores, score_with_interval
 from world2vlm.dataset.synthesis import Imagine, Scenes, Supervise
 from world2vlm.evaluation.benchmarks.rooms import RoomsBenchmark, make_rooms_benchmark
@@ -108,7 +108,7 @@ def test_end_to_end_killed_and_resumed(home, student, tmp_path, name):
 
 def test_the_first_choice_is_always_right_as_shipped(home):
     items = load(home, "sat")
-    tables = {which: score_sat(control_rows("sat", items, which)) for which in CONTROLS}
+    tables = {which: _score_sat(control_rows("sat", items, which)) for which in CONTROLS}
     assert tables["first"]["as shipped"]["overall"] == 1 and tables["first"]["circular"]["overall"] == 0 and tables["most frequent"]["circular"]["overall"] == 1
     assert 0 < tables["random"]["published order"]["overall"] <= 1 and sum(_published_order(150)) == 82
     assert control_rows("sat", items, "random", 1) != control_rows("sat", items, "random") == control_rows("sat", items, "random", 0)

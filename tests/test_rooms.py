@@ -12,7 +12,7 @@ from world2vlm.dataset.shards import validate_dataset
 from world2vlm.dataset.synthesis import Imagine, Scenes, Supervise
 from world2vlm.scenes.room import room_scenes
 from world2vlm.tasks.tasks import TASKS
-from world2vlm.evaluation.benchmarks.rooms import RoomsBenchmark, make_rooms_benchmark, _aim_questions, _camera_questions, _consequence_questions, _perspective_questions, _draw_by_coin, _object_centre, score_rooms, _unique_instances
+from world2vlm.evaluation.benchmarks.rooms import RoomsBenchmark, make_rooms_benchmark, _aim_questions, _camera_questions, _consequence_questions, _perspective_questions, _draw_by_coin, _object_centre, _score_rooms, _unique_instances
 from world2vlm.core.records import transitions_of
 from world2vlm.teachers.base import load_teacher
 
@@ -35,7 +35,7 @@ def test_twelve_kinds_and_right_answers_score_one(items):
     assert len({i.id for i in items}) == len(items)
     row = open_benchmark("rooms").row
     assert all(row(i, i.gold)["score"] == pytest.approx(1) and row(i, i.gold)["scene_id"] == i.example.scene_id for i in items)
-    assert score_rooms([row(i, "") for i in items])["all kinds"]["overall"] == 0
+    assert _score_rooms([row(i, "") for i in items])["all kinds"]["overall"] == 0
 
 
 def test_valid_and_the_same_bytes_again(home, tmp_path):
@@ -94,6 +94,6 @@ def test_an_object_behind_the_named_place_is_on_the_other_side():
 
 
 def test_controls_and_intervals(items):
-    first = score_with_interval(control_rows("rooms", items, "first"), score_rooms, 50)
+    first = score_with_interval(control_rows("rooms", items, "first"), _score_rooms, 50)
     assert set(first) == {"all kinds", "eight tasks", "as SAT"} and all(r["low"] <= r["overall"] <= r["high"] and r["n"] == len(items) for r in first.values())
     assert 0.2 < first["as SAT"]["overall"] < 0.8

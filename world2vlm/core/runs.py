@@ -35,7 +35,7 @@ def _seed_sequence(
 # %% ../../nbs/04_runs.ipynb #4c3dd037
 def rng_for(
     *parts: int | str,  # as for `_seed_sequence`
-) -> np.random.Generator:  # at its first number
+) -> np.random.Generator:  # in its initial state
     "Random numbers that depend on `parts`, and on nothing else."
     return np.random.default_rng(_seed_sequence(*parts))
 
@@ -93,7 +93,7 @@ def rounded(
 def read_jsonl(
     path: str | Path,  # may be missing
 ) -> list[dict]:  # rows
-    "The whole lines of the file at `path`, [] where there is none. Raises ValueError for a broken line, naming it."
+    "The complete lines of the file at `path`, [] where there is none. Raises ValueError for a broken line, naming it."
     data, rows = Path(path).read_bytes() if Path(path).is_file() else b"", []
     for number, line in enumerate(data.split(b"\n")[:-1], 1):
         try: rows.append(json.loads(line))

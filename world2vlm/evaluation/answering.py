@@ -71,7 +71,7 @@ def collect_answers(
     questions: list[Any],  # with `id` and `question`: examples, or items of a benchmark
     path: str | Path | None = None,  # answer file to write and resume
     batch_size: int = 16,  # questions per call
-    key: str = "",  # digest of who answers and how
+    key: str = "",  # digest of the student and its settings
     to_row: Callable[..., dict] = answer_row,  # (question, response, ...) -> row of the answer file
     cost: Callable[[Any], tuple] = _example_cost,  # of a question, see `_batches`
 ) -> list[dict]:  # rows in the order of `questions`; those answered now have `seconds`

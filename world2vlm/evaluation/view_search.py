@@ -6,7 +6,6 @@
 __all__ = ['ViewSearch', 'ask_with_search', 'search_cost']
 
 # %% ../../nbs/80_view_search.ipynb #a1beea8c
-import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -106,7 +105,7 @@ def _scene_of_item(
 # %% ../../nbs/80_view_search.ipynb #624dfb7c
 @dataclass
 class _Search:
-    "One question: who scores and answers, who imagines, and what that has cost so far."
+    "The search for one question: its student, its world model, and its cost so far."
     item: Item  # the question
     student: Student  # scores views and answers
     worldmodel: WorldModel  # imagines views

@@ -137,19 +137,19 @@ def _draw_motions(
 # %% ../../nbs/85_figures.ipynb #fa654106
 @styled
 def question_figure(
-    asked: AnsweredQuestion,  # what was asked
+    answered: AnsweredQuestion,  # what was asked
     colours: dict[str, str] | None = None,  # run -> colour
 ) -> "Figure":  # the pictures with their boxes, and the motion from above
     "The pictures of a question with the boxes on them, and its motion from above."
     colours = {"question": QUESTION_COLOUR, "truth": TRUTH_COLOUR} | (colours or {})
-    titles = ["view before", "view after (not shown)" if asked.after_hidden else "view after"]
-    panels = len(asked.images) + bool(asked.motions)
+    titles = ["view before", "view after (not shown)" if answered.after_hidden else "view after"]
+    panels = len(answered.images) + bool(answered.motions)
     figure, axes = canvas(1, panels, (2.3 * panels, 2.5), squeeze=False)
-    _show_views(axes[0], asked.images, titles)
-    for owned in asked.boxes:
+    _show_views(axes[0], answered.images, titles)
+    for owned in answered.boxes:
         line = "-" if owned.owner == "truth" else (0, (4, 2))
         draw_box(axes[0, owned.image], owned.box, colour=colours[owned.owner], linestyle=line)
-    if asked.motions: _draw_motions(axes[0, -1], asked.motions, colours)
+    if answered.motions: _draw_motions(axes[0, -1], answered.motions, colours)
     return figure
 
 # %% ../../nbs/85_figures.ipynb #4f9594cb
@@ -211,16 +211,16 @@ def _answer_colour(
 # %% ../../nbs/85_figures.ipynb #38ebc3cd
 def _write_question(
     axes: "Axes",  # an empty panel
-    asked: AnsweredQuestion,  # what was asked
+    answered: AnsweredQuestion,  # what was asked
     names: dict[str, str],  # run -> name, in the order of the lines
     width: int = 52,  # letters of a line of the question
 ) -> None:
     "The question, the right answer and the answers of `names` as text."
     axes.axis("off")
-    text = textwrap.fill(re.sub(r"^Boxes are .*? 1000\. ", "", asked.question.split("\n")[0]), width)
+    text = textwrap.fill(re.sub(r"^Boxes are .*? 1000\. ", "", answered.question.split("\n")[0]), width)
     axes.text(0, 1, text, va="top", fontsize=10.5, transform=axes.transAxes)
-    lines = [("right answer", asked.gold, TRUTH_COLOUR)]
-    lines += [(name, asked.answers[run][0], _answer_colour(asked.answers[run][1])) for run, name in names.items()]
+    lines = [("right answer", answered.gold, TRUTH_COLOUR)]
+    lines += [(name, answered.answers[run][0], _answer_colour(answered.answers[run][1])) for run, name in names.items()]
     top = 0.9 - 0.085 * (text.count("\n") + 1)
     for i, (name, answer, colour) in enumerate(lines):
         place = dict(y=top - 0.12 * i, va="top", transform=axes.transAxes)
@@ -231,20 +231,20 @@ def _write_question(
 @styled
 def headline_figure(
     pair: ViewPair,  # what the teacher imagined
-    asked: AnsweredQuestion,  # a question with the answers of `names`
+    answered: AnsweredQuestion,  # a question with the answers of `names`
     names: dict[str, str],  # run -> name shown: before and after the training
 ) -> "Figure":  # at least 13 inches wide
     "The method in one picture: anchor, imagined view, truth, and a question answered before and after the training."
-    views = [pair.anchor, pair.imagined, pair.truth, *asked.images]
-    after = "after (not shown)" if asked.after_hidden else "after"
+    views = [pair.anchor, pair.imagined, pair.truth, *answered.images]
+    after = "after (not shown)" if answered.after_hidden else "after"
     imagined = f"imagined by the teacher:\n{pair.motion.replace('; ', ',')}"
     titles = ["one picture", imagined, "the truth", "held-out room, before", after]
     figure, axes = canvas(1, len(views) + 1, (2.2 * len(views) + 4.4, 2.9), width_ratios=[*[1] * len(views), 2])
     _show_views(axes, views, titles)
     colours = {"question": QUESTION_COLOUR, "truth": TRUTH_COLOUR}
-    colours |= {run: _answer_colour(asked.answers[run][1]) for run in names}
-    for owned in asked.boxes: draw_box(axes[3 + owned.image], owned.box, colour=colours[owned.owner])
-    _write_question(axes[-1], asked, names)
+    colours |= {run: _answer_colour(answered.answers[run][1]) for run in names}
+    for owned in answered.boxes: draw_box(axes[3 + owned.image], owned.box, colour=colours[owned.owner])
+    _write_question(axes[-1], answered, names)
     return figure
 
 # %% ../../nbs/85_figures.ipynb #b9cf4ca9
@@ -256,13 +256,13 @@ def answers_figure(
     "Questions with the answers before and after the training."
     figure, axes = canvas(len(questions), 3, (12, 2.5 * len(questions)), squeeze=False, width_ratios=[1, 1, 3])
     colours = {"question": QUESTION_COLOUR, "truth": TRUTH_COLOUR}
-    for row, asked in zip(axes, questions):
-        after = "after (not shown)" if asked.after_hidden else "after"
-        _show_views(row, asked.images, [f"{asked.task}: before", after])
-        if len(asked.images) == 1: row[1].axis("off")
-        owners = colours | {run: _answer_colour(asked.answers[run][1]) for run in names}
-        for owned in asked.boxes: draw_box(row[owned.image], owned.box, colour=owners[owned.owner])
-        _write_question(row[2], asked, names, width=90)
+    for row, answered in zip(axes, questions):
+        after = "after (not shown)" if answered.after_hidden else "after"
+        _show_views(row, answered.images, [f"{answered.task}: before", after])
+        if len(answered.images) == 1: row[1].axis("off")
+        owners = colours | {run: _answer_colour(answered.answers[run][1]) for run in names}
+        for owned in answered.boxes: draw_box(row[owned.image], owned.box, colour=owners[owned.owner])
+        _write_question(row[2], answered, names, width=90)
     return figure
 
 # %% ../../nbs/85_figures.ipynb #78620ca2

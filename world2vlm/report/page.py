@@ -46,17 +46,17 @@ class Section:
 
 # %% ../../nbs/87_page.ipynb #f0e7f828
 def question_card(
-    asked: AnsweredQuestion,  # what was asked
+    answered: AnsweredQuestion,  # what was asked
     title: str,  # of its task
     names: dict[str, str],  # run -> name shown; other runs are left out
     colours: dict[str, str],  # run -> colour
 ) -> Card:  # for a `Section`
     "One question with its pictures, the right answer and the answer of each run."
-    named = [(run, *answer) for run, answer in asked.answers.items() if run in names]
-    answers = [("right answer", asked.gold, "", TRUTH_COLOUR)]
+    named = [(run, *answer) for run, answer in answered.answers.items() if run in names]
+    answers = [("right answer", answered.gold, "", TRUTH_COLOUR)]
     answers += [(names[run], text, format_points(score), colours[run]) for run, text, score in named]
-    picture = picture_html(question_figure, asked, colours, alt=f"Pictures of the question: {asked.question}")
-    return Card(f"{asked.task}, {title}", picture, asked.question, answers)
+    picture = picture_html(question_figure, answered, colours, alt=f"Pictures of the question: {answered.question}")
+    return Card(f"{answered.task}, {title}", picture, answered.question, answers)
 
 # %% ../../nbs/87_page.ipynb #a55e2d1a
 def render_page(

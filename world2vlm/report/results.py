@@ -153,8 +153,8 @@ def headline(
     cleared = [name for run, name in others.items() if _clearly_below(report.results[run]["mean"], result["mean"])]
     rest = [name for name in others.values() if name not in cleared]
     quoted = lambda some_names: ", ".join(f"\u201c{name}\u201d" for name in some_names)
-    score, asked = format_points(result["mean"]["score"]), f"{result['n']:,} questions from {result['scenes']:,} unseen rooms"
-    text = f"{names[final]} scores {score} of 100 points on {asked}."
+    score, scope = format_points(result["mean"]["score"]), f"{result['n']:,} questions from {result['scenes']:,} unseen rooms"
+    text = f"{names[final]} scores {score} of 100 points on {scope}."
     if cleared: text += f" Its 95 % interval lies above those of {quoted(cleared)}."
     return text + (f" It is not clearly above {quoted(rest)}." if rest else "")
 
@@ -175,7 +175,7 @@ def _question_cards(
 ) -> list[Card]:  # one per task
     "The questions of the page."
     names = {run: name for runs in RUNS.values() for run, name in runs.items()}
-    return [question_card(asked, open_task(asked.task).title, names, run_colours(RUNS)) for asked in report.questions]
+    return [question_card(answered, open_task(answered.task).title, names, run_colours(RUNS)) for answered in report.questions]
 
 # %% ../../nbs/88_results.ipynb #8acc89ab
 def _curve_pictures(
@@ -268,10 +268,10 @@ def _headline_picture(
 ) -> "Figure | None":  # None where something is missing
     "The pair of median error, and the question D1 (or the first one) before and after the training."
     questions = {q.task: q for q in report.questions}
-    asked = questions.get("D1", next(iter(questions.values()), None))
-    if asked is None or not report.pairs: return None
+    answered = questions.get("D1", next(iter(questions.values()), None))
+    if answered is None or not report.pairs: return None
     by_error = sorted(report.pairs, key=lambda pair: pair.difference.mean())
-    return headline_figure(by_error[len(by_error) // 2], asked, _BEFORE_AFTER)
+    return headline_figure(by_error[len(by_error) // 2], answered, _BEFORE_AFTER)
 
 # %% ../../nbs/88_results.ipynb #0281de82
 def save_pictures(
@@ -314,9 +314,9 @@ def ablation_page(
     groups = {"Controls": {"majority": "most frequent answer", "base": "base"}}
     for stage, run in (("SFT", "sft"), ("SFT + GRPO", "grpo")):
         groups[stage] = {f"{arm}/{run}": arm.replace("_", " ") for arm in arms}
-    picture = Picture(picture_html(mean_figure, results, groups, alt="Mean score of each arm"), "Mean scores, 95 % intervals.")
+    html = picture_html(mean_figure, results, groups, alt="Mean score of each arm")
     lead = "The arms differ in one thing each: the questions they are trained on, or their teacher."
-    section = Section("arms", "Arms", lead, [arm_table(results), score_table(results, groups)], [picture])
+    section = Section("arms", "Arms", lead, [arm_table(results), score_table(results, groups)], [Picture(html, "Mean scores.")])
     measured, text = {"base", f"{arms[0]}/grpo", "oracle_teacher/grpo"} <= results.keys(), ""
-    if measured: text = f"Share of the gain of the simulator's own views: {100 * share_of_gain(results, arms[0]):.0f} %."
+    if measured: text = f"Share of the oracle's gain: {100 * share_of_gain(results, arms[0]):.0f} %."
     return render_page("What each arm is worth", [section], f"world2vlm, profile {profile}", text)

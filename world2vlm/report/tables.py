@@ -82,8 +82,8 @@ def arm_table(
     finals = {name.removesuffix("/grpo"): result for name, result in results.items() if name.endswith("/grpo")}
     rows = []
     for arm, result in sorted(finals.items(), key=lambda item: -item[1]["mean"]["score"]):
-        mean, directions = result["mean"], []
-        for name in ("forward", "inverse"): directions.append(format_points(result["directions"].get(name, {}).get("score")))
+        mean, score = result["mean"], lambda name: result["directions"].get(name, {}).get("score")
+        directions = [format_points(score(name)) for name in ("forward", "inverse")]
         rows.append([arm.replace("_", " "), format_points(mean["score"]), format_interval(mean), *directions])
     return Table(["arm", "mean score", "95 % interval", "forward questions", "inverse questions"], rows)
 

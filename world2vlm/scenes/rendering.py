@@ -227,7 +227,7 @@ def _light_at(
     solids: _Solids,  # primitives
     hits: _Hits,  # points to light
 ) -> np.ndarray:  # float32 [N] in [0, 1]
-    "Bilinear look-up in the map of the own top; other faces use the value of the floor nearby, brighter with height."
+    "Bilinear look-up in the light map of a top; other faces use the value of the floor nearby, brighter with height."
     own = (light.side[hits.geom] > 0) & (hits.normal[:, 1] < -.9)
     g = np.where(own, hits.geom, 0)
     local = _to_local(solids, g, hits.point + np.float32(.12) * hits.normal * ~own[:, None])

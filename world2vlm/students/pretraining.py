@@ -210,7 +210,7 @@ def _score_answer(
 
 # %% ../../nbs/66_pretraining.ipynb #829efdbd
 def _mean_score(
-    student: Student,  # who answers
+    student: Student,  # to be asked
     examples: list[Example],  # of `probe_examples`
     batch_size: int = 64,  # questions in one forward pass
 ) -> float:  # [0, 1]
@@ -221,7 +221,7 @@ def _mean_score(
 
 # %% ../../nbs/66_pretraining.ipynb #f0ca113b
 def probe(
-    student: Student,  # who answers
+    student: Student,  # to be asked
     examples: list[Example],  # of `probe_examples`
 ) -> dict[str, dict[str, float]]:  # kind -> n, mean score ("seen") and that with shuffled images ("blind")
     "How well a student answers each kind of question."

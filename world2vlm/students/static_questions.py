@@ -13,6 +13,7 @@ import numpy as np
 
 from ..core.actions import format_actions, Ranges, sample_actions
 from ..core.camera import intrinsics
+from ..core.runs import rng_for
 from ..scenes.furniture import FURNITURE, OBJECT_COLOURS
 from ..scenes.room import nearby_pose, Room, start_pose
 from ..tasks.answers import BOX_FORMATS, format_box, letter_options, ONE_SENTENCE
@@ -51,7 +52,7 @@ def sample_views(
     min_area: float = .004,  # share of the picture that counts as visible
 ) -> tuple[list, list]:  # views, and for each the list of its objects; both empty where the room has no start
     "Up to `views` views of room `seed`, each with two objects or more."
-    rng, room = np.random.default_rng([seed, 1]), Room(seed)
+    rng, room = rng_for(seed, 1), Room(seed)
     try: poses = [start_pose(room, rng, K, size)]
     except ValueError: return [], []
     for _ in range(tries * (views - 1)):
@@ -414,7 +415,7 @@ def question_stream(
     from PIL import Image
     K, weights = intrinsics(*size, fov_deg), question_weights(**shares)
     for number in count():
-        rng = np.random.default_rng([seed, number])
+        rng = rng_for(seed, number)
         rendered, visible = sample_views(int(rng.integers(2**31)), K, size, views, min_area=min_area)
         pictures = [Image.fromarray(view.image) for view in rendered]
         for _ in range(per_room * (len(rendered) > 1)):

@@ -171,7 +171,7 @@ def live_callback(
 # %% ../../nbs/62_training.ipynb #b01f272b
 def _last_checkpoint(
     folder: Path,  # where the trainer leaves `checkpoint-N`
-) -> str | None:  # path of the newest whole checkpoint
+) -> str | None:  # path of the newest complete checkpoint
     "Find the checkpoint to resume from, and remove those that a kill cut short."
     whole = {}
     for path in Path(folder).glob("checkpoint-*"):
@@ -226,7 +226,7 @@ def run_trainer(
     processor: "ProcessorMixin",  # of the student
     out: str | Path,  # the checkpoint's folder
 ) -> Path:  # `out`, which `load_student` opens
-    "Train from the last whole checkpoint in `out`, or from the start, and save the student."
+    "Train from the last complete checkpoint in `out`, or from the start, and save the student."
     trainer.train(resume_from_checkpoint=_restore_weights(trainer.model, _last_checkpoint(Path(out) / "checkpoints")))
     return _save_student(trainer, processor, Path(out))
 

@@ -31,7 +31,7 @@ def _required_depth(
 def _surface_map(
     scene: Scene,  # the anchor
     pose: np.ndarray,  # [4, 4] camera after the motion in the anchor's frame
-) -> np.ndarray:  # int32 [3 H, 3 W] anchor pixel, row-major; -1 where the anchor did not look
+) -> np.ndarray:  # int32 [3 H, 3 W] anchor pixel, row-major; -1 where the anchor saw nothing
     "Which pixel of `scene` each cell of the view at `pose` shows; ValueError for a move without depth."
     if is_pure_turn(pose): return turn_index(scene.K, pose[:3, :3], scene.size, _OVERSAMPLING)
     return splat(_required_depth(scene), scene.K, pose, _OVERSAMPLING)[0]

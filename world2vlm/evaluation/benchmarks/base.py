@@ -33,7 +33,7 @@ class Item:
     images: tuple[str | np.ndarray, ...] = field(default=(), compare=False)  # paths, or pictures uint8 [H, W, 3]
     video: str = ""  # path, "" for none
     scene: Scene | None = field(default=None, compare=False)  # the first picture with its camera, where that is known
-    example: Example | None = field(default=None, compare=False)  # of our own questions
+    example: Example | None = field(default=None, compare=False)  # the full record of our own questions
 
     @property
     def place(self) -> str:  # questions of one place share their pictures
@@ -70,7 +70,8 @@ def _load_records(
     from pyarrow import parquet
     if path.suffix == ".parquet": return parquet.read_table(path).to_pylist()
     text = path.read_text(encoding="utf-8")
-    return json.loads(text) if path.suffix == ".json" else [json.loads(line) for line in text.splitlines() if line.strip()]
+    if path.suffix == ".json": return json.loads(text)
+    return [json.loads(line) for line in text.splitlines() if line.strip()]
 
 # %% ../../../nbs/75_benchmarks.ipynb #3e62367b
 def read_records(
@@ -80,7 +81,8 @@ def read_records(
     "Records of a file. ValueError for a missing file, broken text or a missing field, naming it."
     if not path.is_file(): raise ValueError(f"{path}: no such file")
     try: records = _load_records(path)
-    except ValueError as error: raise ValueError(f"{path}: not readable as {path.suffix[1:]} ({error}); fetch it again") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: not readable as {path.suffix[1:]} ({error}); fetch it again") from None
     for number, record in enumerate(records):
         if lacking := [name for name in fields if name not in record]:
             raise ValueError(f"{path}, record {number}: no field {', '.join(lacking)}; this is another version of the benchmark")
@@ -106,7 +108,8 @@ class Benchmark:
         **extra,  # seconds, tokens, key
     ) -> dict:  # a row of an answer file
         "Question and answer."
-        fields = dict(id=item.id, kind=item.kind, question=item.question, choices=list(item.choices), gold=item.gold, response=response)
+        fields = dict(id=item.id, kind=item.kind, question=item.question, choices=list(item.choices), gold=item.gold)
+        fields["response"] = response
         if item.example: fields["scene_id"] = item.example.scene_id
         return fields | ({"score": self.score_answer(item, response)} if self.score_answer else {}) | extra
 
@@ -169,12 +172,14 @@ def shuffle_pictures(
     for i, item in enumerate(items): groups.setdefault((len(item.images), bool(item.video)), []).append(i)
     for members in groups.values():
         others = other_scene_indices([items[i].place for i in members], rng)
-        for i, j in zip(members, others): shuffled[i] = replace(items[i], images=items[members[j]].images, video=items[members[j]].video)
+        for i, j in zip(members, others):
+            source = items[members[j]]
+            shuffled[i] = replace(items[i], images=source.images, video=source.video)
     return shuffled
 
 # %% ../../../nbs/75_benchmarks.ipynb #2c31dccd
 def ask_benchmark(
-    student: Student,  # who answers
+    student: Student,  # to be asked
     name: str | Benchmark,  # see `open_benchmark`
     items: list[Item],  # of its `load`
     path: str | Path | None = None,  # answer file to write and resume, one line for each question
@@ -185,13 +190,15 @@ def ask_benchmark(
 ) -> list[dict]:  # rows of `Benchmark.row` with seconds and tokens
     "Ask a student a benchmark; a killed run resumes."
     benchmark = open_benchmark(name)
-    settings = dict(benchmark=str(name), frames=frames, blind=blind, max_new_tokens=max_new_tokens or benchmark.max_new_tokens)
+    max_new_tokens = max_new_tokens or benchmark.max_new_tokens
+    settings = dict(benchmark=str(name), frames=frames, blind=blind, max_new_tokens=max_new_tokens)
     def respond(batch):
-        prompts = [Prompt([load_piece(piece, frames) for piece in benchmark.prompt(item)], benchmark.system(item)) for item in batch]
-        return [dict(response=reply.text, tokens=reply.tokens) for reply in student.reply(prompts, settings["max_new_tokens"])]
+        pieces = lambda item: [load_piece(piece, frames) for piece in benchmark.prompt(item)]
+        replies = student.reply([Prompt(pieces(item), benchmark.system(item)) for item in batch], max_new_tokens)
+        return [dict(response=reply.text, tokens=reply.tokens) for reply in replies]
     cost = lambda item: (-len(item.images) - bool(item.video), -len(item.question))
-    asked = shuffle_pictures(items) if blind else items
-    return collect_answers(respond, asked, path, batch_size, student.key(settings), benchmark.row, cost)
+    questions = shuffle_pictures(items) if blind else items
+    return collect_answers(respond, questions, path, batch_size, student.key(settings), benchmark.row, cost)
 
 # %% ../../../nbs/75_benchmarks.ipynb #d9f697f7
 CONTROLS = ("first", "random", "most frequent")

@@ -24,7 +24,8 @@ def _last_match(
 
 # %% ../../../nbs/78_mindcube.ipynb #9b337ded
 _SECTION = [r"[Mm]y answer is ([A-E])", r"[Tt]he answer is ([A-E])", r"\b([A-E])\b"]  # inside <Answer>
-_WHOLE = [r"(?:^|\n)(?:Answer: )?([A-E])(?:\.|$|\s)", r"[\*\"]([A-E])[\*\"]", r"\bAnswer:?\s*([A-E])\b", r"[Mm]y answer is ([A-E])", r"answer is ([A-E])"]
+_WHOLE = [r"(?:^|\n)(?:Answer: )?([A-E])(?:\.|$|\s)", r"[\*\"]([A-E])[\*\"]", r"\bAnswer:?\s*([A-E])\b",
+          r"[Mm]y answer is ([A-E])", r"answer is ([A-E])"]
 
 # %% ../../../nbs/78_mindcube.ipynb #7d614f01
 def mindcube_letter(
@@ -33,7 +34,8 @@ def mindcube_letter(
     "The letter of MindCube's extractor."
     text = re.sub(r"\s+", " ", raw or "").strip()
     section = re.search(r"<Answer>(.*?)(?:<|$)", text, re.DOTALL)
-    searches = [(r"([A-E])\.", text)] + [(pattern, section[1]) for pattern in _SECTION if section] + [(pattern, text) for pattern in _WHOLE]
+    searches = [(r"([A-E])\.", text)] + [(pattern, section[1]) for pattern in _SECTION if section]
+    searches += [(pattern, text) for pattern in _WHOLE]
     letters = (_last_match(pattern, part) for pattern, part in searches)
     first = re.search(r"\b([A-E])\b", text)
     return next((letter for letter in letters if letter), first[1] if first else None)

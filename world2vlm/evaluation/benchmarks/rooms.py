@@ -57,7 +57,7 @@ def _side_question(
 def _unique_instances(
     scene: Scene,  # a view of a room
     rules: Rules = Rules(),  # smallest and largest size
-) -> list[Instance]:  # objects whose label names them alone
+) -> list[Instance]:  # objects with a unique label
     "The objects of `scene` that a question can name in words."
     labels = [instance.label for instance in scene.instances]
     return [instance for instance in candidates(scene, rules.area) if labels.count(instance.label) == 1]
@@ -169,9 +169,9 @@ def _sat_like_examples(
     source = {q: t for t in transitions for q in _camera_questions(t) + _consequence_questions(t, rules)}
     pool = [*source, *_aim_questions(scene, rules), *_perspective_questions(scene, rules)]
     kinds = ("camera", "consequence", "aim", "perspective")
-    drawn = [q for kind in kinds for q in _draw_by_coin([q for q in pool if q.kind == kind], rng)]
+    questions = [q for kind in kinds for q in _draw_by_coin([q for q in pool if q.kind == kind], rng)]
     images = lambda q: [scene.image, source[q].image_after] if q.kind == "camera" else [scene.image]
-    return [_example_of(q, scene, images(q), rng) for q in drawn]
+    return [_example_of(q, scene, images(q), rng) for q in questions]
 
 # %% ../../../nbs/79_rooms.ipynb #2ae7bf88
 @dataclass(frozen=True)
@@ -225,7 +225,7 @@ def load_rooms(
 
 # %% ../../../nbs/79_rooms.ipynb #5120103f
 def _prompt_rooms(
-    item: Item,  # of our own
+    item: Item,  # of this benchmark
 ) -> list[str | np.ndarray]:  # pictures and text
     "Pictures and question as in training, or the prompt of SAT."
     return [*item.images, item.question] if item.kind in TASKS else prompt_sat(item)
@@ -248,7 +248,8 @@ def _score_rooms(
     scores: dict[str, list[float]] = {}
     for row in rows: scores.setdefault(row["kind"], []).append(row["score"])
     means = {kind: float(np.mean(scores[kind])) for kind in sorted(scores)}
-    families = {"all kinds": list(means), "eight tasks": [k for k in means if k in TASKS], "as SAT": [k for k in means if k not in TASKS]}
+    ours, theirs = [kind for kind in means if kind in TASKS], [kind for kind in means if kind not in TASKS]
+    families = {"all kinds": list(means), "eight tasks": ours, "as SAT": theirs}
     table = lambda kinds: {kind: means[kind] for kind in kinds}
     overall = lambda kinds: {"overall": float(np.mean([means[kind] for kind in kinds]))}
     return {rule: table(kinds) | overall(kinds) for rule, kinds in families.items() if kinds}

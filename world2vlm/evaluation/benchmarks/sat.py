@@ -87,9 +87,10 @@ def unpack_sat(
     "Write the pictures that a split names. ValueError if the two files do not belong together."
     from PIL import Image
     records = read_records(Path(source) / "data" / f"{split}.json", ("database_idx", "question", "img_paths"))
-    wanted, written, number, advice = {r["database_idx"]: r["img_paths"] for r in records}, 0, -1, "take the file of the same split"
+    pictures = {record["database_idx"]: record["img_paths"] for record in records}
+    written, number, advice = 0, -1, "take the file of the same split"
     for number, row in enumerate(_parquet_rows(parquet)):
-        paths = wanted.get(number, [])
+        paths = pictures.get(number, [])
         if len(paths) > len(row["image_bytes"]):
             raise ValueError(f"{parquet}, row {number}: {len(row['image_bytes'])} pictures, {len(paths)} are named; {advice}")
         for path, data in zip(paths, row["image_bytes"]):
@@ -97,7 +98,8 @@ def unpack_sat(
             image = Image.open(io.BytesIO(data)).convert("RGB")
             (_square_picture(image) if split == "test" else image).save(Path(source) / path)
         written += len(paths)
-    if max(wanted, default=-1) > number: raise ValueError(f"{parquet}: {number + 1} rows, question {max(wanted)} is named; {advice}")
+    if max(pictures, default=-1) > number:
+        raise ValueError(f"{parquet}: {number + 1} rows, question {max(pictures)} is named; {advice}")
     return written
 
 # %% ../../../nbs/76_sat.ipynb #bd58220f
@@ -110,7 +112,8 @@ def prompt_sat(
 ) -> list[str | Path | np.ndarray]:  # texts and pictures in order
     "The baseline prompt of MindJourney."
     pieces = ["These are the images that pair with the question.\n"]
-    for number, image in enumerate(item.images, 1): pieces += [f"Image {number}:", Path(image) if isinstance(image, str) else image]
+    for number, image in enumerate(item.images, 1):
+        pieces += [f"Image {number}:", Path(image) if isinstance(image, str) else image]
     pieces += ["\nImage 1 is your current egocentric view\n", f"Question: {item.question}\n"]
     return [*pieces, "Answer Choices:\n" + "\n".join(item.choices) + "\n", "Output the exact answer from the choices.\nAnswer: "]
 
@@ -150,7 +153,8 @@ def _score_sat(
              "circular": lambda name: verdicts[name][0] and verdicts[name][1]}
     def table(right):
         columns: dict[str, list] = {}
-        for name, verdict in verdicts.items(): columns.setdefault(SAT_COLUMNS.get(verdict["kind"], verdict["kind"]), []).append(right(name))
+        for name, verdict in verdicts.items():
+            columns.setdefault(SAT_COLUMNS.get(verdict["kind"], verdict["kind"]), []).append(right(name))
         means = {column: float(np.mean(scores)) for column, scores in columns.items()}
         return means | {"overall": float(np.mean(sum(columns.values(), [])))}
     return {rule: table(right) for rule, right in rules.items()}

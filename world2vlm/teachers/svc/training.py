@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ...core.runs import write_json, write_text
+from ...core.runs import rng_for, write_json, write_text
 
 # %% ../../../nbs/36_svc_training.ipynb #50cfe9a3
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def _training_window(
     "Views of a room, and the first view warped to each of them; poses are relative to the first."
     from world2vlm.core.camera import intrinsics
     from world2vlm.teachers.reprojection import reproject, fill_smooth
-    rng, K = np.random.default_rng([config.seed, number]), intrinsics(*config.size, config.fov_deg)
+    rng, K = rng_for(config.seed, number), intrinsics(*config.size, config.fov_deg)
     room, start, poses = _draw_poses(rng, K, config)
     poses = poses[:views or None]
     renders = [room.render(start @ pose, K, config.size) for pose in poses]
@@ -215,11 +215,11 @@ class _WindowDataset:
         "Windows of equal size for number `step`, drawn anew every `data_echo` steps."
         config, number = self.config, step // self.config.data_echo
         if self.last[0] != number:
-            views = int(np.random.default_rng([config.seed, number, 1]).integers(2, config.views + 1))
+            views = int(rng_for(config.seed, number, 1).integers(2, config.views + 1))
             first = number * config.batch_size
             windows = [_training_window(i, config, views) for i in range(first, first + config.batch_size)]
             self.last = number, _to_tensors(windows, config)
-        return *self.last[1], int(np.random.default_rng([config.seed, step, 2]).integers(2**31))
+        return *self.last[1], int(rng_for(config.seed, step, 2).integers(2**31))
 
 # %% ../../../nbs/36_svc_training.ipynb #8c0fd9eb
 def _training_noise(
