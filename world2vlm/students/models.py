@@ -268,7 +268,7 @@ def _model_digest(
     return digest.hexdigest()[:12]
 
 # %% ../../nbs/60_models.ipynb #ecd9d10c
-_GREEDY = dict(do_sample=False, temperature=None, top_p=None, top_k=None, repetition_penalty=1.0)  # the most likely token
+_GREEDY = dict(do_sample=False, temperature=None, top_p=None, top_k=None, repetition_penalty=1.0)  # greedy
 
 
 @dataclass(frozen=True)

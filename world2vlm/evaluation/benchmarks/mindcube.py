@@ -54,7 +54,7 @@ def _mindcube_setting(
 def mindcube_scores(
     rows: list[dict],  # "id" and "score" of each question
 ) -> dict[str, float]:  # each setting and "overall", [0, 1]
-    "Shares of right answers, questions of the setting `translation` left out as in the official table. ValueError without rows."
+    "Shares of right answers, without the setting `translation`, as in the official table. ValueError without rows."
     groups: dict[str, list] = {}
     for row in rows: groups.setdefault(_mindcube_setting(row["id"]), []).append(row["score"])
     groups.pop("translation", None)
