@@ -14,8 +14,8 @@ from world2vlm.core.camera import Action
 from world2vlm.core.plotting import _png_bytes
 from world2vlm.evaluation.statistics import score_runs
 from world2vlm.report.figures import (
-    AnsweredQuestion, _OwnedBox, ViewPair, _smooth_series, _top_counts, answers_figure, balance_figure, curve_figure, headline_figure, imagined_figure,
-    mean_figure, question_figure, read_curves, run_names, task_figure)
+    AnsweredQuestion, _OwnedBox, ViewPair, _top_counts, answers_figure, balance_figure, headline_figure, imagined_figure, mean_figure, question_figure, run_names, task_figure)
+from world2vlm.report.curves import _smooth_series, curve_figure, read_curves
 from world2vlm.report.page import Section, render_page, write_page
 from world2vlm.report.results import (
     RUNS, ArmReport, ablation_page, ablation_results, arm_page, headline, headline_metrics, save_pictures)

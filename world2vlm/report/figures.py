@@ -4,16 +4,14 @@
 
 # %% auto #0
 __all__ = ['Groups', 'ViewPair', 'imagined_figure', 'AnsweredQuestion', 'question_figure', 'stated_in_question',
-           'answered_question', 'headline_figure', 'answers_figure', 'balance_figure', 'read_curves', 'curve_figure',
-           'run_colours', 'run_names', 'limits_in_points', 'task_figure', 'mean_figure']
+           'answered_question', 'headline_figure', 'answers_figure', 'balance_figure', 'run_colours', 'run_names',
+           'limits_in_points', 'task_figure', 'mean_figure']
 
 # %% ../../nbs/85_figures.ipynb #0a2a253c
-import json
 import re
 import textwrap
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -84,6 +82,9 @@ class AnsweredQuestion:
     motions: dict[str, list[Action]] = field(default_factory=dict)  # "truth", "question" or run -> motion
     after_hidden: bool = False  # the last picture was not part of the question
 
+    @property
+    def after_title(self) -> str: return "after (not shown)" if self.after_hidden else "after"  # of the second picture
+
 # %% ../../nbs/85_figures.ipynb #4a9e3df1
 def _draw_path(
     axes: "Axes",  # x to the right, z upwards
@@ -116,6 +117,15 @@ def _draw_scale(
     at = (right - metres / 2, y + 0.02 * (top - bottom))
     axes.annotate(f"{metres:g} m", at, ha="center", va="bottom", fontsize=8, color="#8a8a8a")
 
+# %% ../../nbs/85_figures.ipynb #91a9f676
+def _plan_square(
+    ends: np.ndarray,  # [n, 2] x and z of paths, metres
+    reach: float,  # metres around them
+) -> tuple[np.ndarray, float]:  # centre, half of a side
+    "The smallest square that holds all `ends` with their fields of view."
+    low, high = ends.min(0) - 1.05 * reach, ends.max(0) + 1.05 * reach
+    return (low + high) / 2, (high - low).max() / 2
+
 # %% ../../nbs/85_figures.ipynb #95528cc6
 def _draw_motions(
     axes: "Axes",  # where to draw
@@ -128,8 +138,7 @@ def _draw_motions(
     _draw_path(axes, [], "#8a8a8a", reach)
     for owner, actions in sorted(motions.items(), key=lambda item: item[0] == "truth"):
         _draw_path(axes, actions, colours[owner], reach, dashed=owner != "truth")
-    low, high = ends.min(0) - 1.05 * reach, ends.max(0) + 1.05 * reach
-    (x, z), half = (low + high) / 2, (high - low).max() / 2
+    (x, z), half = _plan_square(ends, reach)
     axes.set(xlim=(x - half, x + half), ylim=(z - half, z + half), aspect="equal", title="from above")
     axes.axis("off")
     _draw_scale(axes)
@@ -142,7 +151,7 @@ def question_figure(
 ) -> "Figure":  # the pictures with their boxes, and the motion from above
     "The pictures of a question with the boxes on them, and its motion from above."
     colours = {"question": QUESTION_COLOUR, "truth": TRUTH_COLOUR} | (colours or {})
-    titles = ["view before", "view after (not shown)" if answered.after_hidden else "view after"]
+    titles = ["view before", f"view {answered.after_title}"]
     panels = len(answered.images) + bool(answered.motions)
     figure, axes = canvas(1, panels, (2.3 * panels, 2.5), squeeze=False)
     _show_views(axes[0], answered.images, titles)
@@ -208,6 +217,15 @@ def _answer_colour(
     "The colour of an answer in the headline picture."
     return TRUTH_COLOUR if score >= 0.7 else "#d55e00"
 
+# %% ../../nbs/85_figures.ipynb #62c75d7f
+def _owner_colours(
+    answered: AnsweredQuestion,  # with the answers of `names`
+    names: dict[str, str],  # run -> name
+) -> dict[str, str]:  # owner of a box -> colour
+    "Orange for the question, green for the truth, and the runs by their scores."
+    runs = {run: _answer_colour(answered.answers[run][1]) for run in names}
+    return {"question": QUESTION_COLOUR, "truth": TRUTH_COLOUR} | runs
+
 # %% ../../nbs/85_figures.ipynb #38ebc3cd
 def _write_question(
     axes: "Axes",  # an empty panel
@@ -236,13 +254,11 @@ def headline_figure(
 ) -> "Figure":  # at least 13 inches wide
     "The method in one picture: anchor, imagined view, truth, and a question answered before and after the training."
     views = [pair.anchor, pair.imagined, pair.truth, *answered.images]
-    after = "after (not shown)" if answered.after_hidden else "after"
     imagined = f"imagined by the teacher:\n{pair.motion.replace('; ', ',')}"
-    titles = ["one picture", imagined, "the truth", "held-out room, before", after]
+    titles = ["one picture", imagined, "the truth", "held-out room, before", answered.after_title]
     figure, axes = canvas(1, len(views) + 1, (2.2 * len(views) + 4.4, 2.9), width_ratios=[*[1] * len(views), 2])
     _show_views(axes, views, titles)
-    colours = {"question": QUESTION_COLOUR, "truth": TRUTH_COLOUR}
-    colours |= {run: _answer_colour(answered.answers[run][1]) for run in names}
+    colours = _owner_colours(answered, names)
     for owned in answered.boxes: draw_box(axes[3 + owned.image], owned.box, colour=colours[owned.owner])
     _write_question(axes[-1], answered, names)
     return figure
@@ -255,13 +271,11 @@ def answers_figure(
 ) -> "Figure":  # the pictures of each question beside its answers
     "Questions with the answers before and after the training."
     figure, axes = canvas(len(questions), 3, (12, 2.5 * len(questions)), squeeze=False, width_ratios=[1, 1, 3])
-    colours = {"question": QUESTION_COLOUR, "truth": TRUTH_COLOUR}
     for row, answered in zip(axes, questions):
-        after = "after (not shown)" if answered.after_hidden else "after"
-        _show_views(row, answered.images, [f"{answered.task}: before", after])
+        _show_views(row, answered.images, [f"{answered.task}: before", answered.after_title])
         if len(answered.images) == 1: row[1].axis("off")
-        owners = colours | {run: _answer_colour(answered.answers[run][1]) for run in names}
-        for owned in answered.boxes: draw_box(row[owned.image], owned.box, colour=owners[owned.owner])
+        colours = _owner_colours(answered, names)
+        for owned in answered.boxes: draw_box(row[owned.image], owned.box, colour=colours[owned.owner])
         _write_question(row[2], answered, names, width=90)
     return figure
 
@@ -294,82 +308,6 @@ def balance_figure(
         axis.set(ylim=(max(len(bars), 5) - 0.5, -0.6), title=f"{task}   {sum(counts.values()):,}")
         axis.tick_params(axis="x", labelsize=7)
         axis.locator_params(axis="x", nbins=3, integer=True)
-    return figure
-
-# %% ../../nbs/85_figures.ipynb #34250e03
-def _log_rows(
-    path: Path,  # .jsonl or .tsv
-) -> list[dict]:  # one dict per logged step
-    "The rows of one log file; a line that a kill cut short is left out."
-    text = path.read_text(encoding="utf-8")
-    if path.suffix == ".jsonl": return [json.loads(line) for line in text.split("\n")[:-1] if line.strip()]
-    head, *lines = [line.split("\t") for line in text.splitlines()]
-    return [dict(zip(head, line)) for line in lines if len(line) == len(head)]
-
-# %% ../../nbs/85_figures.ipynb #6c960e7e
-def _as_number(
-    value: Any,  # a field of a log row
-) -> float | None:  # None where it is no number
-    "`value` as a number, if it is one or spells one."
-    try: return float(value)
-    except (TypeError, ValueError): return None
-
-# %% ../../nbs/85_figures.ipynb #9c0dd996
-def read_curves(
-    path: str | Path,  # a log file, or a DVCLive folder of TSV files
-) -> dict[str, np.ndarray]:  # name -> float [n, 2] of step and value
-    "All numeric series of a log. ValueError if a row has no `step`."
-    path, series = Path(path), {}
-    for file in sorted(path.rglob("*.tsv")) if path.is_dir() else [path]:
-        folder = file.relative_to(path).parent.as_posix().removeprefix("plots/metrics").strip("/.")  # "" for a file
-        for row in _log_rows(file):
-            if "step" not in row: raise ValueError(f"{file}: a row has no field 'step': {row}")
-            for name, value in row.items():
-                if name not in ("step", "timestamp") and (number := _as_number(value)) is not None:
-                    series.setdefault(f"{folder}/{name}".strip("/"), []).append((float(row["step"]), number))
-    return {name: np.array(points) for name, points in series.items()}
-
-# %% ../../nbs/85_figures.ipynb #57d2240b
-def _smooth_series(
-    values: np.ndarray,  # [n]
-    span: float = 15.0,  # steps that count
-) -> np.ndarray:  # [n] exponential mean, corrected for its start
-    "Exponential running mean of `values` over about `span` steps."
-    decay, total, weight, means = 1 - 2 / (span + 1), 0.0, 0.0, []
-    for value in values:
-        total, weight = decay * total + value, decay * weight + 1
-        means.append(total / weight)
-    return np.array(means)
-
-# %% ../../nbs/85_figures.ipynb #9df25eea
-def _finite_series(
-    series: dict[str, np.ndarray],  # name -> [n, 2] of step and value
-    names: list[str],  # the first one at hand is taken
-) -> np.ndarray:  # [2, m] steps and values, without NaN
-    "One series to draw, empty where there is none."
-    points = next((series[name] for name in names if name in series), np.empty((0, 2)))
-    return points[np.isfinite(points[:, 1])].T
-
-# %% ../../nbs/85_figures.ipynb #40b199db
-@styled
-def curve_figure(
-    logs: dict[str, dict[str, np.ndarray]],  # run -> series, from `read_curves`
-    panels: dict[str, list[str]],  # title -> names of the series, the first one at hand is drawn
-    colours: dict[str, str] | None = None,  # run -> colour
-    names: dict[str, str] | None = None,  # run -> name shown
-) -> "Figure":  # one panel per title, one line per run
-    "Training curves: thin as logged, thick smoothed."
-    colours, names = dict(zip(logs, RUN_COLOURS)) | (colours or {}), {run: run for run in logs} | (names or {})
-    figure, axes = canvas(1, len(panels), (min(8.8, 4.4 * len(panels)), 2.6), squeeze=False)
-    for axis, (title, candidates) in zip(axes[0], panels.items()):
-        for run, series in logs.items():
-            steps, values = _finite_series(series, candidates)
-            axis.plot(steps, values, color=colours[run], alpha=0.3, linewidth=0.7)
-            smooth = _smooth_series(values, max(1, len(values) / 20))
-            axis.plot(steps, smooth, color=colours[run], linewidth=1.8, label=names[run])
-        axis.set(title=title, xlabel="step")
-        axis.grid(axis="y")
-    if len(logs) > 1: axes[0, 0].legend(fontsize=7)
     return figure
 
 # %% ../../nbs/85_figures.ipynb #06b7c17a

@@ -23,8 +23,8 @@ from ..dataset.synthesis import Scenes, answer_counts
 from ..evaluation.held_out import read_runs
 from ..evaluation.statistics import score_runs
 from .figures import (
-    AnsweredQuestion, Groups, ViewPair, answered_question, answers_figure, balance_figure, curve_figure,
-    headline_figure, imagined_figure, mean_figure, read_curves, run_colours, run_names, stated_in_question, task_figure)
+    AnsweredQuestion, Groups, ViewPair, answered_question, answers_figure, balance_figure, headline_figure, imagined_figure, mean_figure, run_colours, run_names, stated_in_question, task_figure)
+from .curves import curve_figure, read_curves
 from .page import Card, Picture, Section, question_card, render_page
 from .tables import (
     arm_table, format_interval, format_points, label_table, score_table, share_of_gain, task_table)
