@@ -187,6 +187,14 @@ def _with_option(
     "An answer with its option beside a bare letter."
     return f"{text}. {choices[text]}" if choices and text in choices else text
 
+# %% ../../nbs/85_figures.ipynb #5d155309
+def _spelled_answers(
+    example: Example,  # the question
+    rows: dict[str, dict],  # run -> its row of this question
+) -> dict[str, tuple[str, float]]:  # run -> answer, score
+    "What each run answered, letters with their options."
+    return {run: (_with_option(row["response"], example.choices), row["score"]["overall"]) for run, row in rows.items()}
+
 # %% ../../nbs/85_figures.ipynb #9d64dfef
 def answered_question(
     example: Example,  # the question
@@ -205,10 +213,9 @@ def answered_question(
         box, actions = _answer_geometry(name, value)
         if box: boxes.append(_OwnedBox(len(images) - 1, box, owner))
         if actions: motions[owner] = actions
-    spelled = lambda text: _with_option(text, example.choices)
-    answers = {run: (spelled(row["response"]), row["score"]["overall"]) for run, row in rows.items()}
+    answers, gold = _spelled_answers(example, rows), _with_option(example.answer, example.choices)
     texts, hidden = (example.task, example.question), len(images) > len(example.images)
-    return AnsweredQuestion(*texts, images, spelled(example.answer), answers, boxes, motions, hidden)
+    return AnsweredQuestion(*texts, images, gold, answers, boxes, motions, hidden)
 
 # %% ../../nbs/85_figures.ipynb #63e41332
 def _answer_colour(
@@ -338,6 +345,15 @@ def limits_in_points(
     "A score and its interval as numbers to draw."
     return np.array([np.nan if result[name] is None else 100 * result[name] for name in ("score", "low", "high")])
 
+# %% ../../nbs/85_figures.ipynb #3bf175ca
+def _task_bars(
+    by_task: dict[str, dict],  # task -> score, low, high
+    tasks: list[str],  # in order
+) -> np.ndarray:  # [4, n] place of the task, score, low, high
+    "The bars of one run, one for each task that it answered."
+    bars = [(place, *limits_in_points(by_task[task])) for place, task in enumerate(tasks) if task in by_task]
+    return np.array(bars).reshape(-1, 4).T
+
 # %% ../../nbs/85_figures.ipynb #d027c1ab
 @styled
 def task_figure(
@@ -350,9 +366,8 @@ def task_figure(
     figure, axes = canvas(size=(8.8, 3.0))
     width = 0.8 / max(1, len(names))
     for i, (key, name) in enumerate(names.items()):
-        by_task = results[key]["tasks"]
-        x = [t + (i - (len(names) - 1) / 2) * width for t, task in enumerate(tasks) if task in by_task]
-        y, low, high = np.array([limits_in_points(by_task[task]) for task in tasks if task in by_task]).T
+        place, y, low, high = _task_bars(results[key]["tasks"], tasks)
+        x = place + (i - (len(names) - 1) / 2) * width
         axes.bar(x, y, 0.92 * width, color=colours[key], label=name)
         axes.errorbar(x, y, [y - low, high - y], fmt="none", ecolor=axes.xaxis.label.get_color(), elinewidth=0.9)
     axes.set(xticks=range(len(tasks)), xticklabels=tasks, ylim=(0, 100), ylabel="score")
