@@ -31,7 +31,7 @@ teacher: .venv/installed  ## train the shipped generative teacher again (forty m
 	$(NOTEBOOK) -p out data/teacher nbs/pipeline/teacher.ipynb data/mini/notebooks/teacher.ipynb
 
 test: .venv/installed  ## all tests, then every notebook of the library
-	HF_HUB_OFFLINE=1 python -m pytest
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 nbdev_test --n_workers 2
 
 sync: .venv/installed  ## notebooks -> library, dvc.yaml, README and RESULTS
