@@ -117,7 +117,7 @@ def test_kill_and_resume(tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stdout.close()
-    assert sorted(contents(tmp_path / "killed")) == ["data/scenes-00000-of-00003.parquet", "data/scenes-00001-of-00003.tmp"]
+    assert sorted(contents(tmp_path / "killed")) == [f"data/.scenes-00001-of-00003.parquet.{process.pid}.tmp", "data/scenes-00000-of-00003.parquet"]
     (tmp_path / "killed/.stats.json.123.tmp").write_text("left by a kill")
     stamp = shard(tmp_path / "killed", "scenes", 0, 3).stat().st_mtime_ns
     for name in ("killed", "whole"): write_shards("scenes", tmp_path / name, three, 3)

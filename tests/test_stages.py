@@ -1,4 +1,5 @@
 "Which code a stage depends on, and that the lists in dvc.yaml say it."
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ import pytest
 
 from world2vlm.core import stages
 from world2vlm.core.actions import Ranges
-from world2vlm.core.stages import fingerprint, module_closure, sync_dependencies
+from world2vlm.core.stages import fingerprint, _module_closure, sync_dependencies
 
 ROOT = Path(__file__).resolve().parent.parent
 LIBRARY = {  # a package of its own: path -> code
@@ -58,7 +59,7 @@ def library(tmp_path, monkeypatch):
 def test_closure(library, tmp_path, code, expected):
     import json
     (tmp_path / "n.ipynb").write_text(json.dumps({"cells": [{"cell_type": "code", "source": code}, {"cell_type": "markdown", "source": "from x"}]}))
-    assert module_closure(tmp_path / "n.ipynb") == [f"world2vlm.{m}" for m in expected.split()]
+    assert _module_closure(tmp_path / "n.ipynb") == [f"world2vlm.{m}" for m in expected.split()]
 
 
 TRACED = """
@@ -86,7 +87,7 @@ def test_closure_holds_all_code_that_a_stage_runs(tmp_path):
     assert run.returncode == 0, run.stderr
     for make, *modules in map(str.split, run.stdout.splitlines()):
         (tmp_path / "stage.py").write_text(f"from world2vlm.dataset.synthesis import {make}")
-        closure = module_closure(tmp_path / "stage.py")
+        closure = _module_closure(tmp_path / "stage.py")
         assert len(modules) >= 5 and set(modules) - set(closure) == set(), make
     assert make == "make_questions" and "world2vlm.teachers.simulator" not in closure  # the last stage reads views, and renders none
 
@@ -108,12 +109,20 @@ def test_fingerprint_covers_code_settings_and_inputs(tmp_path, monkeypatch):
     (tmp_path / "input").write_text("2")
     assert (changed := fingerprint(Ranges(), tmp_path / "input")) != before
     copy = tmp_path / "library"
-    for module in ("camera", "actions", "runs"):
+    for module in ("camera", "actions", "runs", "config"):
         (copy / "core").mkdir(parents=True, exist_ok=True)
         (copy / f"core/{module}.py").write_text((ROOT / f"world2vlm/core/{module}.py").read_text())
     monkeypatch.setattr(stages, "files", lambda package: copy)
-    assert fingerprint(Ranges(), tmp_path / "input") == changed
+
+    def again():
+        stages._definitions.cache_clear()
+        return fingerprint(Ranges(), tmp_path / "input")
+    assert again() == changed
     (copy / "core/runs.py").write_text("")  # not used by `Ranges`
-    assert fingerprint(Ranges(), tmp_path / "input") == changed
-    (copy / "core/camera.py").open("a").write("# changed\n")
-    assert fingerprint(Ranges(), tmp_path / "input") != changed
+    (copy / "core/camera.py").open("a").write("# a note\ndef unused(): pass\n")
+    assert again() == changed
+    camera = (copy / "core/camera.py").read_text()
+    (copy / "core/camera.py").write_text(re.sub(r"(def yaw\([^)]*\).*\n)", r"\1    1 + 1\n", camera))
+    assert again() != changed
+    monkeypatch.undo()
+    stages._definitions.cache_clear()
