@@ -7,6 +7,7 @@ __all__ = ['Box', 'iou', 'Instance', 'check_depth', 'RoomPose', 'Scene', 'Rollou
            'transitions_of', 'Example']
 
 # %% ../../nbs/03_records.ipynb #49b1e526
+import re
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -42,12 +43,30 @@ def _check_array(
     if len(value.shape) != len(shape) or any(n not in (None, length) for n, length in zip(shape, value.shape)):
         raise ValueError(f"{name}: expected shape {list(shape)}, got {list(value.shape)}")
 
+# %% ../../nbs/03_records.ipynb #262eb6d8
+_COMPOUNDS = (  # classes of several words, as COCO and others name them
+    "hot dog", "teddy bear", "fire hydrant", "stop sign", "parking meter", "traffic light", "sports ball", "wine glass",
+    "baseball bat", "baseball glove", "tennis racket", "potted plant", "dining table", "cell phone", "hair drier",
+    "washing machine", "remote control", "fire extinguisher", "chest of drawers", "night stand", "trash can")
+
+# %% ../../nbs/03_records.ipynb #6baca685
+def _clean_label(
+    label: str,  # as a data set has it: "chair #3", "chair (wooden)", "hot_dog-02"
+) -> str:  # "chair", "chair", "hot dog"; unchanged where nothing would remain
+    "`label` without remarks in brackets, further names after a comma, and a number at its end."
+    text = re.sub(r"\([^()]*\)|\[[^\[\]]*\]", " ", label.replace("_", " ")).split(",")[0].strip()
+    words = text.rstrip("0123456789")
+    is_numbered = words != text and (words[-1:] in tuple(" #:.-") or len(words) > 2)
+    words = words.rstrip(" #:.-") if is_numbered else text
+    if is_numbered: words = " ".join(w for i, w in enumerate(words.split()) if not i or w.lower() not in ("no", "nr"))
+    return " ".join(words.split()) or " ".join(label.split())
+
 # %% ../../nbs/03_records.ipynb #f82ba080
 @dataclass(frozen=True, eq=False)
 class Instance:
     "One object of a scene; ValueError for a part of the wrong kind."
     id: int  # positive, unique in its scene
-    label: str  # its name in questions: "red chair"
+    label: str  # its name in questions: "red chair"; numbers and remarks such as "chair (wooden) #3" are cut off
     mask: np.ndarray = field(repr=False)  # bool [H, W], its visible pixels
 
     def __post_init__(self):
@@ -55,7 +74,14 @@ class Instance:
             raise ValueError(f"instance id: expected an int >= 1, got {self.id!r}")
         if not isinstance(self.label, str) or not self.label.strip():
             raise ValueError(f"label: expected a text, got {self.label!r}")
+        object.__setattr__(self, "label", _clean_label(self.label))
         _check_array(f"mask of {self.label}", self.mask, bool, (None, None))
+
+    @property
+    def category(self) -> str:  # "chair" for a "red chair"
+        "The class of the object: the last word of its label, or the last words where these are one name."
+        words = self.label.lower().split()
+        return next((name for name in _COMPOUNDS if words[-len(name.split()):] == name.split()), words[-1])
 
 # %% ../../nbs/03_records.ipynb #1f9f8979
 def check_depth(

@@ -6,25 +6,27 @@
 __all__ = ['inside_folder', 'photo_scenes', 'count_photos']
 
 # %% ../../nbs/14_photos.ipynb #e9584f66
+import hashlib
 import json
-import struct
+import math
+import os
+import re
 import warnings
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ..core.camera import intrinsics
 from ..core.records import check_depth, Instance, Scene
-from ..core.camera import check_K
 from ..core.runs import Reject
+from .cameras import photo_camera
 
 # %% ../../nbs/14_photos.ipynb #f0b31559
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 _MAX_PIXELS = 50_000_000  # 150 MB as RGB
-_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, KeyError, TypeError, struct.error)  # what a decoder may raise
 
 # %% ../../nbs/14_photos.ipynb #391925c1
 def _read_header(
@@ -32,17 +34,16 @@ def _read_header(
     max_pixels: int = _MAX_PIXELS,  # refuse larger pictures
 ) -> Image.Image:  # not decoded yet
     "The picture in `file` by its header; ValueError with the reason when it should not be decoded."
-    try:
-        with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
-            picture = Image.open(file, formats=_FORMATS)
-    except Image.DecompressionBombError as error:
-        raise ValueError(f"too large for Pillow, scale it down: {error}") from None
+    remedy = "scale it down, raise scenes.max_pixels in params.yaml, or pass a larger max_pixels to photo_scenes"
+    usual, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # Pillow's own limit would undercut `max_pixels`
+    try: picture = Image.open(file, formats=_FORMATS)
     except UnidentifiedImageError:
-        raise ValueError(f"not a picture: no readable {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}") from None
+        raise ValueError(f"not a picture: no readable {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}; save it so") from None
+    except Exception as error: raise ValueError(f"damaged picture: {error}") from None  # decoders raise anything
+    finally: Image.MAX_IMAGE_PIXELS = usual
     width, height = picture.size
     if width * height <= max_pixels: return picture
-    raise ValueError(f"too large: {width}x{height} is over {max_pixels / 1e6:g} megapixels; scale it down, "
-                     "or pass a larger max_pixels to photo_scenes")
+    raise ValueError(f"too large: {width}x{height} is over {max_pixels / 1e6:g} megapixels; {remedy}")
 
 # %% ../../nbs/14_photos.ipynb #20a56aff
 def _open_picture(
@@ -55,7 +56,7 @@ def _open_picture(
     with path.open("rb") as file:
         picture = _read_header(file, max_pixels)
         try: picture.load()
-        except _DAMAGED as error: raise ValueError(f"damaged picture: {error}") from None
+        except Exception as error: raise ValueError(f"damaged picture: {error}") from None  # decoders raise anything
     return picture
 
 # %% ../../nbs/14_photos.ipynb #86790a2f
@@ -78,8 +79,11 @@ def _open_npy(
 ) -> np.ndarray:  # mapped, not read
     "The array at `path`; ValueError when there is none."
     if not path.is_file(): raise ValueError("the file is missing")
-    try: return np.load(path, mmap_mode="r", allow_pickle=False)
-    except _DAMAGED: raise ValueError("not a readable .npy array") from None
+    with path.open("rb") as file: is_npy = file.read(6) == b"\x93NUMPY"
+    try:
+        if is_npy: return np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception: pass  # a damaged header raises anything, tokenize.TokenError among it
+    raise ValueError("not a readable .npy array")
 
 # %% ../../nbs/14_photos.ipynb #07d64fbb
 def _read_map(
@@ -87,9 +91,10 @@ def _read_map(
     size: tuple[int, int],  # width and height of the upright picture, pixels
 ) -> np.ndarray:  # [H, W] as stored
     "The numbers at `path`; ValueError when they are unreadable or not of `size`."
-    if path.suffix not in (".npy", ".png"): raise ValueError("maps are .npy or .png files")
+    suffix = path.suffix.lower()
+    if suffix not in (".npy", ".png"): raise ValueError("maps are .npy or .png files")
     limit = max(_MAX_PIXELS, size[0] * size[1])
-    values = _open_npy(path) if path.suffix == ".npy" else np.asarray(_open_picture(path, limit))
+    values = _open_npy(path) if suffix == ".npy" else np.asarray(_open_picture(path, limit))
     if values.shape == (size[1], size[0]): return np.array(values)
     raise ValueError(f"wrong shape: the map has {list(values.shape)}, the upright picture {[size[1], size[0]]}")
 
@@ -97,13 +102,15 @@ def _read_map(
 def _read_depth(
     path: Path,  # .npy floats in metres, or 16-bit .png in millimetres
     size: tuple[int, int],  # width and height of the upright picture, pixels
+    scale: float | None = None,  # stored number of one metre; None: 1 for floats, 1000 for 16 bits
 ) -> np.ndarray:  # float32 [H, W] metres, 0 = unknown
     "Depth at `path`; ValueError when it does not fit `size` or holds NaN or negative values."
     values = _read_map(path, size)
-    kind = "f" if path.suffix == ".npy" else "u"
-    if values.dtype.kind != kind or values.dtype == np.uint8:
-        raise ValueError(f"wrong type: {values.dtype}; give float .npy in metres or 16-bit .png in millimetres")
-    depth = (values if kind == "f" else values / 1000).astype(np.float32)
+    kinds = "f" if path.suffix.lower() == ".npy" and scale is None else "fu"
+    if values.dtype.kind not in kinds or values.dtype == np.uint8:
+        raise ValueError(f"wrong type: {values.dtype}; give float .npy in metres or 16-bit .png in millimetres, "
+                         "or else state depth_scale, the number that stands for a metre")
+    depth = (values / (scale or (1 if values.dtype.kind == "f" else 1000))).astype(np.float32)
     check_depth(depth)
     return depth
 
@@ -172,18 +179,40 @@ def inside_folder(
 ) -> Path:  # resolved
     "The path of `name` in `folder`; ValueError when it is absolute, climbs out or follows a link out of it."
     if not isinstance(name, str) or not name: raise ValueError(f"path: expected a text, got {name!r}")
-    if name.startswith("/") or "\\" in name or ":" in name.split("/")[0] or ".." in name.split("/"):
+    if name.startswith("/") or "\\" in name or re.match("[A-Za-z]:", name) or ".." in name.split("/"):
         raise ValueError(f"path leaves the folder: {name!r} must be relative, without '..'")
-    try: path = (folder / name).resolve()
+    try: path = (folder / os.fsdecode(name.encode("utf-8", "surrogateescape"))).resolve()  # in every locale
     except (OSError, RuntimeError, ValueError): raise ValueError(f"path cannot be resolved: {name!r}") from None
     if path.is_relative_to(folder.resolve()): return path
     raise ValueError(f"path leaves the folder: {name!r} is a link to elsewhere")
 
 # %% ../../nbs/14_photos.ipynb #ee8060d0
-_KEYS = {"file": str, "id": str, "K": list, "fov_deg": (int, float), "depth": str, "ids": str, "labels": dict,
-        "source": str, "licence": str}
+_KEYS = {"file": str, "id": str, "K": list, "K_size": list, "fov_deg": (int, float), "depth": str,
+         "depth_scale": (int, float), "ids": str, "labels": dict, "source": str, "licence": str}
+_PAIRS = {"K_size": "K", "depth_scale": "depth"}  # key -> the key that it belongs to
 
 # %% ../../nbs/14_photos.ipynb #1f48c332
+def _is_positive(
+    value: object,  # of a manifest
+) -> bool:  # whether it may be a size or a scale
+    "Whether `value` is a finite number above 0."
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+def _check_values(
+    entry: dict,  # one object of a manifest, its keys are known
+) -> None:
+    "ValueError for a value of a wrong type, and for a text that cannot be stored."
+    for key, value in entry.items():
+        is_right = isinstance(value, _KEYS[key]) and not isinstance(value, bool) and value != ""
+        if key == "K_size": is_right = is_right and len(value) == 2 and all(map(_is_positive, value))
+        if key == "depth_scale": is_right = _is_positive(value)
+        if not is_right: raise ValueError(f"manifest: key {key!r} has the wrong value {value!r}")
+        if key == "file": continue
+        try: json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError: raise ValueError(f"manifest: key {key!r} is no valid Unicode: {value!r}") from None
+
+# %% ../../nbs/14_photos.ipynb #351ff379
 def _check_entry(
     entry: dict,  # one object of a manifest
 ) -> dict:  # the same
@@ -192,15 +221,18 @@ def _check_entry(
         raise ValueError("manifest: expected a JSON object with the key 'file'")
     if unknown := sorted(entry.keys() - _KEYS.keys()):
         raise ValueError(f"manifest: unknown key {', '.join(map(repr, unknown))}; known are {', '.join(_KEYS)}")
-    for key, value in entry.items():
-        if not isinstance(value, _KEYS[key]) or isinstance(value, bool) or value == "":
-            raise ValueError(f"manifest: key {key!r} has the wrong value {value!r}")
+    _check_values(entry)
     if "K" in entry and "fov_deg" in entry: raise ValueError("manifest: give K or fov_deg, not both")
     if ("ids" in entry) != ("labels" in entry):
         raise ValueError("manifest: ids and labels belong together, give both or none")
+    for key, other in _PAIRS.items():
+        if key in entry and other not in entry: raise ValueError(f"manifest: {key} needs {other}")
     return entry
 
 # %% ../../nbs/14_photos.ipynb #8d9e1860
+_BOM = b"\xef\xbb\xbf"  # some editors begin a file with it
+
+
 def _read_lines(
     path: Path,  # manifest.jsonl
 ) -> list:  # one object a line that is not blank; None where the line is no JSON
@@ -208,34 +240,85 @@ def _read_lines(
     def load(line):
         try: return json.loads(line.decode("utf-8"))
         except (ValueError, RecursionError): return None
-    return [load(line) for line in path.read_bytes().splitlines() if line.strip()]
+    data = path.read_bytes().removeprefix(_BOM)
+    return [load(line) for line in data.split(b"\n") if line.strip()]
 
 # %% ../../nbs/14_photos.ipynb #ce853541
 def _read_list(
     path: Path,  # manifest.json
 ) -> list:  # of objects
     "The list in a JSON file; ValueError when it holds none."
-    try: entries = json.loads(path.read_bytes().decode("utf-8"))
+    try: entries = json.loads(path.read_bytes().removeprefix(_BOM).decode("utf-8"))
     except (ValueError, RecursionError) as error: raise ValueError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(entries, list): raise ValueError(f"{path}: expected a list of objects")
     return entries
 
 # %% ../../nbs/14_photos.ipynb #3cfbc6ee
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*")  # of such a file under any name
+_RAW = ".dng .cr2 .cr3 .nef .nrw .arw .raf .orf .rw2 .pef .srw .x3f".split()
+_OTHER = ".heic .heif .hif .avif .jxl .jp2 .j2k .psd .xcf .svg .eps .exr .hdr .ppm .pgm .tga .ico .pdf".split()
+_VIDEO = ".mp4 .mov .m4v .avi .mkv .webm".split()
+_REMEDIES = {suffix: f"{suffix} is not read: {remedy}" for suffixes, remedy in (
+    (_RAW, "develop the raw picture to JPEG or PNG"), (_OTHER, "save it as JPEG or PNG"),
+    (_VIDEO, "a video; extract its frames as JPEG or PNG")) for suffix in suffixes}
 
 # %% ../../nbs/14_photos.ipynb #feff762e
+def _is_copy(
+    name: str,  # of a folder
+) -> bool:  # whether it is left out
+    "Whether a folder of this `name` is hidden, or holds thumbnails or deleted files."
+    return name.startswith((".", "@", "#", "$", "__MACOSX")) or name.lower() in ("thumbs", "thumbnails", "lost+found")
+
+
+def _is_picture(
+    path: Path,  # a file
+) -> bool:  # whether it is taken or refused as a picture
+    "Whether the name of `path`, or else its first bytes, are those of a picture."
+    suffix = path.suffix.lower()
+    if suffix in _SUFFIXES or suffix in _REMEDIES: return True
+    if suffix in (".npy", ".json", ".jsonl", ".txt") or not path.is_file(): return False
+    try:
+        with path.open("rb") as file: return file.read(8).startswith(_STARTS)
+    except OSError: return False
+
+# %% ../../nbs/14_photos.ipynb #10b46729
+def _walk(
+    folder: Path,  # of pictures
+) -> Iterator[tuple[str, str]]:  # path below `folder`, and the reason to refuse it or ""
+    "Every picture below `folder`, and every folder that is left out."
+    for place, folders, files in os.walk(folder):
+        place = Path(place)
+        for name in list(folders):
+            path, reason = place / name, ""
+            if path.is_symlink(): reason = "a link to a folder is not followed: copy the pictures"
+            elif _is_copy(name):
+                folders.remove(name)
+                n = sum(_is_picture(p) for p in path.rglob("*"))
+                reason = n and f"left out with {n} picture{'s' * (n > 1)}: a hidden folder, or one of copies; rename it to use them"
+            if reason: yield path.relative_to(folder).as_posix(), reason
+        for path in (place / name for name in files):
+            if not _is_picture(path): continue
+            reason = "hidden file: rename it to use it" if path.name.startswith(".") else _REMEDIES.get(path.suffix.lower(), "")
+            yield path.relative_to(folder).as_posix(), reason
+
+# %% ../../nbs/14_photos.ipynb #7b6d9015
 def _entries(
     folder: Path | str,  # pictures, with or without a manifest
-) -> list:  # objects of the manifest, unchecked
-    "What `folder` holds, in a fixed order; ValueError when there is no such folder or its manifest is unusable."
+) -> list:  # objects of the manifest, unchecked; (file, reason) for what is refused by its name
+    "What `folder` holds, in a fixed order; ValueError when there is nothing or when its manifest is unusable."
+    if not str(folder): raise ValueError("no folder of pictures: set scenes.folder in params.yaml")
     folder = Path(folder)
     whole, lines = folder / "manifest.json", folder / "manifest.jsonl"
     if not folder.is_dir(): raise ValueError(f"{folder}: no such folder")
     if whole.exists() and lines.exists(): raise ValueError(f"{folder}: keep one of {whole.name} and {lines.name}")
-    if whole.exists(): return _read_list(whole)
-    if lines.exists(): return _read_lines(lines)
-    files = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES)
-    return [{"file": name} for name in sorted(files)]
+    manifest = whole if whole.exists() else lines if lines.exists() else None
+    if manifest: entries = _read_list(manifest) if manifest == whole else _read_lines(manifest)
+    else:
+        names = sorted((os.fsencode(name).decode("utf-8", "surrogateescape"), why) for name, why in _walk(folder))
+        entries = [(name, why) if why else {"file": name} for name, why in names]
+    if entries: return entries
+    raise ValueError(f"{manifest or folder}: no pictures; known are {' '.join(_SUFFIXES)}")
 
 # %% ../../nbs/14_photos.ipynb #ad65ab7a
 def _instances_of(
@@ -256,15 +339,15 @@ def _read_named(
     try: return reader(path, *args)
     except ValueError as error: raise ValueError(f"{path.name}: {error}") from None
 
-# %% ../../nbs/14_photos.ipynb #37f8d9a9
-def _read_image(
-    path: Path,  # file to read
-    max_pixels: int = _MAX_PIXELS,  # refuse larger pictures before decoding
-) -> np.ndarray:  # uint8 [H, W, 3]
-    "The upright picture at `path` in RGB; ValueError with the reason when there is none."
-    picture = _open_picture(path, max_pixels)
-    try: return _upright_rgb(picture)
-    except _DAMAGED as error: raise ValueError(f"damaged picture: {error}") from None
+# %% ../../nbs/14_photos.ipynb #137d679f
+def _entry_name(
+    entry: dict | tuple | None,  # one object of a manifest, unchecked, or a file with the reason to refuse it
+    position: int = 0,  # in the list, from 0
+) -> str:  # the file it names, or else its place
+    "The name of an `entry` in messages and data sets: valid Unicode, whatever the bytes of the file's name are."
+    name = entry.get("file") if isinstance(entry, dict) else entry[0] if isinstance(entry, tuple) else None
+    if not isinstance(name, str) or not name: return f"entry {position} of the manifest"
+    return "".join(f"\\x{ord(c) - 0xdc00:02x}" if "\udc80" <= c <= "\udcff" else c for c in name)
 
 # %% ../../nbs/14_photos.ipynb #1f45549e
 def _photo_scene(
@@ -273,38 +356,58 @@ def _photo_scene(
     size: tuple[int, int] | None = None,  # width and height of the scene, pixels; None keeps the picture's own
     fov_deg: float = 54.0,  # horizontal field of view in degrees of a picture without a camera
     max_pixels: int = _MAX_PIXELS,  # refuse larger pictures before decoding
-) -> Scene:  # upright, in RGB
+) -> tuple[Scene, str]:  # upright, in RGB; and the digest of the whole picture
     "The scene of one `entry`; ValueError with the reason when a part of it is bad."
-    image, depth, ids = _read_image(inside_folder(folder, entry["file"]), max_pixels), None, None
+    path, depth, ids = inside_folder(folder, entry["file"]), None, None
+    picture = _open_picture(path, max_pixels)
+    try: image = _upright_rgb(picture)
+    except Exception as error: raise ValueError(f"damaged picture: {error}") from None
     own, labels = (image.shape[1], image.shape[0]), entry.get("labels")
-    K = check_K(entry["K"] if "K" in entry else intrinsics(*own, entry.get("fov_deg", fov_deg)), own)
-    if "depth" in entry: depth = _read_named(_read_depth, inside_folder(folder, entry["depth"]), own)
+    digest = hashlib.sha256(f"{own}".encode() + image.tobytes()).hexdigest()
+    K, origin = photo_camera(folder, path, picture, own, entry, fov_deg)
+    if "depth" in entry:
+        depth = _read_named(_read_depth, inside_folder(folder, entry["depth"]), own, entry.get("depth_scale"))
     if "ids" in entry: ids = _read_named(_read_instances, inside_folder(folder, entry["ids"]), labels, own)
     if size and own != tuple(size):
         image, K = _resize_scene_parts(image, K, size)
         depth, ids = (m if m is None else _resize_map(m, size) for m in (depth, ids))
     objects = None if ids is None else _instances_of(ids, labels)
-    about = {"source": entry.get("source", "photo"), "licence": entry.get("licence", "unknown")}
-    return Scene(entry.get("id", entry["file"]), image, K, depth, objects, **about)
+    source = entry.get("source", "photo") + (f"; K from {origin}" if origin else "")
+    about = {"source": source, "licence": entry.get("licence", "unknown")}
+    return Scene(entry.get("id", _entry_name(entry)), image, K, depth, objects, **about), digest
 
 # %% ../../nbs/14_photos.ipynb #5d5664c6
 def _check_new(
-    entry: dict,  # one object of a manifest
+    entry: dict | tuple,  # one object of a manifest, or a file with the reason to refuse it
     names: set[str],  # names so far; the new one is added
 ) -> None:
-    "ValueError when `entry` is bad or when its name is taken."
-    name = _check_entry(entry).get("id", entry["file"])
+    "ValueError when `entry` is refused or bad, or when its name is taken."
+    if isinstance(entry, tuple): raise ValueError(entry[1])
+    name = _check_entry(entry).get("id", _entry_name(entry))
     if name in names: raise ValueError(f"duplicate id: {name!r} is used before")
     names.add(name)
 
-# %% ../../nbs/14_photos.ipynb #137d679f
-def _entry_name(
-    entry: dict | None,  # one object of a manifest, unchecked
-    position: int,  # in the list, from 0
-) -> str:  # the file it names, or else its place
-    "The name of an `entry` in messages."
-    name = entry.get("file") if isinstance(entry, dict) else None
-    return name if isinstance(name, str) and name else f"entry {position} of the manifest"
+
+@lru_cache(maxsize=None)
+def _earlier_digest(
+    folder: Path,  # of all pictures
+    entry: str,  # JSON of a checked entry
+    stamps: tuple,  # of the files that it names, so that a changed file is read again
+    options: tuple,  # size, field of view and number of pixels, as for `_photo_scene`
+) -> str | None:  # None where the entry is no scene
+    "Digest of the picture of an entry of an earlier shard; each process reads it once."
+    with warnings.catch_warnings(action="ignore"):
+        try: return _photo_scene(folder, json.loads(entry), *options)[1]
+        except (ValueError, OSError, MemoryError): return None
+
+
+def _stamps(
+    folder: Path,  # of all pictures
+    entry: dict,  # checked
+) -> tuple:  # changes when a file does
+    "Time and length of the files that `entry` names."
+    paths = [inside_folder(folder, entry[key]) for key in ("file", "depth", "ids") if key in entry]
+    return tuple((path.stat().st_mtime_ns, path.stat().st_size) for path in paths if path.is_file())
 
 # %% ../../nbs/14_photos.ipynb #c7281c97
 def photo_scenes(
@@ -315,17 +418,22 @@ def photo_scenes(
     start: int = 0,  # first entry
     n: int | None = None,  # how many entries; None takes all
     max_pixels: int = _MAX_PIXELS,  # refuse larger pictures before decoding
-) -> Iterator[Scene]:  # upright, in RGB
-    "Scenes of the real pictures in `folder`; ValueError when its manifest is unusable as a whole."
+) -> Iterator[Scene]:  # upright, in RGB, each picture once
+    "Scenes of the real pictures in `folder`; ValueError when there are none or when its manifest is unusable."
     reject = reject or (lambda name, reason: warnings.warn(f"{name}: {reason}", stacklevel=3))
-    names, entries = set(), _entries(folder)
-    stop = len(entries) if n is None else start + n
+    names, first, entries, folder = set(), {}, _entries(folder), Path(folder)
+    stop, options = len(entries) if n is None else start + n, (size and tuple(size), fov_deg, max_pixels)
     for position, entry in enumerate(entries[:stop]):
         scene, reason = None, ""
         try:
             _check_new(entry, names)
-            if position >= start: scene = _photo_scene(Path(folder), entry, size, fov_deg, max_pixels)
-        except (ValueError, OSError, MemoryError) as error: reason = str(error) or type(error).__name__
+            if position < start:
+                first.setdefault(_earlier_digest(folder, json.dumps(entry), _stamps(folder, entry), options), position)
+                continue
+            scene, digest = _photo_scene(folder, entry, *options)
+            if (copied := first.setdefault(digest, position)) != position:
+                raise ValueError(f"the same picture as {_entry_name(entries[copied], copied)}: keep one of them")
+        except (ValueError, OSError, MemoryError) as error: scene, reason = None, str(error) or type(error).__name__
         if scene: yield scene
         elif position >= start: reject(_entry_name(entry, position), reason)
 

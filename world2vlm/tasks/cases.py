@@ -40,8 +40,8 @@ def box_after(
 def _label_class(
     instance: Instance,  # of a scene
 ) -> str:  # "chair" for a "red chair"
-    "The class of `instance`: the last word of its label."
-    return instance.label.split()[-1]
+    "The class of `instance`."
+    return instance.category
 
 
 def _box_before(
