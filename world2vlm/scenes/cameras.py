@@ -92,8 +92,8 @@ def _check_plausible(
     turned = abs(double_x - height) + abs(double_y - width)
     is_turned = max(own) > 1.1 * min(own) and turned < abs(double_x - width) + abs(double_y - height)
     if is_scaled or is_turned or max(abs(x - 1), abs(y - 1)) > 0.4:
-        raise ValueError(f"wrong K: its centre is that of a picture of about {double_x:.0f}x{double_y:.0f}, the upright "
-                         f"picture is {width}x{height}; give K of that, or state the size of K as K_size")
+        raise ValueError(f"wrong K: its centre is that of a picture of about {double_x:.0f}x{double_y:.0f}, "
+                         f"the upright picture is {width}x{height}; give K of that, or the size of K as K_size")
     if not all(0.08 <= f / max(own) <= 100 for f in (K[0, 0], K[1, 1])):
         raise ValueError(f"wrong K: a focal length of {K[0, 0]:g} pixels is implausible for {width}x{height} pixels")
 
@@ -120,7 +120,7 @@ def _nerfstudio_K(
     "The camera of `picture` in a transforms.json; ValueError where it is not usable."
     values = _frame_values(path, picture)
     if not values or not values.keys() & {"fl_x", "camera_angle_x"}: return None
-    if "FISHEYE" in str(values.get("camera_model", "")): raise ValueError("fisheye camera: undistort the pictures first")
+    if "FISHEYE" in str(values.get("camera_model", "")): raise ValueError("fisheye: undistort the pictures first")
     width, height = size = float(values.get("w", own[0])), float(values.get("h", own[1]))
     fx = values["fl_x"] if "fl_x" in values else width / 2 / math.tan(float(values["camera_angle_x"]) / 2)
     cx, cy = values.get("cx", width / 2), values.get("cy", height / 2)

@@ -38,7 +38,8 @@ def _read_header(
     usual, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # Pillow's own limit would undercut `max_pixels`
     try: picture = Image.open(file, formats=_FORMATS)
     except UnidentifiedImageError:
-        raise ValueError(f"not a picture: no readable {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}; save it so") from None
+        formats = f"{', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}"
+        raise ValueError(f"not a picture: no readable {formats}; save it so") from None
     except Exception as error: raise ValueError(f"damaged picture: {error}") from None  # decoders raise anything
     finally: Image.MAX_IMAGE_PIXELS = usual
     width, height = picture.size
@@ -295,11 +296,13 @@ def _walk(
             elif _is_copy(name):
                 folders.remove(name)
                 n = sum(_is_picture(p) for p in path.rglob("*"))
-                reason = n and f"left out with {n} picture{'s' * (n > 1)}: a hidden folder, or one of copies; rename it to use them"
+                what = f"left out with {n} picture{'s' * (n > 1)}"
+                reason = n and f"{what}: a hidden folder, or one of copies; rename it to use them"
             if reason: yield path.relative_to(folder).as_posix(), reason
         for path in (place / name for name in files):
             if not _is_picture(path): continue
-            reason = "hidden file: rename it to use it" if path.name.startswith(".") else _REMEDIES.get(path.suffix.lower(), "")
+            reason = _REMEDIES.get(path.suffix.lower(), "")
+            if path.name.startswith("."): reason = "hidden file: rename it to use it"
             yield path.relative_to(folder).as_posix(), reason
 
 # %% ../../nbs/14_photos.ipynb #7b6d9015
