@@ -134,5 +134,5 @@ def test_a_benchmark_of_a_users_own_gets_a_column(config, tmp_path, monkeypatch)
 
 
 def test_an_unknown_benchmark_is_an_error():
-    with pytest.raises(ConfigError, match="benchmark 'vsi': unknown; choose one of sat"): Comparison(sources={"vsi": "somewhere"})
+    with pytest.raises(ConfigError, match="Comparison.sources.vsi: expected one of sat, vsibench"): Comparison(sources={"vsi": "somewhere"})
     with pytest.raises(ValueError, match="no such file"): _load_items("SAT-Real", Comparison(sources={"sat": "nowhere"}))

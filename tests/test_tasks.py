@@ -378,7 +378,7 @@ def test_boxes_in_pixels():
 
 
 def test_unknown_phrasing_is_an_error(views):
-    with pytest.raises(ValueError, match="choose direct"): TASKS["A4"].derive(views[0], np.random.default_rng(0), Rules(phrasings=("song",)))
+    with pytest.raises(ValueError, match="one of direct, choice, sentence"): TASKS["A4"].derive(views[0], np.random.default_rng(0), Rules(phrasings=("song",)))
 
 
 # Audits and own tasks

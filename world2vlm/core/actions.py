@@ -10,9 +10,11 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 
+from .config import Settings
 from .camera import Action, ACTION_KINDS, AXES, OPPOSITE_KIND, TURNS
 
 # %% ../../nbs/02_actions.ipynb #378cde86
@@ -89,7 +91,7 @@ def _plain_text(
     text: str,  # as a model wrote it
 ) -> str:  # same words in the same order
     "`text` in lower case, with °, brackets, quotes, markdown, colons and joining hyphens made plain."
-    text = re.sub(r"[°º˚]|\^\s*\{?\s*\\circ\s*\}?", " degrees ", text.lower())
+    text = re.sub(r"(?:[°º˚]\s*)+|\^\s*\{?\s*\\circ\s*\}?", " degrees ", text.lower())
     text = re.sub(r"[$\\*_`\"'()\[\]{}=~≈:<>]", " ", text)
     text = text.replace("−", "-").replace("–", "-").replace("—", " ")
     return re.sub(r"(?<=[a-z])-(?=[a-z])", " ", text)
@@ -153,16 +155,19 @@ def parse_actions(
     return actions
 
 # %% ../../nbs/02_actions.ipynb #46a60767
+_Move = Annotated[float, ">= 0.001", "<= 100"]
+_Turn = Annotated[float, ">= 0.01", "<= 360"]
+
 @dataclass(frozen=True)
-class Ranges:
+class Ranges(Settings):
     "Grids of amounts as (low, high, step) for a `move` and a `turn`; ValueError for an empty grid."
-    move: tuple[float, float, float] = (0.1, 6.0, 0.1)  # metres
-    turn: tuple[float, float, float] = (10.0, 100.0, 10.0)  # degrees
+    move: tuple[_Move, _Move, _Move] = (0.1, 6.0, 0.1)  # metres
+    turn: tuple[_Turn, _Turn, _Turn] = (10.0, 100.0, 10.0)  # degrees
 
     def __post_init__(self):
+        super().__post_init__()
         for name, grid in (("move", self.move), ("turn", self.turn)):
-            if len(grid) != 3 or not (0 < grid[0] <= grid[1] and grid[2] > 0):
-                raise ValueError(f"Ranges.{name}: expected (low, high, step), 0 < low <= high and step > 0, got {grid}")
+            if grid[0] > grid[1]: raise ValueError(f"Ranges.{name}: expected (low, high, step), low <= high: {grid}")
 
     def values(
         self,

@@ -14,25 +14,26 @@ from pathlib import Path
 
 import numpy as np
 
+from ..core.config import Count, Seed, Settings, Whole
 from ..core.records import Example
 from ..core.runs import read_jsonl
 from ..core.stages import atomic_dir, fingerprint
 from ..dataset.shards import read_dataset
 from .answering import answer_examples, collect_answers
-from ..students.models import open_student
+from ..students.models import Attention, BoxFormat, Engine, open_student
 from ..tasks.tasks import open_task
 
 # %% ../../nbs/72_held_out.ipynb #e8c42617
 @dataclass(frozen=True)
-class Evaluate:
+class Evaluate(Settings):
     "How students are asked the held-out questions."
-    engine: str = "transformers"  # what runs the student: "transformers" | "vllm" | `module:Class`
-    box_format: str = "norm1000"  # how the student reads and writes boxes: "norm1000" or "pixels"
-    batch_size: int = 64  # questions in one forward pass
-    max_new_tokens: int = 64  # longest answer
-    max_pixels: int = 0  # largest picture, pixels; 0 leaves the student's own
-    attention: str = "sdpa"  # "eager" | "sdpa"
-    seed: int = 0  # of the shuffled images
+    engine: Engine = "transformers"  # what runs the student: "transformers" | "vllm" | `module:Class`
+    box_format: BoxFormat = "norm1000"  # how the student reads and writes boxes: "norm1000" or "pixels"
+    batch_size: Count = 64  # questions in one forward pass
+    max_new_tokens: Count = 64  # longest answer
+    max_pixels: Whole = 0  # largest picture, pixels; 0 leaves the student's own
+    attention: Attention = "sdpa"  # "eager" | "sdpa"
+    seed: Seed = 0  # of the shuffled images
 
 # %% ../../nbs/72_held_out.ipynb #568c1539
 def _run_student(
@@ -138,4 +139,5 @@ def read_runs(
     *folders: Path | str,  # outputs of `evaluate_base` and `evaluate_arm`
 ) -> dict[str, list[dict]]:  # name of a run -> rows
     "All answers in the `folders`."
-    return {path.stem: read_jsonl(path) for folder in folders for path in sorted(Path(folder).glob("*.jsonl"))}
+    fields = "id", "task", "direction", "scene_id", "score"
+    return {path.stem: read_jsonl(path, *fields) for folder in folders for path in sorted(Path(folder).glob("*.jsonl"))}

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..core.config import Count, Seed, Settings, Workers
 from ..core.records import Example, Transition, transitions_of
 from ..core.runs import parallel_map, rng_for
 from ..scenes.room import room_scenes
@@ -23,21 +24,21 @@ from ..tasks.rules import Rules
 from ..tasks.visibility import error_cause, visibility_of
 from ..tasks.cases import object_id
 from ..tasks.tasks import open_task, Task, TASKS
-from ..dataset.synthesis import Imagine, Scenes, trajectories_of
+from ..dataset.synthesis import Imagine, Scenes, TaskName, trajectories_of
 from .statistics import wilson_interval
 
 # %% ../../nbs/73_label_audit.ipynb #82759f3f
 @dataclass(frozen=True)
-class LabelAudit:
+class LabelAudit(Settings):
     "Which labels are audited."
     scenes: Scenes = Scenes(first=800_000)  # rooms that no other stage uses; `n` is not read
     imagine: Imagine = Imagine()  # motions
     rules: Rules = Rules()  # what may be asked
-    tasks: tuple[str, ...] = tuple(TASKS)  # names for `open_task`; each needs an `audit`
-    transitions: int = 2000  # number of transitions
-    parts: int = 4  # independent parts, each with rooms of its own
-    seed: int = 0  # of the wordings
-    workers: int = 1  # processes
+    tasks: tuple[TaskName, ...] = tuple(TASKS)  # names for `open_task`; each needs an `audit`
+    transitions: Count = 2000  # number of transitions
+    parts: Count = 4  # independent parts, each with rooms of its own
+    seed: Seed = 0  # of the wordings
+    workers: Workers = 1  # processes
 
 # %% ../../nbs/73_label_audit.ipynb #b6565b6a
 def _unseen_transitions(

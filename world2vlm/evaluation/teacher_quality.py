@@ -10,16 +10,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
+from ..core.config import Positive, Seed, Settings, Workers
 from ..core.camera import Action
 from ..core.actions import plan
 from ..core.plotting import canvas, styled
 from ..core.records import keyframe_poses, Rollout, Scene
 from ..core.runs import parallel_map, rng_for
-from ..teachers.base import load_teacher, teacher_with_options, WorldModel
+from ..teachers.base import load_teacher, teacher_with_options, TeacherOptions, WorldModel
 from ..teachers.reprojection import fill_smooth, reproject
 from ..teachers.filters import Filter, fitted_pose, match_sift, measure_rollout, pose_errors, psnr
 from ..teachers.filters import rejection_reason, ssim
@@ -27,16 +28,16 @@ from ..dataset.synthesis import Scenes, shard_scenes
 
 # %% ../../nbs/74_teacher_quality.ipynb #e5e16267
 @dataclass(frozen=True)
-class TeacherQuality:
+class TeacherQuality(Settings):
     "Which views are evaluated."
     scenes: Scenes = Scenes(first=700_000)  # rooms that no other stage uses
-    turns: tuple[float, ...] = (10, 20, 30, 40, 50, 60)  # degrees
-    moves: tuple[float, ...] = (0.2, 0.5, 0.8, 1.1, 1.5)  # metres
-    options: dict[str, dict[str, int | float | bool | str]] = field(default_factory=dict)  # teacher -> its own settings
+    turns: tuple[Annotated[float, "> 0", "<= 180"], ...] = (10, 20, 30, 40, 50, 60)  # degrees
+    moves: tuple[Positive, ...] = (0.2, 0.5, 0.8, 1.1, 1.5)  # metres
+    options: TeacherOptions = field(default_factory=dict)  # teacher -> its own settings
     filter: Filter = Filter()  # bounds of a good rollout
     poses: bool = True  # also find the pose whose true view fits best, which takes half a second a view
-    seed: int = 0  # of the directions and of the teacher
-    workers: int = 1  # processes
+    seed: Seed = 0  # of the directions and of the teacher
+    workers: Workers = 1  # processes
 
 # %% ../../nbs/74_teacher_quality.ipynb #c7e87882
 def _probe_motions(

@@ -12,9 +12,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 
+from ..core.config import Count, FieldOfView, Positive, Seed, Settings
 from ..core.actions import format_actions, merge_actions, plan, Trajectory
 from ..core.camera import Action, intrinsics, OPPOSITE_KIND
 from ..core.records import Scene
@@ -22,28 +24,31 @@ from ..core.runs import rng_for
 from ..teachers.base import WorldModel
 from ..students.models import load_piece, Prompt, Student
 from .answering import collect_answers
+from ..tasks.answers import final_answer
 from .benchmarks.base import Benchmark, Item, open_benchmark
 
 # %% ../../nbs/80_view_search.ipynb #eaa013e5
+_Score = Annotated[int, ">= 0", "<= 9"]
+
 @dataclass(frozen=True)
-class ViewSearch:
+class ViewSearch(Settings):
     "How the world model is searched, in the words of MindJourney's code where it has them."
-    depth: int = 3  # steps of the search
-    num_beams: int = 2  # views that the next step starts from
-    num_top_candidates: int = 18  # views of one step that may become evidence
-    exploration_score_threshold: int = 8  # lowest score of a view that the next step may start from, 0 to 9
-    helpful_score_threshold: int = 8  # lowest score of a view that becomes evidence, 0 to 9
-    move: float = 0.75  # metres of one action
-    turn: float = 27.0  # degrees of one action
-    views_per_action: int = 3  # at even distances along it
-    max_move: float = 1.5  # metres of two equal actions in a row
-    max_turn: float = 60.0  # degrees of two equal actions in a row
-    max_tries: int = 1  # calls until scores can be read; a greedy student repeats itself
-    guessed_range: tuple[int, int] = (0, 5)  # of the scores that are drawn where none can be read
+    depth: Annotated[int, ">= 1", "<= 10"] = 3  # steps of the search
+    num_beams: Count = 2  # views that the next step starts from
+    num_top_candidates: Count = 18  # views of one step that may become evidence
+    exploration_score_threshold: _Score = 8  # lowest score of a view that the next step may start from, 0 to 9
+    helpful_score_threshold: _Score = 8  # lowest score of a view that becomes evidence, 0 to 9
+    move: Positive = 0.75  # metres of one action
+    turn: Annotated[float, "> 0", "<= 180"] = 27.0  # degrees of one action
+    views_per_action: Count = 3  # at even distances along it
+    max_move: Positive = 1.5  # metres of two equal actions in a row
+    max_turn: Positive = 60.0  # degrees of two equal actions in a row
+    max_tries: Count = 1  # calls until scores can be read; a greedy student repeats itself
+    guessed_range: tuple[_Score, _Score] = (0, 5)  # of the scores that are drawn where none can be read
     batch_paths: bool = True  # all paths of a step in one call of the world model, which may pack them
-    score_tokens: int = 64  # longest list of scores
-    fov_deg: float = 54.0  # horizontal field of view of pictures without a camera
-    seed: int = 0  # of the world model and of guessed scores
+    score_tokens: Count = 64  # longest list of scores
+    fov_deg: FieldOfView = 54.0  # horizontal field of view of pictures without a camera
+    seed: Seed = 0  # of the world model and of guessed scores
 
 # %% ../../nbs/80_view_search.ipynb #1a68bc67
 @dataclass(frozen=True, eq=False)
@@ -162,7 +167,7 @@ def _read_scores(
     n: int,  # number of views
 ) -> list[int] | None:  # None where it is not a list of `n` whole numbers
     "The scores in `text`."
-    parts = text.split("Output:")[-1].strip().strip("[]").split(",")
+    parts = final_answer(text).split("Output:")[-1].strip().strip("[]").split(",")
     try: scores = [int(part) for part in parts]
     except ValueError: return None
     return scores if len(scores) == n else None

@@ -11,19 +11,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 
+from ..core.config import Count, Settings, Whole, Workers
 from ..core.plotting import RUN_COLOURS, canvas, picture_html, styled
 from ..core.runs import parallel_map, write_json
 from ..core.stages import atomic_dir, fingerprint
-from ..evaluation.benchmarks.base import CONTROLS, Item, ask_benchmark, control_rows, open_benchmark
+from ..evaluation.benchmarks.base import CONTROLS, Item, ask_benchmark, control_rows, open_benchmark, BENCHMARKS
 from ..evaluation.statistics import paired_scores, score_with_interval
 from ..evaluation.view_search import ViewSearch, ask_with_search, search_cost
 from .page import Picture, Section, render_page, write_page
 from .tables import Table, format_interval, format_points
-from ..students.models import Student, open_student
-from ..teachers.base import load_teacher
+from ..students.models import Attention, BoxFormat, Engine, open_student, Student
+from ..teachers.base import load_teacher, TeacherOptions
 
 # %% ../../nbs/89_comparison.ipynb #19e67295
 COLUMNS = {  # column -> benchmark, split
@@ -35,22 +37,25 @@ _PAPER = {  # student -> SAT-Real, SAT-Syn, VSI-Bench, MindCube
     "SFT, HY-WorldPlay": (68.66, 57.20, 38.63, 36.57), "SFT + GRPO, HY-WorldPlay": (69.33, 65.20, 39.07, 36.85)}
 
 # %% ../../nbs/89_comparison.ipynb #5e3634b5
+_Sources = dict[Annotated[str, BENCHMARKS, "module:attribute"], str]
+
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Settings):
     "Which benchmarks are asked, and how."
-    sources: dict[str, str] = field(default_factory=dict)  # benchmark -> its folder; others are not run
-    depths: tuple[int, ...] = (1, 3)  # steps of the view search; () leaves it out
+    sources: _Sources = field(default_factory=dict)  # benchmark -> its folder; others are not run
+    depths: tuple[Annotated[int, ">= 1", "<= 10"], ...] = (1, 3)  # steps of the view search; () leaves it out
     view_search: ViewSearch = ViewSearch()  # other settings of the view search
-    options: dict[str, dict[str, int | float | bool | str]] = field(default_factory=dict)  # world model -> its settings
-    engine: str = "transformers"  # what runs the student: "transformers" | "vllm" | `module:Class`
-    box_format: str = "norm1000"  # how the student reads and writes boxes: "norm1000" or "pixels"
-    batch_size: int = 16  # questions in one forward pass; a view search has one
-    frames: int = 32  # of a video
-    attention: str = "sdpa"  # "eager" | "sdpa"
-    max_pixels: int = 0  # largest picture, pixels; 0 leaves the student's own
-    workers: int = 1  # processes of the view search
+    options: TeacherOptions = field(default_factory=dict)  # world model -> its settings
+    engine: Engine = "transformers"  # what runs the student: "transformers" | "vllm" | `module:Class`
+    box_format: BoxFormat = "norm1000"  # how the student reads and writes boxes: "norm1000" or "pixels"
+    batch_size: Count = 16  # questions in one forward pass; a view search has one
+    frames: Annotated[int, ">= 2"] = 32  # of a video
+    attention: Attention = "sdpa"  # "eager" | "sdpa"
+    max_pixels: Whole = 0  # largest picture, pixels; 0 leaves the student's own
+    workers: Workers = 1  # processes of the view search
 
     def __post_init__(self):
+        super().__post_init__()
         for name in self.sources: open_benchmark(name)
 
 # %% ../../nbs/89_comparison.ipynb #668ae61f
@@ -108,8 +113,9 @@ def _search_part(
 ) -> list[dict]:  # rows of `ask_with_search`
     "Every `parts`-th question, answered with the world model."
     student, teacher = _open_student(checkpoint, config), load_teacher(worldmodel, **config.options.get(worldmodel, {}))
-    items, search = _load_items(column, config)[part::parts], replace(config.view_search, depth=depth)
-    name, path = _columns(config)[column][0], out / f"view search {depth}-{part}.jsonl"
+    name, search = _columns(config)[column][0], replace(config.view_search, depth=depth)
+    items = open_benchmark(name).readable(_load_items(column, config), config.frames)[part::parts]
+    path = out / f"view search {depth}-{part}.jsonl"
     return ask_with_search(student, teacher, name, items, path, search)
 
 # %% ../../nbs/89_comparison.ipynb #b20e4995
@@ -136,12 +142,14 @@ def _ask_column(
     out: Path,  # folder of answer files
 ) -> dict[str, list[dict]]:  # run -> rows; {} for a benchmark without a source
     "All runs on one benchmark. The view search starts from a picture, so it is left out for videos."
-    items, first = _load_items(column, config), [*students.values()][0]
-    if not items: return {}
-    rows = _ask_alone(column, config, students, items, out)
+    loaded, first, name = _load_items(column, config), [*students.values()][0], _columns(config)[column][0]
+    if not loaded: return {}
+    items = open_benchmark(name).readable(loaded, config.frames)
+    rows = _ask_alone(column, config, students, loaded, out)
     if not items[0].video: rows |= _ask_searching(column, config, first, worldmodel, out)
-    name = _columns(config)[column][0]
-    return rows | {f"control: {which}": control_rows(name, items, which) for which in CONTROLS}
+    rows |= {f"control: {which}": control_rows(name, items, which) for which in CONTROLS}
+    left_out = {"left_out": len(loaded) - len(items)} if len(items) < len(loaded) else {}  # for the tables: n of N
+    return {run: [row | left_out for row in answers] for run, answers in rows.items()}
 
 # %% ../../nbs/89_comparison.ipynb #d659d501
 def _run_summary(
@@ -153,7 +161,8 @@ def _run_summary(
     account = search_cost(rows) if "tokens" in rows[0] else {}
     return dict(rules=score_with_interval(rows, score), kinds=next(iter(score(rows).values())),
                 over=None if rows is reference else paired_scores(rows, reference, score),
-                account={name: value for name, value in account.items() if name != "seconds"} or None)
+                account={name: value for name, value in account.items() if name != "seconds"} or None,
+                **({"left_out": rows[0]["left_out"]} if rows[0].get("left_out") else {}))
 
 # %% ../../nbs/89_comparison.ipynb #61b019d8
 def summarise_runs(
@@ -213,7 +222,8 @@ def _result_cell(
     "One result by the first rule, which is the official one."
     if not summary: return ""
     rule, result = next(iter(summary["rules"].items()))
-    return f"{format_points(result['overall'])} ({format_interval(result)}), n {result['n']:,}, {rule}"
+    total = f" of {result['n'] + summary['left_out']:,}" if summary.get("left_out") else ""
+    return f"{format_points(result['overall'])} ({format_interval(result)}), n {result['n']:,}{total}, {rule}"
 
 # %% ../../nbs/89_comparison.ipynb #896d6227
 def paper_table(
@@ -291,7 +301,7 @@ def make_comparison(
     "The stage `comparison`. The files in `out` hold no times."
     parts = [Path(source, kind) for source in config.sources.values() for kind in ("scenes", "examples")]
     inputs = [path for path in parts if (path / "stats.json").is_file()]
-    with atomic_dir(out, fingerprint(config, *students.values(), *inputs)) as work:
+    with atomic_dir(out, fingerprint(config, *students.values(), *inputs, f"{config.workers} parts")) as work:
         ask = lambda column: _ask_column(column, config, students, worldmodel, work / column)
         columns = {column: rows for column in _columns(config) if (rows := ask(column))}
         results = {column: summarise_runs(_columns(config)[column][0], rows) for column, rows in columns.items()}

@@ -10,7 +10,9 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+from ..core.config import Count, LearningRate, NotNegative, Positive, Share, Whole
 from ..core.records import Example
 from ..dataset.schema import row_example
 from .models import load_student
@@ -23,17 +25,17 @@ from ..tasks.tasks import open_task
 @dataclass(frozen=True)
 class GRPO(Training):
     "How a student is trained with GRPO; the defaults are the paper's."
-    limit: int = 1000  # questions at most, 0 for all
-    batch_size: int = 2  # answers in one forward pass
-    gradient_accumulation_steps: int = 4  # forward passes per step; a step has a multiple of `num_generations` answers
-    learning_rate: float = 1.0e-6  # peak of the cosine
-    save_every: int = 50  # steps between checkpoints
-    log_every: int = 1  # steps between log lines
-    num_generations: int = 4  # answers to each question
-    temperature: float = 1.0  # of the answers
-    beta: float = 0.01  # weight of the KL term (low-variance estimate)
-    max_completion_length: int = 256  # tokens of one answer
-    format_weight: float = 0.1  # of the part "format" in the reward; the task's own score has the rest
+    limit: Whole = 1000  # questions at most, 0 for all
+    batch_size: Count = 2  # answers in one forward pass
+    gradient_accumulation_steps: Count = 4  # forward passes per step; a step has k * `num_generations` answers
+    learning_rate: LearningRate = 1.0e-6  # peak of the cosine
+    save_every: Count = 50  # steps between checkpoints
+    log_every: Count = 1  # steps between log lines
+    num_generations: Annotated[int, ">= 2"] = 4  # answers to each question
+    temperature: Positive = 1.0  # of the answers
+    beta: NotNegative = 0.01  # weight of the KL term (low-variance estimate)
+    max_completion_length: Count = 256  # tokens of one answer
+    format_weight: Share = 0.1  # of the part "format" in the reward; the task's own score has the rest
 
 # %% ../../nbs/64_grpo.ipynb #792d4fb5
 _REWARD_PARTS = ("overall", "format", "action", "order", "number", "iou", "center", "accuracy")

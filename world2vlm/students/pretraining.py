@@ -12,13 +12,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 
+from ..core.config import Count, FieldOfView, LearningRate, NotNegative, Seed, Settings, Share, Whole
 from ..core.camera import intrinsics
 from ..core.records import Example, iou
 from ..core.runs import write_text
-from .models import example_prompt, load_student, mini_student, MiniConfig, Student
+from .models import BoxFormat, example_prompt, load_student, mini_student, MiniConfig, Student
 from .sft import fit_sft, SFT
 from .static_questions import question_stream, QUESTIONS, sample_views
 from .training import read_training_log, training_row
@@ -26,36 +28,36 @@ from ..tasks.answers import convert_boxes, read_answer_box
 
 # %% ../../nbs/66_pretraining.ipynb #59f4fe4b
 @dataclass(frozen=True)
-class Phase:
+class Phase(Settings):
     "One run of the trainer on fresh rooms, with a learning rate that rises and falls."
-    steps: int  # optimizer steps
-    gradient_accumulation_steps: int = 1  # forward passes per step
-    warmup_steps: int = 0  # of these, steps at the start that ask for surveys only
-    two_views: float = .4  # share of the questions about two views
-    shifts: float = 0.0  # of these, the share about how objects shifted
-    format_practice: float = 0.0  # share of the questions in the forms of the tasks
-    per_room: int = 24  # questions about each room
-    from_start: float = 0.0  # share of the pairs whose first view is the start view, which all others are near to
-    min_area: float = .004  # share of the picture that an object in question covers
+    steps: Count  # optimizer steps
+    gradient_accumulation_steps: Count = 1  # forward passes per step
+    warmup_steps: Whole = 0  # of these, steps at the start that ask for surveys only
+    two_views: Share = .4  # share of the questions about two views
+    shifts: Share = 0.0  # of these, the share about how objects shifted
+    format_practice: Share = 0.0  # share of the questions in the forms of the tasks
+    per_room: Count = 24  # questions about each room
+    from_start: Share = 0.0  # share of the pairs whose first view is the start view, which all others are near to
+    min_area: Share = .004  # share of the picture that an object in question covers
 
 # %% ../../nbs/66_pretraining.ipynb #5ac5cecb
 @dataclass(frozen=True)
-class Base:
+class Base(Settings):
     "How the base student is trained from random weights."
     curriculum: tuple[Phase, ...] = (  # one after the other
         Phase(1600, gradient_accumulation_steps=2, warmup_steps=1000),
         Phase(8000, two_views=.55, shifts=.4, min_area=.01),
         Phase(6000, two_views=.65, shifts=.2, format_practice=.6, per_room=48, from_start=.5, min_area=.01))
-    batch_size: int = 16  # examples in one forward pass
-    processes: int = 2  # that train together
-    learning_rate: float = 1.0e-3  # peak of the cosine of each phase
-    weight_decay: float = 0.05  # AdamW
-    fov_deg: float = 90.0  # horizontal field of view of the views
-    box_format: str = "pixels"  # how boxes are written
-    seed: int = 0  # of weights, rooms and questions
-    shuffle_buffer: int = 2000  # questions that are shuffled together
-    save_every: int = 200  # steps between checkpoints
-    probe_rooms: int = 64  # unseen rooms in which the result is probed
+    batch_size: Count = 16  # examples in one forward pass
+    processes: Annotated[int, ">= 1", "<= 1024"] = 2  # that train together
+    learning_rate: LearningRate = 1.0e-3  # peak of the cosine of each phase
+    weight_decay: NotNegative = 0.05  # AdamW
+    fov_deg: FieldOfView = 90.0  # horizontal field of view of the views
+    box_format: BoxFormat = "pixels"  # how boxes are written
+    seed: Seed = 0  # of weights, rooms and questions
+    shuffle_buffer: Count = 2000  # questions that are shuffled together
+    save_every: Count = 200  # steps between checkpoints
+    probe_rooms: Count = 64  # unseen rooms in which the result is probed
 
 # %% ../../nbs/66_pretraining.ipynb #40bb0b9e
 _TASK_WORDS = """a after again all am an and angle answer are as at away backward be been before between both

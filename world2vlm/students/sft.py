@@ -6,9 +6,12 @@
 __all__ = ['SFT', 'fit_sft', 'train_sft']
 
 # %% ../../nbs/63_sft.ipynb #13b05333
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
+from ..core.config import Count, Whole
 from .models import load_student
 from .training import live_callback, prepare_model, run_trainer
 from .training import trainer_arguments, Training, training_rows
@@ -17,10 +20,29 @@ from .training import trainer_arguments, Training, training_rows
 @dataclass(frozen=True)
 class SFT(Training):
     "How a student is fine-tuned; the defaults are the paper's."
-    max_length: int = 8192  # tokens of one example
-    lora_rank: int = 256  # 0 trains all parameters
-    lora_alpha: int = 512  # scale of the LoRA update
+    max_length: Count = 8192  # tokens of one example
+    lora_rank: Whole = 256  # 0 trains all parameters
+    lora_alpha: Whole = 512  # scale of the LoRA update
     freeze_vision: bool = True  # leave the vision tower as it is
+
+# %% ../../nbs/63_sft.ipynb #55dfd829
+def _check_lengths(
+    data: "Dataset",  # rows of prompt, completion, images
+    collate: "DataCollatorForVisionLanguageModeling",  # of the trainer
+    sample: int = 200,  # rows that are read, at random
+) -> None:
+    "ValueError if answers are cut off at the collator's `max_length`: they would be learned in part or not at all."
+    if not hasattr(data, "__len__"): return  # a stream, as in pretraining
+    rows = np.random.default_rng(0).permutation(len(data))[:sample].tolist()
+    whole = replace(collate, max_length=None)
+    batches = (data[rows[start:start + 8]] for start in range(0, len(rows), 8))
+    lines = ([dict(zip(batch, values)) for values in zip(*batch.values())] for batch in batches)
+    lengths = np.concatenate([whole(batch)["attention_mask"].sum(1).numpy() for batch in lines])
+    cut, longest = (lengths > collate.max_length).mean(), lengths.max()
+    if cut: raise ValueError(f"max_length: {collate.max_length} tokens cut off the answers of {cut:.0%} of the examples, which have "
+                             f"{lengths.min()} to {longest} tokens (of {len(rows)} that were read); take at least {longest}")
+
+
 
 # %% ../../nbs/63_sft.ipynb #36224356
 def fit_sft(
@@ -31,13 +53,14 @@ def fit_sft(
     out: str | Path,  # folder of the checkpoint
     steps: int = -1,  # optimizer steps; -1 goes once through `data`
 ) -> Path:  # `out`, which `load_student` opens
-    "Train `model` on `data`; a killed run resumes from the last checkpoint in `out`."
+    "Train `model` on `data`; a killed run resumes from the last checkpoint in `out`. ValueError if answers are cut off."
     from trl import SFTConfig, SFTTrainer
     arguments = SFTConfig(max_length=config.max_length, dataset_kwargs=dict(skip_prepare_dataset=True),
                           **trainer_arguments(config, out, steps))
     trainer = SFTTrainer(
         model=prepare_model(model, config), args=arguments, train_dataset=data, processing_class=processor,
         callbacks=[live_callback(out)] * (arguments.process_index == 0))
+    _check_lengths(data, trainer.data_collator)
     trainer.model_accepts_loss_kwargs = True  # TRL divides by the tokens of the whole step, whatever Qwen2.5-VL says
     return run_trainer(trainer, processor, out)
 

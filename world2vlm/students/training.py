@@ -10,42 +10,51 @@ __all__ = ['Training', 'training_row', 'training_rows', 'prepare_model', 'traine
 import json
 import re
 import shutil
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
 import numpy as np
 
-from ..core.runs import read_jsonl, write_text
-from .models import load_student, model_picture_size
+from ..core.config import Count, LearningRate, NotNegative, Positive, Seed, Settings, Share, Whole, Workers
+from ..core.runs import _check_keys, read_jsonl, write_text
+from .models import Attention, BoxFormat, load_student, model_picture_size
 from ..tasks.answers import convert_boxes
+
+# %% ../../nbs/62_training.ipynb #41d47ded
+_Direction = Literal["forward", "inverse"]
+
+# %% ../../nbs/62_training.ipynb #f6a7477c
+_Beta = Annotated[float, ">= 0", "< 1"]
 
 # %% ../../nbs/62_training.ipynb #0f65e88f
 @dataclass(frozen=True)
-class Training:
+class Training(Settings):
     "How a student is trained: what SFT and GRPO share."
-    directions: tuple[str, ...] = ("forward", "inverse")  # of the questions; an arm may take one
-    box_format: str = "norm1000"  # how boxes are written: "norm1000" | "pixels"
-    limit: int = 0  # examples at most, 0 for all
-    epochs: float = 1.0  # passes over the examples
-    batch_size: int = 8  # sequences in one forward pass
-    gradient_accumulation_steps: int = 2  # forward passes per step
-    processes: int = 1  # that train together, one on each GPU or on one core each
-    learning_rate: float = 1.0e-5  # peak of the cosine
-    warmup_ratio: float = 0.05  # share of the steps with a rising rate
-    weight_decay: float = 0.1  # AdamW
-    betas: tuple[float, float] = (0.9, 0.95)  # AdamW
-    max_pixels: int = 0  # largest picture, pixels; 0 leaves the student's own
-    lora_rank: int = 0  # 0 trains all parameters
-    lora_alpha: int = 0  # scale of the LoRA update
+    directions: tuple[_Direction, ...] = ("forward", "inverse")  # of the questions; an arm may take one
+    box_format: BoxFormat = "norm1000"  # how boxes are written: "norm1000" | "pixels"
+    limit: Whole = 0  # examples at most, 0 for all
+    epochs: Positive = 1.0  # passes over the examples
+    batch_size: Count = 8  # sequences in one forward pass
+    gradient_accumulation_steps: Count = 2  # forward passes per step
+    processes: Annotated[int, ">= 1", "<= 1024"] = 1  # that train together, one on each GPU or on one core each
+    learning_rate: LearningRate = 1.0e-5  # peak of the cosine
+    warmup_ratio: Share = 0.05  # share of the steps with a rising rate
+    weight_decay: NotNegative = 0.1  # AdamW
+    betas: tuple[_Beta, _Beta] = (0.9, 0.95)  # AdamW
+    max_pixels: Whole = 0  # largest picture, pixels; 0 leaves the student's own
+    lora_rank: Whole = 0  # 0 trains all parameters
+    lora_alpha: Whole = 0  # scale of the LoRA update
     freeze_vision: bool = False  # leave the vision tower as it is
     bf16: bool = True  # autocast to bfloat16
     gradient_checkpointing: bool = True  # recompute activations: less memory, more time
-    attention: str = "sdpa"  # "eager" | "sdpa"
-    workers: int = 0  # processes that decode and tokenize ahead of the model
-    save_every: int = 100  # steps between checkpoints
-    log_every: int = 10  # steps between log lines
-    seed: int = 0  # of the order of the examples and of whatever else is drawn
+    attention: Attention = "sdpa"  # "eager" | "sdpa"
+    workers: Workers = 0  # processes that decode and tokenize ahead of the model
+    save_every: Count = 100  # steps between checkpoints
+    log_every: Count = 10  # steps between log lines
+    seed: Seed = 0  # of the order of the examples and of whatever else is drawn
 
 # %% ../../nbs/62_training.ipynb #905c5e1c
 def training_row(
@@ -117,6 +126,7 @@ def training_rows(
     if not len(rows):
         raise ValueError(f"{folder}: no training example has a direction of {config.directions}; correct `directions`")
     resized = processor and config.box_format == "pixels"
+    if resized: model_picture_size(processor, (64, 64))  # another family of students is an error now, not at a row
     size = lambda example: model_picture_size(processor, example["images"][0].size) if resized else None
     def transform(columns):
         examples = [dict(zip(columns, values)) for values in zip(*columns.values())]
@@ -125,19 +135,50 @@ def training_rows(
     return data.select(rows).with_transform(transform)
 
 # %% ../../nbs/62_training.ipynb #c9ac9542
+def _vision_towers(
+    model: "PreTrainedModel",  # the student
+) -> list[str]:  # names of modules, none inside another
+    "The modules that read pictures: by the vision part of the configuration, else by their usual names."
+    part, names = getattr(model.config, "vision_config", None), ("visual", "vision_tower", "vision_model")
+    modules = [(name, module) for name, module in model.named_modules() if name]  # outer ones first
+    of_part = lambda module: part is not None and isinstance(getattr(module, "config", None), type(part))
+    fitting = [name for name, module in modules if of_part(module)]
+    fitting, towers = fitting or [name for name, _ in modules if name.split(".")[-1] in names], []
+    for name in fitting: towers += [name] * (not name.startswith(tuple(f"{tower}." for tower in towers)))
+    return towers
+
+
+# %% ../../nbs/62_training.ipynb #4e05796c
+def _lora_config(
+    config: Training,  # `lora_rank`, `lora_alpha`
+    frozen: tuple[str, ...],  # beginnings of the names of layers without LoRA
+) -> "LoraConfig":  # of PEFT
+    "LoRA on the linear layers of all other towers."
+    from peft import LoraConfig
+    linear = "q_proj k_proj v_proj o_proj out_proj gate_proj up_proj down_proj qkv proj fc1 fc2".replace(" ", "|")
+    outside = f"(?!{'|'.join(map(re.escape, frozen))})" if frozen else ""
+    return LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, task_type="CAUSAL_LM",
+                      target_modules=rf"{outside}.*\.({linear})")
+
+
+# %% ../../nbs/62_training.ipynb #7fd104ab
 def prepare_model(
     model: "PreTrainedModel",  # the student
     config: Training,  # `lora_rank`, `lora_alpha`, `freeze_vision`
 ) -> "PreTrainedModel":  # ready to train; wrapped by PEFT where `lora_rank` > 0
-    "Choose the parameters that train."
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(not (config.freeze_vision and "visual" in name))
-    if not config.lora_rank: return model
-    from peft import LoraConfig, get_peft_model
-    towers = r"(?!.*visual).*" if config.freeze_vision else r".*"
-    linear = towers + r"\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj|qkv|proj)"
-    lora = LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules=linear, task_type="CAUSAL_LM")
-    return get_peft_model(model, lora)
+    "Choose the parameters that train. ValueError if none does, or if there is no vision tower to freeze."
+    if config.lora_rank and not config.lora_alpha:
+        raise ValueError(f"lora_alpha: 0 scales the whole LoRA update to nothing; try {2 * config.lora_rank}")
+    frozen = tuple(f"{tower}." for tower in _vision_towers(model)) if config.freeze_vision else ()
+    for name, parameter in model.named_parameters(): parameter.requires_grad_(not name.startswith(frozen))
+    if config.freeze_vision and all(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(f"freeze_vision: no vision tower in {type(model).__name__}, so nothing is frozen; set it to false")
+    if config.lora_rank:
+        from peft import get_peft_model
+        model = get_peft_model(model, _lora_config(config, frozen))
+    if any(parameter.requires_grad for parameter in model.parameters()): return model
+    raise ValueError(f"freeze_vision: no parameter of {type(model).__name__} is left to train; set it to false")
+
 
 # %% ../../nbs/62_training.ipynb #ad768beb
 def trainer_arguments(
@@ -180,17 +221,36 @@ def _last_checkpoint(
     return whole[max(whole)] if whole else None
 
 # %% ../../nbs/62_training.ipynb #fad1880f
+def _check_adapter(
+    model: "PeftModel",  # the student in PEFT's wrapper
+    checkpoint: str,  # a folder that the trainer wrote
+) -> None:
+    "ValueError if the LoRA weights of `checkpoint` are not those of `model`: PEFT would leave out what does not fit."
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open, SafetensorError
+    path = Path(checkpoint) / "adapter_model.safetensors"
+    try:
+        with safe_open(path, framework="pt") as file: stored = set(file.keys())
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path}: cannot be read ({error}); remove this checkpoint and run again") from None
+    needed = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    _check_keys(checkpoint, needed - stored, stored - needed)
+
+# %% ../../nbs/62_training.ipynb #068512bf
 def _restore_weights(
     model: "PreTrainedModel",  # the student, or its PEFT wrapper
     checkpoint: str | None,  # from `_last_checkpoint`; None changes nothing
 ) -> str | None:  # `checkpoint`
-    "Put the weights of `checkpoint` into `model`."
-    if checkpoint and not hasattr(model, "peft_config"): model.load_state_dict(load_student(checkpoint)[0].state_dict())
+    "Put the weights of `checkpoint` into `model`, or check those that PEFT will load. ValueError if they do not fit."
+    if checkpoint and hasattr(model, "peft_config"): _check_adapter(model, checkpoint)
+    elif checkpoint: model.load_state_dict(load_student(checkpoint)[0].state_dict())
     return checkpoint
 
-# %% ../../nbs/62_training.ipynb #a4a016ea
+
+# %% ../../nbs/62_training.ipynb #b37ad671
 _TIMES = re.compile(r"runtime|per_second|step_time")  # logged figures that depend on the speed of the machine
 
+# %% ../../nbs/62_training.ipynb #a4a016ea
 def _drop_times(
     live: Path,  # DVCLive's folder
     log: list[dict],  # log lines of the trainer
@@ -221,14 +281,31 @@ def _save_student(
     return out
 
 # %% ../../nbs/62_training.ipynb #685df2d1
+def _idle_signs(
+    log: list[dict],  # log lines of the trainer
+) -> list[str]:  # texts of warnings
+    "Signs in a finished run that it taught nothing."
+    steps, signs = [line for line in log if "loss" in line], []
+    if steps and not any(line["loss"] or line.get("grad_norm") for line in steps):
+        signs.append("the loss was exactly 0 at every step, so nothing was learned; look at the answers and at max_length")
+    equal = float(np.mean([line["frac_reward_zero_std"] for line in steps if "frac_reward_zero_std" in line] or [0]))
+    if equal > .9:
+        signs.append(f"in {equal:.0%} of the groups all answers had the same reward and taught nothing; "
+                     "raise temperature or num_generations, or train longer with SFT before")
+    return signs
+
+
+# %% ../../nbs/62_training.ipynb #3212ed1f
 def run_trainer(
     trainer: "Trainer",  # of TRL, ready to train
     processor: "ProcessorMixin",  # of the student
     out: str | Path,  # the checkpoint's folder
 ) -> Path:  # `out`, which `load_student` opens
-    "Train from the last complete checkpoint in `out`, or from the start, and save the student."
+    "Train from the last complete checkpoint in `out`, or from the start, and save the student; warn if it learned nothing."
     trainer.train(resume_from_checkpoint=_restore_weights(trainer.model, _last_checkpoint(Path(out) / "checkpoints")))
+    for sign in _idle_signs(trainer.state.log_history): warnings.warn(f"{out}: {sign}", stacklevel=2)
     return _save_student(trainer, processor, Path(out))
+
 
 # %% ../../nbs/62_training.ipynb #2e8592a9
 def read_training_log(

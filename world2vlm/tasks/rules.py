@@ -7,28 +7,33 @@ __all__ = ['Rules', 'visibility_state', 'is_large']
 
 # %% ../../nbs/40_rules.ipynb #75fd380a
 from dataclasses import dataclass
+from typing import Literal
 
+from ..core.config import Count, NotNegative, Positive, Settings, Share
 from ..core.records import Box
 
 # %% ../../nbs/40_rules.ipynb #5b9e53c6
+_Phrasing = Literal["direct", "choice", "sentence"]
+
 @dataclass(frozen=True)
-class Rules:
+class Rules(Settings):
     "What may be asked; the defaults suit metres 0.1-6 and degrees 10-100."
-    min_visible: float = 0.25  # visible share from which an object counts as visible after the motion
-    max_gone: float = 0.05  # visible share up to which it counts as gone; between the two nothing is asked
-    area: tuple[float, float] = (0.005, 0.6)  # smallest and largest share of the picture before the motion
-    min_side: float = 0.03  # shortest side of a box after the motion, as a share of the picture
-    max_overlap: float = 0.5  # largest IoU of a wrong box with the right one
-    max_examples: int = 3  # of one task from one transition
-    move: tuple[float, float] = (0.1, 6.0)  # metres that a false claim may name
-    turn: tuple[float, float] = (10.0, 100.0)  # degrees that a false claim may name
-    move_gap: float = 0.3  # smallest error of a false claim, metres
-    turn_gap: float = 20.0  # smallest error of a false claim, degrees
-    relative_gap: float = 0.3  # the same for large amounts, as a share of the amount
-    min_difference: tuple[float, float] = (0.1, 5.0)  # metres or degrees between the end poses of two different motions
-    phrasings: tuple[str, ...] = ("direct", "choice", "sentence")  # forms of a question
+    min_visible: Share = 0.25  # visible share from which an object counts as visible after the motion
+    max_gone: Share = 0.05  # visible share up to which it counts as gone; between the two nothing is asked
+    area: tuple[Share, Share] = (0.005, 0.6)  # smallest and largest share of the picture before the motion
+    min_side: Share = 0.03  # shortest side of a box after the motion, as a share of the picture
+    max_overlap: Share = 0.5  # largest IoU of a wrong box with the right one
+    max_examples: Count = 3  # of one task from one transition
+    move: tuple[Positive, Positive] = (0.1, 6.0)  # metres that a false claim may name
+    turn: tuple[Positive, Positive] = (10.0, 100.0)  # degrees that a false claim may name
+    move_gap: NotNegative = 0.3  # smallest error of a false claim, metres
+    turn_gap: NotNegative = 20.0  # smallest error of a false claim, degrees
+    relative_gap: NotNegative = 0.3  # the same for large amounts, as a share of the amount
+    min_difference: tuple[NotNegative, NotNegative] = (0.1, 5.0)  # metres, degrees between the ends of two motions
+    phrasings: tuple[_Phrasing, ...] = ("direct", "choice", "sentence")  # forms of a question
 
     def __post_init__(self):
+        super().__post_init__()
         if not 0 <= self.max_gone < self.min_visible <= 1:
             raise ValueError(f"Rules: 0 <= max_gone < min_visible <= 1, not {self.max_gone} and {self.min_visible}")
 

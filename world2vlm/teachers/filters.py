@@ -9,10 +9,11 @@ __all__ = ['Matcher', 'match_sift', 'loftr_matcher', 'pose_errors', 'fitted_pose
 # %% ../../nbs/23_filters.ipynb #8d788eee
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 
+from ..core.config import NotNegative, Settings, Whole
 from ..core.camera import Action, move, relative_motion, unproject, yaw
 from ..core.actions import format_actions, plan
 from ..core.records import keyframe_poses, Rollout, Scene
@@ -250,15 +251,15 @@ def measure_rollout(
 
 # %% ../../nbs/23_filters.ipynb #105d7726
 @dataclass(frozen=True)
-class Filter:
+class Filter(Settings):
     "Bounds of a good rollout."
-    rotation: float = 5.0  # degrees
-    direction: float = 20.0  # degrees
-    scale: float = 1.35  # ratio of lengths, in both directions
-    drift: float = 0.1  # metres, in a turn
-    inliers: int = 8  # matches that agree
-    sharpness: float = 0.3  # share of the anchor's
-    agreement: float = 14.0  # dB, on pixels of the anchor
+    rotation: NotNegative = 5.0  # degrees
+    direction: NotNegative = 20.0  # degrees
+    scale: Annotated[float, ">= 1"] = 1.35  # ratio of lengths, in both directions
+    drift: NotNegative = 0.1  # metres, in a turn
+    inliers: Whole = 8  # matches that agree
+    sharpness: NotNegative = 0.3  # share of the anchor's
+    agreement: NotNegative = 14.0  # dB, on pixels of the anchor
     matches: bool = True  # match features, which takes about 100 pixels; if not, only sharpness and agreement count
     relabel: bool = False  # keep a rollout of one wrong action under the motion that it shows
 

@@ -13,14 +13,15 @@ from pathlib import Path
 
 import numpy as np
 
+from ...core.config import Settings, Workers
 from ...core.actions import format_actions
 from ...core.camera import unproject
 from ...core.records import Example, Instance, Scene, Transition, transitions_of
 from ...core.runs import Reject, rng_for
-from ...core.stages import atomic_dir, fingerprint
+from ...core.stages import atomic_dir, fingerprint, recipe_of
 from ...dataset.shards import read_dataset, write_shards
 from ...dataset.synthesis import (
-    Imagine, Scenes, Supervise, derive_examples, exact_rollouts, recipe_of, shard_scenes, subsample)
+    Imagine, Scenes, Supervise, derive_examples, exact_rollouts, shard_scenes, subsample)
 from .base import Benchmark, Item, check_count
 from .sat import SAT_SYSTEM, prompt_sat, sat_verdict
 from ...tasks.answers import canonical_motion
@@ -175,12 +176,12 @@ def _sat_like_examples(
 
 # %% ../../../nbs/79_rooms.ipynb #2ae7bf88
 @dataclass(frozen=True)
-class RoomsBenchmark:
+class RoomsBenchmark(Settings):
     "How the benchmark is made."
     scenes: Scenes = Scenes(first=960_000)  # rooms that no other stage uses
     imagine: Imagine = Imagine()  # motions
     supervise: Supervise = Supervise()  # what is asked; `per_scene` holds for each of the twelve kinds
-    workers: int = 1  # processes
+    workers: Workers = 1  # processes
 
 # %% ../../../nbs/79_rooms.ipynb #09c5036d
 def _rooms_shard(
@@ -207,7 +208,7 @@ def make_rooms_benchmark(
     "The stage `rooms_benchmark`."
     n, recipe = -(-config.scenes.total // config.scenes.per_shard), recipe_of(config)
     makers = {"scenes": partial(shard_scenes, config=config.scenes), "examples": partial(_rooms_shard, config=config)}
-    with atomic_dir(out, fingerprint(config)) as work:
+    with atomic_dir(out, fingerprint(config, stage=make_rooms_benchmark)) as work:
         return {kind: write_shards(kind, work / kind, make, n, recipe, config.workers) for kind, make in makers.items()}
 
 # %% ../../../nbs/79_rooms.ipynb #5f26a286

@@ -10,47 +10,48 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 
+from ...core.config import Count, FieldOfView, NotNegative, Positive, Seed, Settings, Share, Side, Workers
 from ...core.runs import rng_for, write_json, write_text
 
 # %% ../../../nbs/36_svc_training.ipynb #50cfe9a3
 @dataclass(frozen=True)
-class SVCTraining:
+class SVCTraining(Settings):
     "How the small teacher is trained from scratch."
-    size: tuple[int, int] = (64, 64)  # width and height of the images, pixels
-    fov_deg: float = 90.0  # horizontal field of view
-    patch_size: int = 4  # pixels per side of a patch
-    block_out_channels: tuple[int, ...] = (64, 128, 128)  # widths of the levels of the UNet
+    size: tuple[Side, Side] = (64, 64)  # width and height of the images, pixels
+    fov_deg: FieldOfView = 90.0  # horizontal field of view
+    patch_size: Count = 4  # pixels per side of a patch
+    block_out_channels: tuple[Count, ...] = (64, 128, 128)  # widths of the levels of the UNet
     attention_levels: tuple[bool, ...] = (False, True, True)  # levels with attention; joint on the up path
-    layers_per_block: int = 1  # residual blocks of a level on the down path
-    attention_head_dim: int = 32  # channels of one head
-    residual_scale: float = 3.0  # factor on the residual of the warped anchor, see the pipeline; 0: predict the views
-    shift: float = 0.7  # of the noise levels, see the scheduler
-    prediction_type: str = "sample"  # the network predicts clean views, or the noise ("epsilon")
-    units_per_metre: float = 0.5  # model units
-    max_turn: float = 60.0  # between the input view and a target view, degrees
-    max_move: float = 1.5  # along each axis, metres
-    views: int = 9  # of the largest windows, the input view included
-    batch_size: int = 4  # windows in a step
-    data_echo: int = 2  # consecutive steps on the same windows, with other noise
-    steps: int = 4000  # of the optimizer
-    learning_rate: float = 1.0e-3  # peak of the cosine schedule
-    warmup_ratio: float = 0.02  # share of the steps with a rising learning rate
-    weight_decay: float = 0.01  # of AdamW
-    cfg_dropout: float = 0.1  # share of the windows without input view, for guidance
-    ema_decay: float = 0.999  # of the averaged weights, which become the checkpoint
+    layers_per_block: Count = 1  # residual blocks of a level on the down path
+    attention_head_dim: Count = 32  # channels of one head
+    residual_scale: NotNegative = 3.0  # factor on the residual of the warped anchor; 0: predict the views
+    shift: Positive = 0.7  # of the noise levels, see the scheduler
+    prediction_type: Literal["sample", "epsilon"] = "sample"  # the network predicts clean views, or noise ("epsilon")
+    units_per_metre: Positive = 0.5  # model units
+    max_turn: Annotated[float, "> 0", "<= 180"] = 60.0  # between the input view and a target view, degrees
+    max_move: Annotated[float, "> 0", "<= 5"] = 1.5  # along each axis, metres
+    views: Annotated[int, ">= 2", "<= 64"] = 9  # of the largest windows, the input view included
+    batch_size: Count = 4  # windows in a step
+    data_echo: Count = 2  # consecutive steps on the same windows, with other noise
+    steps: Count = 4000  # of the optimizer
+    learning_rate: Annotated[float, "> 0", "<= 1"] = 1.0e-3  # peak of the cosine schedule
+    warmup_ratio: Share = 0.02  # share of the steps with a rising learning rate
+    weight_decay: NotNegative = 0.01  # of AdamW
+    cfg_dropout: Share = 0.1  # share of the windows without input view, for guidance
+    ema_decay: Share = 0.999  # of the averaged weights, which become the checkpoint
     bf16: bool = True  # autocast to bfloat16
-    workers: int = 1  # processes that render rooms
-    save_every: int = 500  # steps between training checkpoints
-    check_every: int = 1000  # steps between validations
-    check_rooms: int = 12  # rooms of a validation
-    num_inference_steps: int = 1  # of a sample
-    cfg: float = 1.0  # guidance scale of a sample
-    temperature: float = 0.0  # factor on the initial noise of a sample
-    seed: int = 0  # of weights, rooms and noise
+    workers: Workers = 1  # processes that render rooms
+    save_every: Count = 500  # steps between training checkpoints
+    check_every: Count = 1000  # steps between validations
+    check_rooms: Count = 12  # rooms of a validation
+    num_inference_steps: Count = 1  # of a sample
+    cfg: NotNegative = 1.0  # guidance scale of a sample
+    temperature: NotNegative = 0.0  # factor on the initial noise of a sample
+    seed: Seed = 0  # of weights, rooms and noise
 
 # %% ../../../nbs/36_svc_training.ipynb #e3936936
 def _draw_poses(
