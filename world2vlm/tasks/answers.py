@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['MOVE_FORM', 'TURN_FORM', 'ONE_SENTENCE', 'MOTION_ANSWER', 'BOX_ANSWER', 'YES_NO', 'TRUE_FALSE', 'BOX_FORMATS',
-           'canonical_motion', 'end_pose', 'ends_differ', 'to_norm1000', 'format_box', 'read_answer_box', 'AnswerType',
-           'letter_options', 'convert_boxes']
+           'final_answer', 'canonical_motion', 'end_pose', 'ends_differ', 'to_norm1000', 'format_box',
+           'read_answer_box', 'AnswerType', 'letter_options', 'convert_boxes']
 
 # %% ../../nbs/43_answers.ipynb #d8b8e7c7
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +21,53 @@ from ..core.actions import format_actions, merge_actions, parse_actions
 from .rules import Rules
 from ..core.records import Box
 from .rewards import ACTION_PATTERN, BOX_PATTERN, box_terms, kind_overlap, normalise_answer, read_bool, read_box_text
+
+# %% ../../nbs/43_answers.ipynb #e98ea6e6
+_REASONING = re.compile(r"[<◁]\s{0,2}(/?)\s{0,2}(?:think(?:ing)?|thoughts?|reasoning|reflection|scratchpad)\s{0,2}[>▷]", re.I)
+
+
+def _without_reasoning(
+    text: str,  # what the student wrote
+) -> str:  # "" where all is reasoning, also where it was never closed
+    "The last part of `text` outside of reasoning tags; a closing tag alone belongs to one that the prompt opened."
+    parts, start, outside = [], 0, True
+    for tag in _REASONING.finditer(text):
+        if outside and tag[1]: parts.clear()
+        elif outside: parts.append(text[start:tag.start()])
+        start, outside = tag.end(), bool(tag[1])
+    if outside: parts.append(text[start:])
+    return next((part for part in reversed(parts) if part.strip()), "")
+
+# %% ../../nbs/43_answers.ipynb #5bdf59d3
+_ANSWER_START = re.compile(r"<\s{0,2}(?:(?:final[_ ]?)?answer|conclusion)\s{0,2}>|<\|begin_of_box\|>|\\f?boxed\s{0,2}\{", re.I)
+_ANSWER_END = re.compile(r"<\s{0,2}/\s{0,2}(?:(?:final[_ ]?)?answer|conclusion)\s{0,2}>|<\|end_of_box\|>", re.I)
+_LATEX_TEXT = re.compile(r"\\(?:text\w{0,4}|math(?:rm|bf|it|tt))\s{0,2}\{([^{}]*)\}")
+
+
+def _closing_brace(
+    text: str,  # what follows an opening brace
+) -> int:  # position, the length of `text` where the brace is never closed
+    "Where the brace before `text` is closed."
+    depth = 1
+    for brace in re.finditer(r"[{}]", text):
+        depth += 1 if brace[0] == "{" else -1
+        if not depth: return brace.start()
+    return len(text)
+
+
+_MAX_CHARS = 20_000  # of an answer without its reasoning; a longer text answers nothing
+
+
+def final_answer(
+    text: str,  # what the student wrote
+) -> str:  # without reasoning; text without any tag is returned as it is; "" above 20,000 characters
+    "The last `<answer>` or `\\boxed{}` of `text` after its reasoning, or all that follows the reasoning."
+    text, start = _without_reasoning(text), None
+    for start in _ANSWER_START.finditer(text): pass
+    content = text[start.end() if start else 0:]
+    if start and start[0].endswith("{"): content = _LATEX_TEXT.sub(r"\1", content[:_closing_brace(content)])
+    elif end := _ANSWER_END.search(content): content = content[:end.start()]
+    return content if len(content) <= _MAX_CHARS else ""
 
 # %% ../../nbs/43_answers.ipynb #c2cec49b
 def canonical_motion(
@@ -58,7 +106,9 @@ def _read_motion(
     text: str,  # what the student wrote
 ) -> tuple[Action, ...] | None:  # canonical, None where no action is named
     "The motion that `text` names."
-    return canonical_motion(parse_actions(text)) or None
+    actions = parse_actions(final_answer(text))
+    total = sum(action.amount for action in actions)
+    return canonical_motion(actions) or None if math.isfinite(total) else None
 
 # %% ../../nbs/43_answers.ipynb #35a44adb
 def _score_motion(
@@ -98,8 +148,8 @@ def read_answer_box(
     text: str,  # what the student wrote
 ) -> Box | None:  # clipped, None where there is none or its corners are not in order
     "The last box in `text`."
-    matches = [*BOX_PATTERN.finditer(text)]
-    if not matches: return None
+    matches = [*BOX_PATTERN.finditer(final_answer(text))]
+    if not matches or not all(math.isfinite(v) for v in map(float, matches[-1].groups())): return None
     box = to_norm1000([float(v) / 1000 for v in matches[-1].groups()])
     return box if box[0] < box[2] and box[1] < box[3] else None
 
@@ -117,7 +167,7 @@ def _read_yes(
     text: str,  # what the student wrote
 ) -> bool | None:  # None where it is not clear
     "Yes/no or true/false as `text` states it."
-    words = re.findall(r"[a-z']+", text.lower())
+    words = re.findall(r"[a-z']+", final_answer(text).lower())
     if words and (first := read_bool(words[0])) is not None: return first
     values = {read_bool(w) for w in words} - {None}
     negated = any(w == "not" or w.endswith("n't") for w in words)
@@ -225,6 +275,8 @@ def convert_boxes(
     if box_format == "norm1000": return text
     ratio = [1000 / side if back else side / 1000 for side in (*size, *size)]
     lines = BOX_FORMATS["norm1000"], BOX_FORMATS[box_format].format(width=size[0], height=size[1])
-    def converted(m): return ", ".join(str(round(float(v) * r)) for v, r in zip(m.groups(), ratio))
-    text = text.replace(lines[back], lines[not back])
-    return BOX_PATTERN.sub(lambda m: f"{m[0].split('[')[0]}[{converted(m)}]", text)
+    def converted(m):
+        numbers = [float(v) * r for v, r in zip(m.groups(), ratio)]
+        if not all(map(math.isfinite, numbers)): return m[0]  # no picture has such a box, and no reader takes it
+        return f"{m[0].split('[')[0]}[{', '.join(str(round(number)) for number in numbers)}]"
+    return BOX_PATTERN.sub(converted, text.replace(lines[back], lines[not back]))

@@ -20,8 +20,8 @@ from ..core.actions import format_actions
 from ..core.records import Example, Transition
 from .rules import Rules
 from .rewards import BOX_PATTERN, MAX_ANSWER_CHARS, normalise_answer
-from .answers import (AnswerType, BOX_ANSWER, BOX_FORMATS, canonical_motion, letter_options, MOTION_ANSWER, MOVE_FORM,
-                                     TRUE_FALSE, TURN_FORM, YES_NO)
+from .answers import (AnswerType, BOX_ANSWER, BOX_FORMATS, canonical_motion, final_answer, letter_options, MOTION_ANSWER,
+                                     MOVE_FORM, TRUE_FALSE, TURN_FORM, YES_NO)
 from .distractors import box_distractors, motion_distractors
 from .cases import (Audit, audit_box, audit_claim, audit_disappearance, audit_motion, audit_same_object,
                                    box_cases, Case, claim_cases, disappearance_cases, motion_cases, path_cases,
@@ -98,22 +98,33 @@ def _ask(
 Task.ask = _ask
 
 # %% ../../nbs/46_tasks.ipynb #d40944fe
-_LETTER = re.compile(r"\W*(?:(?:the )?(?:correct |right )?(?:answer|option|choice)(?: is)?\W+)?"  # "The answer is"
-                     r"([a-d])(?:([.:),\]*]+)|\s|$)", re.ASCII)
+_CLOSERS = r"(?:[.:),\]*`$;!>}]|['\"](?!\w))+"  # what may stand behind a letter
+_LETTER = re.compile(r"\W*(?:(?:the |my )?(?:correct |right |final )?(?:answer|option|choice)(?: is)?\W+){0,2}"
+                     rf"([a-d])(?:({_CLOSERS})|[ \t\r]{{0,9}}(\n)|\s|$)", re.ASCII)
 
 
+def _read_letter(
+    text: str,  # what the student wrote, in lower case
+    choices: dict[str, str],  # letter -> option
+) -> str:  # "" where no letter of `choices` is the answer
+    "The letter at the start of `text`, or alone on its last line."
+    first, last = _LETTER.match(text), _LETTER.match(text.rstrip().rpartition("\n")[2])
+    closing = last[1].upper() if last and not normalise_answer(last.string[last.end():]) else ""
+    if first and (letter := first[1].upper()) in choices:
+        rest = normalise_answer(text[first.end():])
+        if first[2] or rest in ("", normalise_answer(choices[letter])): return letter
+        if first[3]: return letter if closing in ("", letter) else ""  # the reason stands on other lines
+    return closing if closing in choices and "\n" in text.strip() else ""
+
+# %% ../../nbs/46_tasks.ipynb #d00bf7a3
 def _read_choice(
     text: str,  # what the student wrote
     choices: dict[str, str],  # letter -> option
     answer_type: AnswerType,  # of the options
 ) -> object:  # typed answer, None where no option is meant
     "The option that `text` picks, as a typed answer."
-    lower, typed = text.lower(), {k: answer_type.read(v) for k, v in choices.items()}
-    match = _LETTER.match(lower)
-    letter = match[1].upper() if match else ""
-    if letter in choices:
-        rest = normalise_answer(lower[match.end():])
-        if match[2] or rest in ("", normalise_answer(choices[letter])): return typed[letter]
+    text, typed = final_answer(text), {k: answer_type.read(v) for k, v in choices.items()}
+    if letter := _read_letter(text.lower(), choices): return typed[letter]
     answer = answer_type.read(text)
     return answer if answer in typed.values() else None
 
@@ -123,9 +134,10 @@ def _parse(
     text: str,  # what the student wrote
     example: Example | None = None,  # needed where the question had options
 ) -> object:  # actions, box or bool; None where `text` has none
-    "Read `text` as a typed answer, whatever the phrasing."
-    if example is not None and example.choices: return _read_choice(text or "", example.choices, task.answer_type)
-    return task.answer_type.read(text or "")
+    "Read `text` as a typed answer, whatever the phrasing; its reasoning is not read."
+    text = final_answer(text or "")
+    if example is not None and example.choices: return _read_choice(text, example.choices, task.answer_type)
+    return task.answer_type.read(text)
 
 Task.parse = _parse
 
@@ -154,7 +166,7 @@ def _score(
     answer, answer_type = task.parse(response, example), task.answer_type
     truth = answer_type.unpack(example.target[answer_type.name])
     scores = dict.fromkeys(("overall", *answer_type.parts), 0.0) if answer is None else answer_type.score(answer, truth)
-    well_formed = answer is not None and _well_formed(response, example, answer_type)
+    well_formed = answer is not None and _well_formed(final_answer(response), example, answer_type)
     return {"overall": scores["overall"], "format": float(well_formed), **scores}
 
 Task.score = _score
