@@ -12,6 +12,7 @@ import pytest
 from world2vlm.core.actions import Ranges, plan, sample_actions
 from world2vlm.core.records import transitions_of
 from world2vlm.core.runs import read_jsonl
+from world2vlm.evaluation.held_out import read_runs
 from world2vlm.evaluation.answering import _batches, answer_examples, answer_row, collect_answers
 from world2vlm.scenes.room import room_scenes
 from world2vlm.students.models import example_prompt, HFStudent, mini_student, Reply
@@ -160,3 +161,33 @@ def test_kill_and_rerun_gives_the_same_file(tmp_path):
     write_gold(whole)
     assert 0 < killed < len(read_jsonl(whole))
     assert path.read_bytes() == whole.read_bytes()
+
+
+def test_an_answer_file_counts_each_id_once(held_out, tmp_path):
+    path, answers = tmp_path / "gold.jsonl", lambda batch: [dict(response=example.answer) for example in batch]
+    rows = collect_answers(answers, held_out[:6], path, key="k")
+    text = path.read_text(encoding="utf-8")
+    lines = text.splitlines(keepends=True)
+    path.write_text(text + lines[2] + lines[0], encoding="utf-8")
+    assert read_runs(tmp_path) == {"gold": [json.loads(line) for line in lines]}
+    assert len(collect_answers(lambda batch: 1 / 0, held_out[:6], path, key="k")) == len(rows) == 6
+    path.write_text(text + lines[2].replace('"response": "', '"response": "not '), encoding="utf-8")
+    with pytest.raises(ValueError, match="gold.jsonl, line 7: .* also in line 3, with another content"): read_runs(tmp_path)
+
+
+@pytest.mark.parametrize("line", [b"3", b"null", b"[]", b'"text"', b"{}", b'{"id": 7, "key": "k", "question": "?"}', b'{"id": ["a"], "key": "k", "question": "?"}', b'{"id": "\xff"}', b"\xff\xfe{\x00}\x00", b"{", b"[" * 100_000, b'{"id": "a"}'])
+def test_a_line_that_is_no_row_is_an_error_with_file_and_line(held_out, tmp_path, line):
+    path, answers = tmp_path / "gold.jsonl", lambda batch: [dict(response=example.answer) for example in batch]
+    collect_answers(answers, held_out[:2], path, key="k")
+    path.write_bytes(path.read_bytes() + line + b"\n")
+    with pytest.raises(ValueError, match="gold.jsonl, line 3: .*delete the file and run again"): collect_answers(answers, held_out[:2], path, key="k")
+    with pytest.raises(ValueError, match="gold.jsonl, line 3: "): read_runs(tmp_path)
+
+
+@pytest.mark.parametrize("response", ["a\u2028b", "a\u0085b", "a\rb\x0bc\x1cd", "桌子", "half \ud83d", "\ufeff"])
+def test_any_text_survives_an_answer_file(held_out, tmp_path, response):
+    path = tmp_path / "gold.jsonl"
+    rows = collect_answers(lambda batch: [dict(response=response) for _ in batch], held_out[:3], path, key="k")
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())  # as some editors save it
+    assert collect_answers(lambda batch: 1 / 0, held_out[:3], path, key="k") == without_time(rows) and {row["response"] for row in rows} == {response}
+    assert sorted(row["id"] for row in read_runs(tmp_path)["gold"]) == sorted(row["id"] for row in rows)
