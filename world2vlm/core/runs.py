@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Reject', 'rng_for', 'seed_for', 'atomic_file', 'write_text', 'write_json', 'rounded', 'read_jsonl', 'append_jsonl',
-           'peak_memory', 'count_cores', 'track_cost', 'parallel_map', 'lock_folder', 'log_stage', 'check_keys']
+           'peak_memory', 'count_cores', 'track_cost', 'parallel_map', 'lock_folder', 'log_stage']
 
 # %% ../../nbs/04_runs.ipynb #91accecf
 import errno
@@ -299,7 +299,7 @@ def log_stage(
     write_json(folder / "costs" / f"{name}.json", cost)
 
 # %% ../../nbs/04_runs.ipynb #27623b5c
-def check_keys(
+def _check_keys(
     source: str | Path,  # checkpoint, for the error
     missing: set[str],  # weights that only the model has
     surplus: set[str],  # weights that only the checkpoint has

@@ -8,17 +8,21 @@ __all__ = ['BENCHMARKS', 'CONTROLS', 'Item', 'check_files', 'check_count', 'read
 
 # %% ../../../nbs/75_benchmarks.ipynb #73a832f9
 import json
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 from ...core.config import import_named
 from ...core.records import Example, Scene
+from ...core.runs import Reject, write_text
 from ..answering import collect_answers
 from ..held_out import other_scene_indices
+from ...scenes.photos import inside_folder
 from ...students.models import Prompt, Student, load_piece
 
 # %% ../../../nbs/75_benchmarks.ipynb #c6689a8a
@@ -42,14 +46,18 @@ class Item:
 
 # %% ../../../nbs/75_benchmarks.ipynb #34fa6469
 def check_files(
-    paths: list[Path],  # pictures or videos that a benchmark names
+    folder: Path,  # the only place to read from
+    names: list[str],  # pictures or videos that a benchmark names, relative to `folder`
     source: str,  # file that names them, for the error
 ) -> None:
-    "ValueError if files are missing."
+    "ValueError if files are missing, or lie outside of `folder`."
+    try: paths = [inside_folder(folder, name) for name in names]
+    except ValueError as error: raise ValueError(f"{source}: {error}; do not use this file") from None
     missing = [path for path in paths if not path.is_file()]
     if missing:
         raise ValueError(f"{source}: {len(missing)} of {len(paths)} files that it names are missing, the first is {missing[0]}; "
                          "fetch them or correct the folder")
+
 
 # %% ../../../nbs/75_benchmarks.ipynb #6ad5bc8f
 def check_count(
@@ -69,9 +77,9 @@ def _load_records(
     "Records of a file, whatever its format."
     from pyarrow import parquet
     if path.suffix == ".parquet": return parquet.read_table(path).to_pylist()
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8-sig")
     if path.suffix == ".json": return json.loads(text)
-    return [json.loads(line) for line in text.splitlines() if line.strip()]
+    return [json.loads(line) for line in text.split("\n") if line.strip()]  # a question may hold other line ends
 
 # %% ../../../nbs/75_benchmarks.ipynb #3e62367b
 def read_records(
@@ -84,9 +92,31 @@ def read_records(
     except ValueError as error:
         raise ValueError(f"{path}: not readable as {path.suffix[1:]} ({error}); fetch it again") from None
     for number, record in enumerate(records):
+        if not isinstance(record, dict): raise ValueError(f"{path}, record {number}: not a record but {type(record).__name__}; fetch it again")
         if lacking := [name for name in fields if name not in record]:
             raise ValueError(f"{path}, record {number}: no field {', '.join(lacking)}; this is another version of the benchmark")
     return records
+
+# %% ../../../nbs/75_benchmarks.ipynb #2aa4bb2d
+@cache
+def _file_problem(
+    path: Path,  # picture or video
+    frames: int,  # of a video
+    changed: float,  # time of the last change
+) -> str:  # "" where it can be read
+    "Why the file at `path` cannot be read."
+    try: load_piece(path, frames)
+    except ValueError as error: return str(error)
+    return ""
+
+
+def _unreadable(
+    paths: tuple[Path, ...],  # pictures and videos of one question
+    frames: int,  # of a video
+) -> str:  # "" where all can be read
+    "The first problem of the files of a question."
+    problems = (_file_problem(path, frames, path.stat().st_mtime) for path in paths)
+    return next((problem for problem in problems if problem), "")
 
 # %% ../../../nbs/75_benchmarks.ipynb #118462e3
 @dataclass(frozen=True)
@@ -113,6 +143,19 @@ class Benchmark:
         if item.example: fields["scene_id"] = item.example.scene_id
         return fields | ({"score": self.score_answer(item, response)} if self.score_answer else {}) | extra
 
+    def readable(
+        self,
+        items: list[Item],  # questions
+        frames: int = 32,  # of a video
+        reject: Reject = lambda name, reason: None,  # called for each question that is left out
+    ) -> list[Item]:  # those whose pictures and videos can be read
+        "The questions that can be asked. ValueError if there is none."
+        reasons = {item.id: _unreadable(tuple(p for p in self.prompt(item) if isinstance(p, Path)), frames) for item in items}
+        for name, reason in reasons.items():
+            if reason: reject(name, reason)
+        if items and all(reasons.values()): raise ValueError(f"none of {len(items)} questions can be asked: {reasons[items[0].id]}")
+        return [item for item in items if not reasons[item.id]]
+
 # %% ../../../nbs/75_benchmarks.ipynb #3f14fbff
 BENCHMARKS = {  # name -> module:attribute
     "sat": "world2vlm.evaluation.benchmarks.sat:BENCHMARK",
@@ -132,34 +175,78 @@ def open_benchmark(
 _HUB = {"sat": "array/SAT", "vsibench": "nyu-visionx/VSI-Bench", "mindcube": "MLL-Lab/MindCube"}
 
 # %% ../../../nbs/75_benchmarks.ipynb #1705e67a
+def _check_member(
+    member: "ZipInfo",  # of a zip file
+    folder: Path,  # where it will be
+) -> None:
+    "ValueError for a member outside of `folder`, a link, or an encrypted one."
+    inside_folder(folder, member.orig_filename.rstrip("/") or "/")
+    if member.external_attr >> 16 & 0o170000 not in (0, 0o040000, 0o100000):
+        raise ValueError(f"{member.filename!r} is a link or a device")
+    if member.flag_bits & 1: raise ValueError(f"{member.filename!r} is encrypted")
+
+
+# %% ../../../nbs/75_benchmarks.ipynb #c48b62c8
+def _check_sizes(
+    members: list["ZipInfo"],  # of a zip file
+    max_unpacked: int,  # bytes in all
+    max_ratio: float,  # largest ratio of unpacked to packed bytes, from 1 MB on
+) -> None:
+    "ValueError for what unpacks to too much."
+    sizes = [(repr(m.filename), m.file_size, m.compress_size) for m in members]
+    for name, unpacked, packed in [*sizes, ("all of it", sum(s[1] for s in sizes), sum(s[2] for s in sizes))]:
+        if unpacked > max_unpacked: raise ValueError(f"{name} unpacks to {unpacked:,} bytes, more than max_unpacked, {max_unpacked:,}")
+        if unpacked > max(2**20, max_ratio * packed):
+            raise ValueError(f"{name} unpacks to {unpacked:,} bytes, more than {max_ratio:g} times its {packed:,} (max_ratio)")
+
+
+# %% ../../../nbs/75_benchmarks.ipynb #7e304fe9
+def _unpack_zip(
+    path: Path,  # a zip file
+    max_unpacked: int,  # bytes in all
+    max_ratio: float,  # largest ratio of unpacked to packed bytes, from 1 MB on
+) -> None:
+    "Unpack one file beside itself. ValueError if it is damaged or hostile."
+    from zipfile import BadZipFile, ZipFile
+    from zlib import error as DamagedStream
+    try:
+        with ZipFile(path) as archive:
+            for member in archive.infolist(): _check_member(member, path.parent)
+            _check_sizes(archive.infolist(), max_unpacked, max_ratio)
+            archive.extractall(path.parent)
+    except (BadZipFile, DamagedStream, EOFError, NotImplementedError) as error:
+        raise ValueError(f"{path}: cannot be unpacked ({error}); fetch it again") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; do not use this file, or raise the limit if you trust it") from None
+
+
+# %% ../../../nbs/75_benchmarks.ipynb #bf15c057
 def _unpack_zips(
     folder: str | Path,  # with zip files
+    max_unpacked: int = 100 * 2**30,  # bytes that a zip file may unpack to
+    max_ratio: float = 200.0,  # largest ratio of unpacked to packed bytes, from 1 MB on
 ) -> list[Path]:  # the zip files that were unpacked now
-    "Unpack all zip files of a folder beside them, each once. ValueError for one that reaches outside."
-    from zipfile import ZipFile
-    folder, fresh = Path(folder).resolve(), []
-    for path in sorted(folder.glob("*.zip")):
-        done = path.with_suffix(".unpacked")
-        if done.exists(): continue
-        with ZipFile(path) as archive:
-            outside = [name for name in archive.namelist() if not (folder / name).resolve().is_relative_to(folder)]
-            if outside: raise ValueError(f"{path}: holds {outside[0]}, which lies outside of {folder}; do not use this file")
-            archive.extractall(folder)
-        done.touch()
-        fresh.append(path)
+    "Unpack all zip files of a folder beside them, each once. ValueError for one that is damaged or hostile."
+    fresh = [path for path in sorted(Path(folder).resolve().glob("*.zip")) if not path.with_suffix(".unpacked").exists()]
+    for path in fresh:
+        _unpack_zip(path, max_unpacked, max_ratio)
+        path.with_suffix(".unpacked").touch()
     return fresh
+
 
 # %% ../../../nbs/75_benchmarks.ipynb #b0b0d858
 def fetch(
     name: str,  # "sat", "vsibench" or "mindcube"
     folder: str | Path,  # where it goes
     revision: str,  # commit or tag
+    max_unpacked: int = 100 * 2**30,  # bytes that one of its zip files may unpack to
+    max_ratio: float = 200.0,  # largest ratio of unpacked to packed bytes in a zip file
 ) -> Path:  # the folder, for the benchmark's `load`; SAT's questions are in MindJourney's repository, see `unpack_sat`
-    "Download a benchmark and unpack it. ValueError for an unknown name."
+    "Download a benchmark and unpack it. ValueError for an unknown name, or for a zip file that is damaged or hostile."
     from huggingface_hub import snapshot_download
     if name not in _HUB: raise ValueError(f"no benchmark {name!r} on the hub: choose one of {', '.join(_HUB)}")
     snapshot_download(_HUB[name], repo_type="dataset", revision=revision, local_dir=folder)
-    _unpack_zips(folder)
+    _unpack_zips(folder, max_unpacked, max_ratio)
     return Path(folder)
 
 # %% ../../../nbs/75_benchmarks.ipynb #5a0df4e3
@@ -177,6 +264,16 @@ def shuffle_pictures(
             shuffled[i] = replace(items[i], images=source.images, video=source.video)
     return shuffled
 
+# %% ../../../nbs/75_benchmarks.ipynb #6a23691b
+def _log_rejects(
+    rejects: list[dict],  # input, stage, reason
+    path: Path | None,  # of the answer file
+) -> None:
+    "Write `rejects` beside the answer file, and tell their number."
+    if not rejects: return
+    if path: write_text(path.with_suffix(".rejects"), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rejects))
+    warnings.warn(f"{len(rejects)} questions are left out, the first: {rejects[0]['input']}, {rejects[0]['reason']}")
+
 # %% ../../../nbs/75_benchmarks.ipynb #2c31dccd
 def ask_benchmark(
     student: Student,  # to be asked
@@ -188,8 +285,10 @@ def ask_benchmark(
     blind: bool = False,  # the shuffled-image control
     max_new_tokens: int = 0,  # longest answer; 0 for the benchmark's own
 ) -> list[dict]:  # rows of `Benchmark.row` with seconds and tokens
-    "Ask a student a benchmark; a killed run resumes."
-    benchmark = open_benchmark(name)
+    "Ask a student a benchmark; a killed run resumes, and a question whose files cannot be read is left out and logged."
+    benchmark, rejects = open_benchmark(name), []
+    items = benchmark.readable(items, frames, lambda item, reason: rejects.append(dict(input=item, stage="ask", reason=reason)))
+    _log_rejects(rejects, Path(path) if path else None)
     max_new_tokens = max_new_tokens or benchmark.max_new_tokens
     settings = dict(benchmark=str(name), frames=frames, blind=blind, max_new_tokens=max_new_tokens)
     def respond(batch):
@@ -198,6 +297,7 @@ def ask_benchmark(
         return [dict(response=reply.text, tokens=reply.tokens) for reply in replies]
     cost = lambda item: (-len(item.images) - bool(item.video), -len(item.question))
     questions = shuffle_pictures(items) if blind else items
+    if blind and rejects: settings["left_out"] = [row["input"] for row in rejects]  # they change who gets which picture
     return collect_answers(respond, questions, path, batch_size, student.key(settings), benchmark.row, cost)
 
 # %% ../../../nbs/75_benchmarks.ipynb #d9f697f7
@@ -209,7 +309,7 @@ def _choice(
     number: int,  # from 0
 ) -> str:  # in the form of an answer
     "One choice of a question as an answer: its text, or its letter."
-    return item.choices[number] if item.gold in item.choices else "ABCD"[number]
+    return item.choices[number] if item.gold in item.choices else chr(ord("A") + number)
 
 # %% ../../../nbs/75_benchmarks.ipynb #4db18e0b
 def control_rows(

@@ -75,7 +75,7 @@ def _load_mindcube(
     folder, (name, official) = Path(source) / "data", _FILES[split]
     path = folder / "raw" / name
     records = read_records(path, ("id", "question", "images", "gt_answer"))
-    check_files(sorted({folder / image for record in records for image in record["images"]}), str(path))
+    check_files(folder, sorted({image for record in records for image in record["images"]}, key=str), str(path))
     check_count(len(records), official if expected == 0 else expected, str(path))
     images = lambda record: tuple(str(folder / image) for image in record["images"])
     return [Item(r["id"], r["id"].split("_")[0], r["question"], (), r["gt_answer"], images(r)) for r in records]

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from .base import Benchmark, Item, check_count, check_files, read_records
+from ...scenes.photos import inside_folder
 
 # %% ../../../nbs/76_sat.ipynb #4d5ac63e
 def sat_verdict(
@@ -54,7 +55,7 @@ def _load_sat(
     path = source / "data" / f"{split}.json"
     fields = ("database_idx", "question_type", "question", "answer_choices", "correct_answer", "img_paths")
     records = read_records(path, fields)
-    check_files([source / image for record in records for image in record["img_paths"]], str(path))
+    check_files(source, [image for record in records for image in record["img_paths"]], str(path))
     check_count(len(records), {"test": 150, "val": 500}[split] if expected == 0 else expected, str(path))
     return [_sat_item(record, reverse, source, split) for record in records for reverse in (False, True)]
 
@@ -78,25 +79,39 @@ def _parquet_rows(
     from pyarrow.parquet import ParquetFile
     for batch in ParquetFile(path).iter_batches(16, columns=["image_bytes", "question"]): yield from batch.to_pylist()
 
+# %% ../../../nbs/76_sat.ipynb #d66d27b0
+def _picture_paths(
+    source: Path,  # folder that holds data/test.json or data/val.json
+    split: str,  # "test" or "val"
+) -> dict[int, list[Path]]:  # row of the hub's file -> files to write
+    "The pictures that a split names. ValueError for one outside of `source`, or that is no picture file."
+    file = source / "data" / f"{split}.json"
+    records = read_records(file, ("database_idx", "question", "img_paths"))
+    try: paths = {r["database_idx"]: [inside_folder(source, name) for name in r["img_paths"]] for r in records}
+    except ValueError as error: raise ValueError(f"{file}: {error}; do not use this file") from None
+    for path in (path for named in paths.values() for path in named):
+        if path.suffix.lower() not in (".png", ".jpg", ".jpeg"): raise ValueError(f"{file}: {path.name}: img_paths are .png or .jpg files")
+    return paths
+
+
 # %% ../../../nbs/76_sat.ipynb #ec992348
 def unpack_sat(
     parquet: str | Path,  # SAT_test.parquet or SAT_val.parquet of the hub
     source: str | Path,  # folder that holds data/test.json or data/val.json
     split: str = "test",  # "test" or "val"
 ) -> int:  # pictures written
-    "Write the pictures that a split names. ValueError if the two files do not belong together."
+    "Write the pictures that a split names. ValueError if the files do not belong together or a path leaves `source`."
     from PIL import Image
-    records = read_records(Path(source) / "data" / f"{split}.json", ("database_idx", "question", "img_paths"))
-    pictures = {record["database_idx"]: record["img_paths"] for record in records}
+    pictures = _picture_paths(Path(source), split)
     written, number, advice = 0, -1, "take the file of the same split"
     for number, row in enumerate(_parquet_rows(parquet)):
         paths = pictures.get(number, [])
         if len(paths) > len(row["image_bytes"]):
             raise ValueError(f"{parquet}, row {number}: {len(row['image_bytes'])} pictures, {len(paths)} are named; {advice}")
         for path, data in zip(paths, row["image_bytes"]):
-            (Path(source) / path).parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             image = Image.open(io.BytesIO(data)).convert("RGB")
-            (_square_picture(image) if split == "test" else image).save(Path(source) / path)
+            (_square_picture(image) if split == "test" else image).save(path)
         written += len(paths)
     if max(pictures, default=-1) > number:
         raise ValueError(f"{parquet}: {number + 1} rows, question {max(pictures)} is named; {advice}")

@@ -7,6 +7,7 @@ __all__ = ['NUMERIC', 'VSI_RULES', 'BENCHMARK', 'vsi_score', 'vsi_scores']
 
 # %% ../../../nbs/77_vsibench.ipynb #5134a12c
 import re
+from os.path import relpath
 from pathlib import Path
 
 import numpy as np
@@ -23,18 +24,35 @@ def _first_word(
 # %% ../../../nbs/77_vsibench.ipynb #bb2d4f8e
 def _relative_accuracy(
     answer: float | None,  # number, None where there is none
-    gold: float,  # not zero
+    gold: float,  # of zero only zero is near
 ) -> float:  # [0, 1] in steps of 0.1
     "Mean relative accuracy over the thresholds 0.5, 0.55 ... 0.95."
-    if answer is None: return 0.0
+    if answer is None or gold == 0: return float(answer == gold)
     thresholds = np.linspace(.5, .95, int((.95 - .5) / .05 + 2))
     return float((abs(answer - gold) / gold <= 1 - thresholds).mean())
 
 # %% ../../../nbs/77_vsibench.ipynb #e37af9ed
-_ONES = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen "
-         "nineteen twenty").split()
-_TENS = "thirty forty fifty sixty seventy eighty ninety".split()
-_NUMBERS = {word: float(i) for i, word in enumerate(_ONES)} | {word: 10.0 * i for i, word in enumerate(_TENS, 3)}
+_ONES = "one two three four five six seven eight nine".split()
+_TEENS = "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+_NUMBERS = {word: i for i, word in enumerate(["zero", *_ONES, *_TEENS])} | {word: 10 * i for i, word in enumerate(_TENS, 2)}
+_GAP = r"[\s-]{1,3}"
+_TO_99 = rf"(?:(?:{'|'.join(_TENS)})(?:{_GAP}(?:{'|'.join(_ONES)}))?|{'|'.join(_TEENS + _ONES)})\b"
+_TO_999 = rf"(?:(?:(?:{'|'.join(_ONES)}){_GAP})?hundred\b(?:(?:{_GAP}and)?{_GAP}{_TO_99})?|{_TO_99})"
+_WORDS = rf"(?:(?:{_TO_999}{_GAP})?thousand\b(?:(?:{_GAP}and)?{_GAP}{_TO_999})?|{_TO_999}|zero\b)"
+_FIRST_NUMBER = re.compile(rf"-?\d+(?:\.\d+)?|\b{_WORDS}")
+
+
+def _value_of_words(
+    words: str,  # that `_WORDS` matches
+) -> float:  # "two hundred and five" -> 205
+    "The number that `words` spell."
+    thousands, below = 0, 0
+    for word in re.findall("[a-z]+", words):
+        if word == "hundred": below = 100 * (below or 1)
+        elif word == "thousand": thousands, below = 1000 * (below or 1), 0
+        elif word != "and": below += _NUMBERS[word]
+    return float(thousands + below)
 
 # %% ../../../nbs/77_vsibench.ipynb #edabae51
 def _number_first(
@@ -48,9 +66,10 @@ def _number_first(
 def _number_anywhere(
     raw: str,  # what the student wrote
 ) -> float | None:  # None where there is none
-    "The first number in the text, digits or a word."
-    match = re.search(rf"-?\d+(?:\.\d+)?|\b(?:{'|'.join(_NUMBERS)})\b", raw.lower())
-    return None if match is None else _NUMBERS[match[0]] if match[0] in _NUMBERS else float(match[0])
+    "The first number in the text, digits or words."
+    match = _FIRST_NUMBER.search(raw.lower())
+    if match is None: return None
+    return float(match[0]) if match[0][-1].isdigit() else _value_of_words(match[0])
 
 # %% ../../../nbs/77_vsibench.ipynb #e27857b7
 NUMERIC = ("object_counting", "object_abs_distance", "object_size_estimation", "room_size_estimation")  # answered by a number
@@ -103,7 +122,7 @@ def _load_vsibench(
     files = sorted(path for path in Path(source).glob(f"{split}*") if path.suffix in (".jsonl", ".parquet"))
     if not files: raise ValueError(f"{source}: no {split}.jsonl and no {split}*.parquet")
     items = [_vsi_item(record, Path(source)) for path in files for record in read_records(path, _VSI_FIELDS)]
-    check_files(sorted({Path(item.video) for item in items}), str(files[0]))
+    check_files(Path(source), sorted({relpath(item.video, source) for item in items}), str(files[0]))
     check_count(len(items), 5130 if expected == 0 else expected, str(files[0]))
     return items
 

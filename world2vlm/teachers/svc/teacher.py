@@ -17,7 +17,7 @@ import numpy as np
 from ...core.config import ConfigError, repo_root
 from ...core.actions import Trajectory
 from ...core.records import keyframe_poses, Rollout, Scene
-from ...core.runs import Reject
+from ...core.runs import _check_keys, Reject
 from ..base import collect_rollouts
 from ..reprojection import collision_in_depth, fill_mirror, fill_smooth, reproject
 
@@ -58,6 +58,20 @@ def _resize(
     import cv2
     return image if image.shape[1::-1] == tuple(size) else cv2.resize(image, size, interpolation=cv2.INTER_AREA)
 
+# %% ../../../nbs/35_svc_teacher.ipynb #266827b2
+def _check_weights(
+    folder: Path,  # of one network in a checkpoint; not checked where it has no weights, as a name on the hub
+    network: "torch.nn.Module | None",  # as opened
+) -> None:
+    "ValueError that names the weights in which a file and its network differ: diffusers fills them with random numbers."
+    from safetensors import safe_open
+    stored = set()
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file: stored |= set(file.keys())
+    needed = set(network.state_dict()) if stored else set()
+    _check_keys(folder, needed - stored, stored - needed)
+
+
 # %% ../../../nbs/35_svc_teacher.ipynb #0c50a679
 def _shipped_checkpoint() -> Path:  # folder
     "The small model of the repository. ConfigError outside of a checkout."
@@ -90,7 +104,10 @@ class SVC:
     def pipeline(self) -> "StableVirtualCameraPipeline":  # ready to be called
         "The opened checkpoint."
         from world2vlm.teachers.svc.pipeline import StableVirtualCameraPipeline
-        pipe = StableVirtualCameraPipeline.from_pretrained(self.checkpoint or _shipped_checkpoint()).to(self.device)
+        checkpoint = self.checkpoint or _shipped_checkpoint()
+        pipe = StableVirtualCameraPipeline.from_pretrained(checkpoint, use_safetensors=True)
+        for part in ("unet", "vae"): _check_weights(Path(checkpoint) / part, getattr(pipe, part, None))
+        pipe = pipe.to(self.device)
         pipe.unet.eval()
         return pipe
 
