@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from world2vlm.evaluation.statistics import (
     _bootstrap_means, _copied_rows, _design_effect, _draw_groups, _fold_by_scene, _group_rows, _percentile_interval,
-    paired_difference, paired_scores, score_rows, score_runs, score_with_interval, wilson_interval)
+    _paired_difference, paired_scores, score_rows, score_runs, score_with_interval, wilson_interval)
 
 
 def simulated(n_scenes: int, per_scene: int, seed: int, task: str = "D2", spread: float = 0.3) -> list[dict]:
@@ -103,18 +103,18 @@ def test_one_scene_gives_no_interval():
 def test_paired_is_narrow_antisymmetric_and_exact():
     a = simulated(60, 4, 0)
     b = [dict(row, score=dict(overall=row["score"]["overall"] * 0.9)) for row in a]
-    gain = paired_difference(a, b)
+    gain = _paired_difference(a, b)
     assert np.isclose(gain["difference"], score_rows(a)["mean"]["score"] - score_rows(b)["mean"]["score"])
-    assert gain["low"] > 0 and np.isclose(paired_difference(b, a)["difference"], -gain["difference"])
+    assert gain["low"] > 0 and np.isclose(_paired_difference(b, a)["difference"], -gain["difference"])
     assert gain["high"] - gain["low"] < 0.3 * (score_rows(a)["mean"]["high"] - score_rows(a)["mean"]["low"])
     shuffled = [b[i] for i in np.random.default_rng(0).permutation(len(b))]
-    assert paired_difference(a, shuffled) == gain
+    assert _paired_difference(a, shuffled) == gain
 
 
 MEAN = lambda rows: {"mean": dict(overall=float(np.mean([row["score"]["overall"] for row in rows])))}
 
 
-@pytest.mark.parametrize("compare", [paired_difference, lambda a, b: paired_scores(a, b, MEAN, 10)], ids=["rows", "benchmark"])
+@pytest.mark.parametrize("compare", [_paired_difference, lambda a, b: paired_scores(a, b, MEAN, 10)], ids=["rows", "benchmark"])
 @pytest.mark.parametrize("spoil", [
     lambda rows: rows[1:], lambda rows: rows + rows[:1], lambda rows: [dict(rows[0], id="other")] + rows[1:]])
 def test_paired_refuses_other_questions(compare, spoil):
@@ -139,7 +139,7 @@ def test_both_ways_share_one_resampling():
     ours, benchmark = score_rows(rows, samples=400, seed=5)["mean"], score_with_interval(rows, MEAN, 400, 5)["mean"]
     assert np.allclose([ours["score"], ours["low"], ours["high"]], [benchmark[key] for key in ("overall", "low", "high")])
     other = [row | dict(score=dict(overall=0.5)) for row in rows]
-    a, b = paired_difference(rows, other, 400, 5), paired_scores(rows, other, MEAN, 400, 5)["mean"]
+    a, b = _paired_difference(rows, other, 400, 5), paired_scores(rows, other, MEAN, 400, 5)["mean"]
     assert np.allclose([a["difference"], a["low"], a["high"]], [b["difference"], b["low"], b["high"]])
 
 
