@@ -14,8 +14,9 @@ from PIL import Image
 
 from world2vlm.evaluation.benchmarks.vsibench import NUMERIC
 from world2vlm.core.config import ConfigError, repo_root
-from world2vlm.evaluation.benchmarks.base import BENCHMARKS, CONTROLS, Benchmark, ask_benchmark, control_rows, open_benchmark, shuffle_pictures
-from world2vlm.students.models import HFStudent, Prompt, VLLMStudent, _video_frames, load_piece, open_student
+from world2vlm.evaluation.benchmarks import base
+from world2vlm.evaluation.benchmarks.base import BENCHMARKS, CONTROLS, Benchmark, Item, ask_benchmark, control_rows, open_benchmark, shuffle_pictures
+from world2vlm.students.models import HFStudent, Prompt, Reply, VLLMStudent, _video_frames, load_piece, open_student
 from world2vlm.evaluation.benchmarks.sat import _published_order, _score_sat
 from world2vlm.evaluation.statistics import paired_scores, score_with_interval
 from world2vlm.dataset.synthesis import Imagine, Scenes, Supervise
@@ -154,11 +155,67 @@ def test_a_missing_file_is_an_error(tmp_path, name, lost):
     with pytest.raises(ValueError, match=f"1 of .* files.*{Path(lost).name}"): load(home, name)
 
 
-@pytest.mark.parametrize("name,bad", [("sat", "data/test/image_1_1.png"), ("vsibench", "scannet/scene1.mp4")])
-def test_an_unreadable_file_stops_with_its_name(tmp_path, student, name, bad):
+@pytest.mark.parametrize("name,bad,content", [("sat", "data/test/image_1_1.png", b"nothing"), ("sat", "data/test/image_1_1.png", b"\x89PNG\r\n\x1a\n" + bytes(40)),
+                                             ("vsibench", "scannet/scene1.mp4", b"nothing"), ("mindcube", "data/other_all_image/among/1.png", b"")])
+def test_a_question_with_an_unreadable_file_is_a_logged_reject(tmp_path, student, name, bad, content):
     home = write(tmp_path)
-    (home / bad).write_bytes(b"nothing")
-    with pytest.raises(ValueError, match=Path(bad).name): ask_benchmark(student, name, load(home, name), batch_size=1, frames=4, max_new_tokens=2)
+    (home / bad).write_bytes(content)
+    items, out = load(home, name), tmp_path / "student.jsonl"
+    with pytest.warns(UserWarning, match=f"questions are left out.*{Path(bad).name}"):
+        rows = ask_benchmark(student, name, items, out, batch_size=2, frames=4, max_new_tokens=2)
+    rejects = [json.loads(line) for line in out.with_suffix(".rejects").read_text().splitlines()]
+    assert {row["input"] for row in rejects} | {row["id"] for row in rows} == {item.id for item in items} and len(rejects) + len(rows) == len(items)
+    assert rejects and rows and all(row["stage"] == "ask" and Path(bad).name in row["reason"] and "fetch" in row["reason"] for row in rejects)
+    assert 0 <= open_benchmark(name).score(rows)[next(iter(open_benchmark(name).score(rows)))]["overall"] <= 1
+    with pytest.warns(UserWarning, match="left out"): assert {r["id"] for r in ask_benchmark(student, name, items, out, batch_size=2, frames=4, max_new_tokens=2)} == {r["id"] for r in rows}
+
+
+def test_a_video_shorter_than_its_header_is_a_logged_reject(home, student, monkeypatch):
+    "The header promises 40 frames, or a billion, and 38 can be read."
+    class Cut:
+        def __init__(self, path): self.video, self.left, self.total = VIDEO(path), 12 if "scene0" in str(path) else 38, 12 if "scene0" in str(path) else total
+        def get(self, what): return self.total
+        def read(self):
+            self.left -= 1
+            return (self.left >= 0, np.zeros((32, 48, 3), np.uint8))
+    VIDEO, total = cv2.VideoCapture, 40
+    monkeypatch.setattr(cv2, "VideoCapture", Cut)
+    for total in (40, 10**9):
+        with pytest.raises(ValueError, match="scene1.mp4: .* of .* frames can be read"): _video_frames(home / "scannet/scene1.mp4")
+    base._file_problem.cache_clear()
+    with pytest.warns(UserWarning, match="5 questions are left out"): rows = ask_benchmark(student, "vsibench", load(home, "vsibench"), batch_size=1, frames=32, max_new_tokens=1)
+    base._file_problem.cache_clear()
+    assert len(rows) == 5
+
+
+def test_nothing_readable_is_an_error(tmp_path, student):
+    home = write(tmp_path)
+    for k in range(2): (home / f"scannet/scene{k}.mp4").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="none of 10 questions can be asked"): ask_benchmark(student, "vsibench", load(home, "vsibench"), batch_size=1, frames=4, max_new_tokens=2)
+
+
+@pytest.mark.parametrize("text", ["a\u2028b", "a\u0085b", "a\u2029b\x0bc\x0cd\x1ce", "桌子在哪里", "half \ud83d"])
+@pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
+def test_lines_of_questions_end_at_newlines_alone(tmp_path, text, bom):
+    home = write(tmp_path)
+    records = [json.loads(line) | {"question": text} for line in (home / "test.jsonl").read_text().splitlines()]
+    lines = "".join(json.dumps(record, ensure_ascii="\ud83d" in text) + "\n" for record in records)
+    (home / "test.jsonl").write_bytes(bom + lines.encode())
+    items = load(home, "vsibench")
+    assert [item.question for item in items] == [text] * 10
+    class Silent:
+        def key(self, settings): return "silent"
+        def reply(self, prompts, max_new_tokens): return [Reply("B\u2028", 1) for _ in prompts]
+    rows = ask_benchmark(Silent(), "vsibench", items, tmp_path / "out.jsonl", frames=4)
+    again = ask_benchmark(Silent(), "vsibench", items, tmp_path / "out.jsonl", frames=4)
+    assert [row["question"] for row in again] == [text] * 10 and [r["response"] for r in rows] == [r["response"] for r in again]
+
+
+@pytest.mark.parametrize("n", [2, 4, 5, 8])
+def test_a_random_control_has_as_many_options_as_the_question(home, n):
+    options = tuple(f"{'ABCDEFGH'[k]}. thing {k}" for k in range(n))
+    items = [Item(str(i), "route_planning", "?", options, "B", video="x.mp4") for i in range(200)]
+    assert {row["response"] for row in control_rows("vsibench", items, "random")} == {*"ABCDEFGH"[:n]}
 
 
 @pytest.mark.parametrize("name,file", [("sat", "data/test.json"), ("vsibench", "test.jsonl"), ("mindcube", "data/raw/MindCube_tinybench.jsonl")])
