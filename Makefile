@@ -1,6 +1,6 @@
 # The first use of any target makes .venv from requirements.lock. `profile` in params.yaml says how large a run is.
 .DEFAULT_GOAL := help
-.PHONY: help repro ablation comparison quality base teacher test sync notebooks docs lab
+.PHONY: help repro ablation comparison quality base teacher test fuzz sync notebooks docs lab
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export OMP_NUM_THREADS ?= 2
 # glibc gives large arrays back to the kernel and asks for them again at each step of a training, which costs more than the arithmetic; here it keeps them
@@ -33,6 +33,9 @@ teacher: .venv/installed  ## train the shipped generative teacher again (forty m
 test: .venv/installed  ## all tests, then every notebook of the library
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 nbdev_test --n_workers 2
+
+fuzz: .venv/installed  ## the repetitions that `make test` leaves out
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 python -m pytest -n 2 -m fuzz
 
 sync: .venv/installed  ## notebooks -> library, dvc.yaml, README and RESULTS
 	nbdev_clean

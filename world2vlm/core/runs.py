@@ -133,7 +133,8 @@ def _read_row(
     lacking = [name for name in fields if not isinstance(row, dict) or name not in row]
     if not isinstance(row, dict): raise ValueError(f"not a row but {type(row).__name__}")
     if lacking: raise ValueError(f"no field {', '.join(lacking)}")
-    if fields and not isinstance(row[fields[0]], str): raise ValueError(f"field {fields[0]}: not a text but {row[fields[0]]!r:.40}")
+    if fields and not isinstance(row[fields[0]], str):
+        raise ValueError(f"field {fields[0]}: not a text but {row[fields[0]]!r:.40}")
     return row
 
 
@@ -148,7 +149,8 @@ def read_jsonl(
         try:
             row = _read_row(line, fields)
             first, former = known.setdefault(row[fields[0]] if fields else number, (number, row))
-            if former != row: raise ValueError(f"{fields[0]} {row[fields[0]]!r:.40} is also in line {first}, with another content")
+            if former != row:
+                raise ValueError(f"{fields[0]} {row[fields[0]]!r:.40} is also in line {first}, with another content")
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}; delete the file and run again") from None
         if former is row: rows.append(row)

@@ -179,7 +179,7 @@ def recipe_of(
     config: Any,  # dataclass of a stage
     **extra,  # further settings, for example the teacher
 ) -> dict:  # for the footer of the shards
-    "The settings that decide the result: all but the number of processes and the steps between checkpoints and log lines."
+    "The settings that decide the result: not the number of processes or the steps between checkpoints and log lines."
     def effective(value):
         if not isinstance(value, dict): return value
         return {key: effective(part) for key, part in value.items() if key not in _WITHOUT_EFFECT}

@@ -39,8 +39,9 @@ def _check_lengths(
     lines = ([dict(zip(batch, values)) for values in zip(*batch.values())] for batch in batches)
     lengths = np.concatenate([whole(batch)["attention_mask"].sum(1).numpy() for batch in lines])
     cut, longest = (lengths > collate.max_length).mean(), lengths.max()
-    if cut: raise ValueError(f"max_length: {collate.max_length} tokens cut off the answers of {cut:.0%} of the examples, which have "
-                             f"{lengths.min()} to {longest} tokens (of {len(rows)} that were read); take at least {longest}")
+    if cut:
+        raise ValueError(f"max_length: {collate.max_length} tokens cut off the answers of {cut:.0%} of the examples, which "
+                         f"have {lengths.min()} to {longest} tokens (of {len(rows)} that were read); take at least {longest}")
 
 
 

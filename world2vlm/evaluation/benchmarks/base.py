@@ -92,7 +92,8 @@ def read_records(
     except ValueError as error:
         raise ValueError(f"{path}: not readable as {path.suffix[1:]} ({error}); fetch it again") from None
     for number, record in enumerate(records):
-        if not isinstance(record, dict): raise ValueError(f"{path}, record {number}: not a record but {type(record).__name__}; fetch it again")
+        if not isinstance(record, dict):
+            raise ValueError(f"{path}, record {number}: not a record but {type(record).__name__}; fetch it again")
         if lacking := [name for name in fields if name not in record]:
             raise ValueError(f"{path}, record {number}: no field {', '.join(lacking)}; this is another version of the benchmark")
     return records
@@ -153,7 +154,8 @@ class Benchmark:
         reasons = {item.id: _unreadable(tuple(p for p in self.prompt(item) if isinstance(p, Path)), frames) for item in items}
         for name, reason in reasons.items():
             if reason: reject(name, reason)
-        if items and all(reasons.values()): raise ValueError(f"none of {len(items)} questions can be asked: {reasons[items[0].id]}")
+        if items and all(reasons.values()):
+            raise ValueError(f"none of {len(items)} questions can be asked: {reasons[items[0].id]}")
         return [item for item in items if not reasons[item.id]]
 
 # %% ../../../nbs/75_benchmarks.ipynb #3f14fbff
@@ -195,7 +197,8 @@ def _check_sizes(
     "ValueError for what unpacks to too much."
     sizes = [(repr(m.filename), m.file_size, m.compress_size) for m in members]
     for name, unpacked, packed in [*sizes, ("all of it", sum(s[1] for s in sizes), sum(s[2] for s in sizes))]:
-        if unpacked > max_unpacked: raise ValueError(f"{name} unpacks to {unpacked:,} bytes, more than max_unpacked, {max_unpacked:,}")
+        if unpacked > max_unpacked:
+            raise ValueError(f"{name} unpacks to {unpacked:,} bytes, more than max_unpacked, {max_unpacked:,}")
         if unpacked > max(2**20, max_ratio * packed):
             raise ValueError(f"{name} unpacks to {unpacked:,} bytes, more than {max_ratio:g} times its {packed:,} (max_ratio)")
 

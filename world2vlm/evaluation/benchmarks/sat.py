@@ -90,7 +90,8 @@ def _picture_paths(
     try: paths = {r["database_idx"]: [inside_folder(source, name) for name in r["img_paths"]] for r in records}
     except ValueError as error: raise ValueError(f"{file}: {error}; do not use this file") from None
     for path in (path for named in paths.values() for path in named):
-        if path.suffix.lower() not in (".png", ".jpg", ".jpeg"): raise ValueError(f"{file}: {path.name}: img_paths are .png or .jpg files")
+        if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+            raise ValueError(f"{file}: {path.name}: img_paths are .png or .jpg files")
     return paths
 
 
