@@ -70,8 +70,10 @@ def trained(tmp_path_factory):
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
     "As the released model: no residual, no metric scale."
-    config, out = replace(TOY, residual_scale=0.0, units_per_metre=0.0), tmp_path_factory.mktemp("svc") / "plain"
-    _small_pipeline(_small_unet(config), config).save_pretrained(out)
+    config, out = replace(TOY, residual_scale=0.0), tmp_path_factory.mktemp("svc") / "plain"
+    pipeline = _small_pipeline(_small_unet(config), config)
+    pipeline.register_to_config(units_per_metre=0.0)  # no training sets this
+    pipeline.save_pretrained(out)
     return out
 
 
