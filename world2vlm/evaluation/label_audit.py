@@ -45,11 +45,16 @@ def _unseen_transitions(
     config: LabelAudit,  # which rooms and motions
     part: int = 0,  # number of the part
 ) -> Iterator[Transition]:  # with true ids
-    "Transitions of rooms that no other stage uses, without end."
-    s, teacher = config.scenes, Simulator()
-    for scene in room_scenes(10**9, s.seed, s.size, s.fov_deg, start=s.first + 5_000 * part):
+    "Transitions of rooms that no other stage uses. ValueError once a hundred rooms in turn have none."
+    s, teacher, empty = config.scenes, Simulator(), 0
+    for scene in room_scenes(5_000, s.seed, s.size, s.fov_deg, start=s.first + 5_000 * part):
+        empty += 1
         for rollout in teacher.imagine(scene, trajectories_of(scene.id, config.imagine), config.imagine.seed):
-            yield from transitions_of(scene, rollout)
+            for transition in transitions_of(scene, rollout):
+                empty = 0
+                yield transition
+        if empty == 100: raise ValueError("label_audit.imagine: no motion fits into 100 rooms; make ranges.move shorter")
+    raise ValueError("label_audit.transitions: 5,000 rooms of one part have fewer; ask for fewer, or for more parts")
 
 # %% ../../nbs/73_label_audit.ipynb #4785723a
 def _without_ids(

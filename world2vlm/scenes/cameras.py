@@ -111,6 +111,15 @@ def _frame_values(
         if posixpath.normpath(str(frame["file_path"]).replace("\\", "/")) in places: return data | frame
     return None if frames else data
 
+# %% ../../nbs/15_cameras.ipynb #410d17b0
+def _warn_of_distortion(
+    name: str,  # of the picture
+    coefficients: list[float],  # of the lens, in the powers of the distance from the centre in focal lengths
+) -> None:
+    "A warning if a lens bends the picture by more than about a hundredth: here straight lines stay straight."
+    if max(map(abs, coefficients), default=0) > 0.01:
+        warnings.warn(f"{name}: the distortion of its lens is ignored; undistort the pictures for exact labels", stacklevel=2)
+
 # %% ../../nbs/15_cameras.ipynb #c7f61b2d
 def _nerfstudio_K(
     path: Path,  # transforms.json
@@ -124,6 +133,7 @@ def _nerfstudio_K(
     width, height = size = float(values.get("w", own[0])), float(values.get("h", own[1]))
     fx = values["fl_x"] if "fl_x" in values else width / 2 / math.tan(float(values["camera_angle_x"]) / 2)
     cx, cy = values.get("cx", width / 2), values.get("cy", height / 2)
+    _warn_of_distortion(picture.name, [float(values.get(name, 0)) for name in ("k1", "k2", "k3", "k4", "p1", "p2")])
     return _matrix(fx, values.get("fl_y", fx), cx, cy), size
 
 # %% ../../nbs/15_cameras.ipynb #115ea73c
@@ -163,7 +173,9 @@ def _colmap_K(
     if len(rows) != 1: raise ValueError(f"{len(rows)} cameras fit this picture; put images.txt beside it")
     [(_, model, width, height, *numbers)] = rows
     if model not in _FOCALS: raise ValueError(f"camera model {model}: undistort the pictures first")
-    (fx, *_, fy), (cx, cy, *_) = [float(n) for n in numbers[:_FOCALS[model]]] * 2, map(float, numbers[_FOCALS[model]:])
+    focals, (cx, cy, *distortion) = [float(n) for n in numbers[:_FOCALS[model]]], map(float, numbers[_FOCALS[model]:])
+    _warn_of_distortion(picture.name, distortion)
+    fx, fy = focals[0], focals[-1]
     return _matrix(fx, fy, cx, cy), (float(width), float(height))
 
 # %% ../../nbs/15_cameras.ipynb #0c1d2197

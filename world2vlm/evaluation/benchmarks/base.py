@@ -272,7 +272,8 @@ def _log_rejects(
     rejects: list[dict],  # input, stage, reason
     path: Path | None,  # of the answer file
 ) -> None:
-    "Write `rejects` beside the answer file, and tell their number."
+    "Write `rejects` beside the answer file, and tell their number; those of an earlier run are removed."
+    if path: path.with_suffix(".rejects").unlink(missing_ok=True)
     if not rejects: return
     if path: write_text(path.with_suffix(".rejects"), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rejects))
     warnings.warn(f"{len(rejects)} questions are left out, the first: {rejects[0]['input']}, {rejects[0]['reason']}")
