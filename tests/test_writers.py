@@ -285,3 +285,11 @@ def test_a_warning_in_a_worker_is_printed(tmp_path, capfd):
 
 
 def warn(part): logging.warning("part %s is %s", part, ["even", "odd"][part])
+
+
+def test_a_worker_whose_parent_is_gone_before_it_begins_ends():
+    "Importing takes seconds, in which the parent can be killed."
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    code = f"import time; from world2vlm.core.runs import _end_with; _end_with({gone.pid}); time.sleep(60)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=50).returncode == 1

@@ -211,16 +211,23 @@ def _share_cores(
     os.environ["OMP_NUM_THREADS"] = str(max(1, count_cores() // workers))
 
 # %% ../../nbs/04_runs.ipynb #50b565bf
+def _end_with(
+    parent: int,  # process id, taken in that process: it may be gone before this one begins
+) -> None:
+    "End this process as soon as its `parent` is gone, so that a kill leaves no writer behind."
+    def watch():
+        while os.getppid() == parent: time.sleep(.05)
+        os._exit(1)
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _start_worker(
     workers: int,  # processes on this machine
     parent: int,  # process id
 ) -> None:
-    "Share the cores, and end this process as soon as its `parent` is gone, so that a kill leaves no writer behind."
-    def watch():
-        while os.getppid() == parent: time.sleep(.05)
-        os._exit(1)
+    "Share the cores, and end with `parent`."
     _share_cores(workers)
-    threading.Thread(target=watch, daemon=True).start()
+    _end_with(parent)
 
 # %% ../../nbs/04_runs.ipynb #81d215a2
 def parallel_map(
