@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from smoke_tree import ROOT, copy_repository, run
+from smoke_tree import ROOT, copy_repository, run, stage_command, stop_stage
 
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
 ARM = "bidirectional"
@@ -259,6 +259,16 @@ def test_second_repro_does_nothing(clone):
     out = run(clone, "dvc", "repro", *MAIN)
     assert "Running stage" not in out and "up to date" in out
     assert time.perf_counter() - start < 60  # 2 s on an idle machine
+
+
+@pytest.mark.parametrize("how", ["Ctrl-C", "kill -9 papermill"])
+def test_a_stopped_stage_leaves_no_process_and_is_made_again(clone, how):
+    "One moment of one stage; test_kills.py has a hundred moments of all stages."
+    out, before = clone / "data/smoke/scenes", made(clone / "data/smoke/scenes")
+    stopped = stop_stage(clone, "scenes", how, 1.5)
+    assert not (stopped["late"] or stopped["left"] or out.exists()), stopped
+    run(clone, *stage_command("scenes"))
+    assert made(out) == before and not out.with_name("scenes.partial").exists()
 
 
 def test_a_setting_reruns_what_it_concerns(clone):

@@ -190,9 +190,9 @@ def trainer_arguments(
 ) -> dict:  # keyword arguments of TRL's configurations
     "The trainer's arguments that SFT and GRPO share."
     import torch
-    save_every = -(-config.save_every // config.log_every) * config.log_every  # a resumed run cannot end a begun log line
+    per_log = -(-config.save_every // config.log_every)  # a resumed run cannot end a log line that a killed one began
     return dict(
-        output_dir=str(Path(out) / "checkpoints"), save_steps=save_every, save_total_limit=2,
+        output_dir=str(Path(out) / "checkpoints"), save_steps=per_log * config.log_every, save_total_limit=2,
         logging_steps=config.log_every, report_to=[], disable_tqdm=False,
         max_steps=steps, num_train_epochs=1, train_sampling_strategy="sequential",
         per_device_train_batch_size=config.batch_size, gradient_accumulation_steps=config.gradient_accumulation_steps,
@@ -217,19 +217,25 @@ def live_callback(
                 self.on_log(args, state, control, logs={name: line[name] for name in line if name != "step"})
     return Curves(live=Live(str(Path(out) / "live"), **quiet))
 
+# %% ../../nbs/62_training.ipynb #5a9c17e2
+def _saved_step(
+    checkpoint: Path,  # a folder that the trainer wrote
+) -> int | None:  # None for one that a kill cut short
+    "The step of a checkpoint; each process of several writes its random state in its own time."
+    processes, states = int(os.environ.get("WORLD_SIZE", 1)), checkpoint.glob("rng_state_*.pth")
+    if 1 < processes != sum(map(is_zipfile, states)): return None
+    try: return json.loads((checkpoint / "trainer_state.json").read_text())["global_step"]
+    except (OSError, json.JSONDecodeError): return None
+
 # %% ../../nbs/62_training.ipynb #b01f272b
 def _last_checkpoint(
     folder: Path,  # where the trainer leaves `checkpoint-N`
 ) -> str | None:  # path of the newest complete checkpoint
     "Find the checkpoint to resume from, and remove those that a kill cut short."
-    whole, processes = {}, int(os.environ.get("WORLD_SIZE", 1))
-    for path in Path(folder).glob("checkpoint-*"):
-        try: step = json.loads((path / "trainer_state.json").read_text())["global_step"]
-        except (OSError, json.JSONDecodeError): step = None
-        states = sum(map(is_zipfile, path.glob("rng_state_*.pth")))  # each process of several writes its own, in its own time
-        if step is None or 1 < processes != states: shutil.rmtree(path, ignore_errors=True)
-        else: whole[step] = str(path)
-    return whole[max(whole)] if whole else None
+    steps = {str(path): _saved_step(path) for path in Path(folder).glob("checkpoint-*")}
+    for path in steps:
+        if steps[path] is None: shutil.rmtree(path, ignore_errors=True)
+    return max((path for path in steps if steps[path] is not None), key=steps.get, default=None)
 
 # %% ../../nbs/62_training.ipynb #fad1880f
 def _check_adapter(
