@@ -76,7 +76,7 @@ def stop_stage(tree: Path, stage: str, how: str, moment: float) -> dict:
     with log.open("w") as file:
         process = subprocess.Popen(stage_command(stage), cwd=tree, env=environment(tree, **{MARK: mark}), stdout=file, stderr=file, start_new_session=True,
                                    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
-    while process.poll() is None and not any("papermill" in line for line in processes_of(mark).values()): time.sleep(.1)
+    while process.poll() is None and not any("papermill" in line for line in processes_of(mark).values()): time.sleep(.3)
     began, end = time.monotonic(), time.monotonic() + moment
     while process.poll() is None and time.monotonic() < end: time.sleep(.01)
     if process.poll() is None and how == "Ctrl-C": os.killpg(process.pid, signal.SIGINT)

@@ -40,7 +40,7 @@ def outputs(tree: Path, stage: str) -> list[str]:
     "What a stage makes, without the files of costs; the notebook of `base` and of `teacher` shows times."
     if stage in ("base", "teacher"): return [f"data/smoke/{stage}"]
     from dvc.repo import Repo
-    with Repo(str(tree)) as repo: return [o.def_path for s in repo.index.stages if s.addressing == stage for o in s.outs]
+    with Repo(str(tree)) as repo: return [o.def_path for s in repo.index.stages if s.name == stage for o in s.outs]
 
 
 def content(path: Path) -> bytes:
@@ -70,6 +70,8 @@ def reference() -> dict:
     with alone("reference"):
         tree, note = home() / "reference", home() / "reference.json"
         if not note.exists():
+            for other in home().parent.iterdir():  # of other states of the repository, and a reference that was not finished
+                if other != home(): shutil.rmtree(other)
             if tree.exists(): shutil.rmtree(tree)
             copy_repository(tree)
             found = {}
@@ -88,8 +90,8 @@ def reference() -> dict:
 def tree(reference) -> Path:
     "A copy of the finished tree, of this worker alone."
     path = home() / f"tree-{os.environ.get('PYTEST_XDIST_WORKER', 'main')}"
-    if not path.exists(): shutil.copytree(home() / "reference", path, symlinks=True)
-    return path
+    if path.exists(): shutil.rmtree(path)  # of a session that was stopped in the middle of a trial
+    return Path(shutil.copytree(home() / "reference", path, symlinks=True))
 
 
 @cache
