@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-ROOT = Path(__file__).resolve().parent.parent
+from smoke_tree import ROOT, copy_repository, run, stage_command, stop_stage
+
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
 ARM = "bidirectional"
 TEACHER = PARAMS["arms"][ARM]["teacher"]
@@ -184,14 +185,6 @@ def test_several_processes_give_the_same_bytes(undisturbed, tmp_path):
 MAIN = [f"report@{ARM}", "label_audit"]
 
 
-def run(clone: Path, *words: str) -> str:
-    "A command in the clone, with its own library and this environment's tools."
-    env = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(clone), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(words, cwd=clone, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, f"{' '.join(words)}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-    return done.stdout
-
-
 def changed(clone: Path) -> set:
     "Stages of the main arm that would run now, by their own changes."
     return {name.removeprefix("dvc.yaml:") for name in json.loads(run(clone, "dvc", "status", "--json", "--with-deps", *MAIN))} - {"inputs"}
@@ -199,16 +192,8 @@ def changed(clone: Path) -> set:
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
-    "A fresh clone of what is here, tracked or about to be, at the size `smoke`, after `dvc repro`."
-    clone = tmp_path_factory.mktemp("clone") / "world2vlm"
-    listed = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True).stdout
-    for name in filter(None, listed.split("\0")):
-        if (ROOT / name).is_file():
-            (clone / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, clone / name)
-    for words in (["init", "-q"], ["add", "-A"], ["-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "copy"]): run(clone, "git", *words)
-    text = (clone / "params.yaml").read_text()
-    (clone / "params.yaml").write_text(re.sub(r"^profile: \w+", "profile: smoke", text, flags=re.M))
+    "A fresh clone at the size `smoke`, after `dvc repro`."
+    clone = copy_repository(tmp_path_factory.mktemp("clone") / "world2vlm")
     run(clone, "dvc", "repro", *MAIN)
     return clone
 
@@ -282,6 +267,16 @@ def test_second_repro_does_nothing(clone):
     out = run(clone, "dvc", "repro", *MAIN)
     assert re.findall(r"Running stage '(\S+)'", out) == ["inputs"], "its digests are taken anew, and are as they were"
     assert time.perf_counter() - start < 60  # 2 s on an idle machine
+
+
+@pytest.mark.parametrize("how", ["Ctrl-C", "kill -9 papermill"])
+def test_a_stopped_stage_leaves_no_process_and_is_made_again(clone, how):
+    "One moment of one stage; test_kills.py has a hundred moments of all stages."
+    out, before = clone / "data/smoke/scenes", made(clone / "data/smoke/scenes")
+    stopped = stop_stage(clone, "scenes", how, 1.5)
+    assert not (stopped["late"] or stopped["left"] or out.exists()), stopped
+    run(clone, *stage_command("scenes"))
+    assert made(out) == before and not out.with_name("scenes.partial").exists()
 
 
 def test_a_setting_reruns_what_it_concerns(clone):

@@ -62,3 +62,16 @@ def test_torn_checkpoints_are_removed(tmp_path):
         if text: (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(text)
     assert training._last_checkpoint(tmp_path).endswith("checkpoint-10")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-5"]
+
+
+def test_a_checkpoint_of_several_processes_needs_the_state_of_each(tmp_path, monkeypatch):
+    "Each writes its random state in its own time: a kill leaves one missing or torn beside a complete trainer_state.json."
+    import torch
+    for step in (5, 10, 15):
+        (folder := tmp_path / f"checkpoint-{step}").mkdir()
+        for rank in range(2): torch.save({"cpu": torch.get_rng_state()}, folder / f"rng_state_{rank}.pth")
+        (folder / "trainer_state.json").write_text(f'{{"global_step": {step}}}')
+    (torn := tmp_path / "checkpoint-10/rng_state_1.pth").write_bytes(torn.read_bytes()[:500])
+    (tmp_path / "checkpoint-15/rng_state_1.pth").unlink()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert training._last_checkpoint(tmp_path).endswith("checkpoint-5") and len(list(tmp_path.iterdir())) == 1

@@ -210,7 +210,7 @@ def atomic_dir(
 ) -> Iterator[Path]:  # the folder to work in
     "Work in `out`.partial, kept after a kill and reused by a run with the same `mark`; at the end it becomes `out`."
     out = Path(out)
-    work = out.with_name(out.name + ".partial")
+    work, old = (out.with_name(out.name + end) for end in (".partial", ".old"))
     mark_file = work / _MARK
     with lock_folder(out):
         if work.exists() and not (mark_file.is_file() and mark_file.read_text() == mark):
@@ -218,11 +218,14 @@ def atomic_dir(
             shutil.rmtree(work)
         if not mark_file.exists(): write_text(mark_file, mark)
         yield work
+        for path in work.rglob(".*.tmp"): path.unlink()  # of a killed `atomic_file`
+        shutil.rmtree(old, ignore_errors=True)  # of a kill between the next lines
         if out.exists():
             logging.warning("%s: the new result replaces the old one", out)
-            shutil.rmtree(out)
+            os.replace(out, old)
         mark_file.unlink()
         os.replace(work, out)
+        shutil.rmtree(old, ignore_errors=True)
 
 # %% ../../nbs/06_stages.ipynb #dc88a63f
 def _named_inputs(

@@ -113,5 +113,5 @@ def train_grpo(
     trainer = GRPOTrainer(
         model=prepare_model(model, config), reward_funcs=[_reward_function(part) for part in _REWARD_PARTS],
         args=arguments, train_dataset=data, processing_class=processor,
-        callbacks=[live_callback(out)] * (arguments.process_index == 0))
+        callbacks=[] if arguments.process_index else [live_callback(out)])
     return run_trainer(trainer, processor, out)

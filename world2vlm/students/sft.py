@@ -60,7 +60,7 @@ def fit_sft(
                           **trainer_arguments(config, out, steps))
     trainer = SFTTrainer(
         model=prepare_model(model, config), args=arguments, train_dataset=data, processing_class=processor,
-        callbacks=[live_callback(out)] * (arguments.process_index == 0))
+        callbacks=[] if arguments.process_index else [live_callback(out)])
     _check_lengths(data, trainer.data_collator)
     trainer.model_accepts_loss_kwargs = True  # TRL divides by the tokens of the whole step, whatever Qwen2.5-VL says
     return run_trainer(trainer, processor, out)
