@@ -270,8 +270,9 @@ def _check_sections(
         if not isinstance(key, str): raise _mismatch(f"{name}: {key}", "a text as name of a section", key)
     sections = sorted(params.keys() - set(_TOP_LEVEL))
     for group, extra in (("profiles", []), ("arms", ["teacher"])):
-        if not isinstance(params.get(group) or {}, Mapping): raise _mismatch(f"{name}: {group}", "a mapping", params[group])
-        for variant, parts in (params.get(group) or {}).items():
+        variants = params.get(group) or {}
+        if not isinstance(variants, Mapping): raise _mismatch(f"{name}: {group}", "a mapping", variants)
+        for variant, parts in variants.items():
             where = f"{name}: {group}.{variant}"
             if not isinstance(parts or {}, Mapping): raise _mismatch(where, "a mapping of sections", parts)
             for key in (parts or {}).keys() - {*sections, *extra}:
@@ -312,7 +313,8 @@ def _variant(
     if not name: return {}
     names = params.get(group) or {}
     if name in names: return names[name] or {}
-    raise ConfigError(f"{group}.{name}: not in params.yaml; there are {', '.join(map(str, names))}{_closest_name(name, names)}")
+    choices = f"there are {', '.join(map(str, names))}{_closest_name(name, names)}"
+    raise ConfigError(f"{group}.{name}: not in params.yaml; {choices}")
 
 # %% ../../nbs/00_config.ipynb #841c0b85
 def load_settings(

@@ -250,7 +250,7 @@ def _read_list(
 ) -> list:  # of objects
     "The list in a JSON file; ValueError when it holds none."
     try: entries = json.loads(path.read_bytes().removeprefix(_BOM).decode("utf-8"))
-    except (ValueError, RecursionError) as error: raise ValueError(f"{path}: not valid JSON ({error}); correct it") from None
+    except (ValueError, RecursionError) as e: raise ValueError(f"{path}: not valid JSON ({e}); correct it") from None
     if not isinstance(entries, list): raise ValueError(f"{path}: expected a list of objects")
     return entries
 

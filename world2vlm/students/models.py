@@ -154,7 +154,7 @@ def load_student(
     dtype: str = "auto",  # "auto" takes the checkpoint's own, or "float32", "bfloat16"
     max_pixels: int | None = None,  # largest picture the processor keeps, pixels; None leaves the student's own
 ) -> tuple:  # (model, processor)
-    "Open the student at `checkpoint`. `OSError` if there is none, `ValueError` if it is damaged or a weight is missing."
+    "Open the student at `checkpoint`. `OSError` if there is none, `ValueError` if it is damaged or misfits."
     from transformers import AutoModelForImageTextToText
     with _opening(checkpoint):
         model, report = AutoModelForImageTextToText.from_pretrained(

@@ -99,7 +99,8 @@ def read_records(
         if not isinstance(record, dict):
             raise ValueError(f"{path}, record {number}: not a record but {type(record).__name__}; fetch it again")
         if lacking := [name for name in fields if name not in record]:
-            raise ValueError(f"{path}, record {number}: no field {', '.join(lacking)}; this is another version of the benchmark; fetch it again")
+            raise ValueError(f"{path}, record {number}: no field {', '.join(lacking)}; "
+                             "this is another version of the benchmark, fetch it again")
         for name, kind in (fields.items() if isinstance(fields, dict) else ()):
             _check_value(record[name], kind, f"{path}, record {number}, field {name}")
     return records
@@ -192,7 +193,8 @@ def _check_member(
     inside_folder(folder, member.orig_filename.rstrip("/") or "/")
     if member.external_attr >> 16 & 0o170000 not in (0, 0o040000, 0o100000):
         raise ValueError(f"{member.filename!r} is a link or a device")
-    if (folder / member.filename).resolve() == archive: raise ValueError(f"{member.filename!r} would replace the archive")
+    if (folder / member.filename).resolve() == archive:
+        raise ValueError(f"{member.filename!r} would replace the archive")
     if member.flag_bits & 1: raise ValueError(f"{member.filename!r} is encrypted")
 
 

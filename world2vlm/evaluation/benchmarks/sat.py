@@ -46,8 +46,8 @@ def _sat_item(
     return Item(name, record["question_type"], record["question"], tuple(choices), record["correct_answer"], images)
 
 # %% ../../../nbs/76_sat.ipynb #672689fa
-_SAT_FIELDS = dict(database_idx=int, question_type=str, question=str, answer_choices=tuple[str, str], correct_answer=str,
-                   img_paths=list[str])
+_SAT_FIELDS = dict(database_idx=int, question_type=str, question=str, answer_choices=tuple[str, str],
+                   correct_answer=str, img_paths=list[str])
 
 def _load_sat(
     source: str | Path,  # folder that holds data/test.json, data/val.json and the pictures that they name
