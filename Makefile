@@ -34,7 +34,9 @@ test: .venv/installed  ## all tests, then every notebook of the library
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 nbdev_test --n_workers 2
 
-fuzz: .venv/installed  ## the repetitions that `make test` leaves out
+SEED ?= $(shell date +%s)
+fuzz: .venv/installed  ## the repetitions that `make test` leaves out, and 20,000 odd and damaged inputs: tests/metrics/fuzz.json
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 python -m pytest tests/test_fuzz.py --hypothesis-profile=fuzz --hypothesis-seed=$(SEED)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 python -m pytest -n 2 -m fuzz
 
 sync: .venv/installed  ## notebooks -> library, dvc.yaml, README and RESULTS

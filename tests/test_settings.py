@@ -26,8 +26,6 @@ from world2vlm.teachers.base import TEACHERS
 from world2vlm.teachers.filters import Filter
 from world2vlm.teachers.svc.training import SVCTraining
 
-settings.register_profile("shared machine", deadline=None, derandomize=True)
-settings.load_profile("shared machine")
 SECTIONS = dict(scenes=Scenes, imagine=Imagine, supervise=Supervise, held_out=HeldOut, label_audit=LabelAudit, teacher_quality=TeacherQuality,
                 student=StudentConfig, base=Base, svc=SVCTraining, sft=SFT, grpo=GRPO, evaluate=Evaluate, rooms_benchmark=RoomsBenchmark, comparison=Comparison)
 CLASSES = [*SECTIONS.values(), Ranges, Filter, Rules, ViewSearch, Training, MiniConfig, Phase]

@@ -308,6 +308,18 @@ def log_stage(
     write_json(folder / "costs" / f"{name}.json", cost)
 
 # %% ../../nbs/04_runs.ipynb #27623b5c
+@contextmanager
+def _opening(
+    checkpoint: str | Path,  # a folder; any error about another name stays as it is
+) -> Iterator[None]:
+    "ValueError with the remedy for whatever a damaged checkpoint raises in the block."
+    try: yield
+    except Exception as error:  # settings and weights of any content raise anything
+        if isinstance(error, ImportError) or not Path(checkpoint).is_dir(): raise
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise ValueError(f"{checkpoint}: cannot be read ({reason}); save or fetch it again") from error
+
+
 def _check_keys(
     source: str | Path,  # checkpoint, for the error
     missing: set[str],  # weights that only the model has

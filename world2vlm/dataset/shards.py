@@ -131,7 +131,8 @@ def _note(
     key: str,  # "world2vlm", "rejects" or "picture_bytes"
 ) -> dict | list | int | None:  # None where the footer has no such note
     "The note `key` in the footer of a shard; ValueError when the shard is damaged."
-    return json.loads((_read_footer(path).metadata or {}).get(key.encode(), b"null"))
+    try: return json.loads((_read_footer(path).metadata or {}).get(key.encode(), b"null"))
+    except json.JSONDecodeError as error: raise _damaged_shard(path, error) from None
 
 # %% ../../nbs/51_shards.ipynb #25c524ad
 def _check_columns(
@@ -142,7 +143,8 @@ def _check_columns(
     "ValueError naming the columns of a shard that are not those of `kind`."
     expected, actual = ({f.name: f.type for f in s} for s in (dataset_features(kind).arrow_schema, schema))
     if wrong := sorted(name for name in expected.keys() | actual.keys() if expected.get(name) != actual.get(name)):
-        raise ValueError(f"{path}: this is no shard of {kind}, wrong columns: {', '.join(wrong)}")
+        raise ValueError(f"{path}: this is no shard of {kind}, wrong columns: {', '.join(wrong)}; "
+                         "read it as the kind it holds, or run its stage again")
 
 # %% ../../nbs/51_shards.ipynb #aad40a47
 def _obstacle(
@@ -334,12 +336,13 @@ def shard_paths(
     "The shards of a data set; ValueError when there are none, when one is missing, or when two runs are mixed."
     paths = _existing_shards(kind, folder)
     if not paths: raise ValueError(f"{folder}: no shards of {kind} in data/; run the stage {_STAGES[kind]!r} first")
-    n = int(next(iter(paths)).removesuffix(".parquet").split("-of-")[1])
-    names = [_shard_name(kind, i, n) for i in range(n)]
-    if extra := sorted(paths.keys() - set(names)):
+    numbers = {name: re.fullmatch(rf"{kind}-(\d{{5,9}})-of-(\d{{5,9}})\.parquet", name) for name in paths}
+    n = next((int(match[2]) for match in numbers.values() if match), 0)
+    if extra := [name for name, match in numbers.items() if not match or int(match[2]) != n or int(match[1]) >= n]:
         raise ValueError(f"{folder}: {', '.join(extra)} belongs to another run; delete it")
+    names = [_shard_name(kind, i, n) for i in range(min(n, len(paths) + 9))]  # the rest is missing too
     if missing := sorted(set(names) - paths.keys()): raise _missing_shards(folder, kind, missing)
-    return [paths[name] for name in names]
+    return [*paths.values()]
 
 # %% ../../nbs/51_shards.ipynb #f22d78fd
 def _matching_rows(
@@ -366,6 +369,8 @@ def _dict_rows(
     return [{**row, "depth": values} for row, values in zip(batch.drop_columns(["depth"]).to_pylist(), depth)]
 
 # %% ../../nbs/51_shards.ipynb #6efb0d12
+_OPTIONAL = ("depth", "instances", "room", "ids", "choices")  # columns whose cells may be empty
+
 def read_shard(
     kind: str,  # "scenes", "rollouts" or "examples"
     path: Path,  # a shard
@@ -378,6 +383,8 @@ def read_shard(
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             _check_columns(kind, path, file.schema_arrow)
             for batch in file.iter_batches(batch_size=32):
+                if empty := [name for name in batch.schema.names if batch[name].null_count and name not in _OPTIONAL]:
+                    raise _damaged_shard(path, ValueError(f"empty cells in {', '.join(empty)}"))
                 for row in _dict_rows(_matching_rows(batch, where)):
                     try: item = from_row(kind, row)
                     except (ValueError, KeyError, TypeError) as error: raise _damaged_shard(path, error) from None

@@ -13,13 +13,15 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache
+from os.path import isfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ...core.config import import_named
+from ...core.config import _check_value, import_named
 from ...core.records import Example, Scene
-from ...core.runs import Reject, write_text
+from ...core.runs import _DISK_ERRORS, Reject, write_text
 from ..answering import collect_answers
 from ..held_out import other_scene_indices
 from ...scenes.photos import inside_folder
@@ -53,7 +55,7 @@ def check_files(
     "ValueError if files are missing, or lie outside of `folder`."
     try: paths = [inside_folder(folder, name) for name in names]
     except ValueError as error: raise ValueError(f"{source}: {error}; do not use this file") from None
-    missing = [path for path in paths if not path.is_file()]
+    missing = [path for path in paths if not isfile(path)]
     if missing:
         raise ValueError(f"{source}: {len(missing)} of {len(paths)} files that it names are missing, the first is {missing[0]}; "
                          "fetch them or correct the folder")
@@ -65,7 +67,8 @@ def check_count(
     expected: int | None,  # how many there should be; None for any number
     source: str,  # file, for the error
 ) -> None:
-    "ValueError if their number is wrong."
+    "ValueError if their number is wrong, or if there are none."
+    if not n: raise ValueError(f"{source}: no questions; fetch it again")
     if expected is not None and n != expected:
         raise ValueError(f"{source}: {n} questions, {expected} are expected; the file is incomplete or another version "
                          "(pass `expected=None` to take it as it is)")
@@ -84,18 +87,22 @@ def _load_records(
 # %% ../../../nbs/75_benchmarks.ipynb #3e62367b
 def read_records(
     path: Path,  # .json, .jsonl or .parquet
-    fields: tuple[str, ...],  # that each record must have
+    fields: tuple[str, ...] | dict[str, Any],  # that each record must have; with their types as in settings
 ) -> list[dict]:  # records
-    "Records of a file. ValueError for a missing file, broken text or a missing field, naming it."
-    if not path.is_file(): raise ValueError(f"{path}: no such file")
-    try: records = _load_records(path)
-    except ValueError as error:
+    "Records of a file. ValueError for a missing file, broken text, a missing field or one of another type, naming it."
+    if not path.is_file(): raise ValueError(f"{path}: no such file; fetch it again")
+    import pyarrow as pa
+    try: records = list(_load_records(path))
+    except (ValueError, TypeError, OSError, RecursionError, pa.ArrowException) as error:
         raise ValueError(f"{path}: not readable as {path.suffix[1:]} ({error}); fetch it again") from None
     for number, record in enumerate(records):
         if not isinstance(record, dict):
             raise ValueError(f"{path}, record {number}: not a record but {type(record).__name__}; fetch it again")
         if lacking := [name for name in fields if name not in record]:
-            raise ValueError(f"{path}, record {number}: no field {', '.join(lacking)}; this is another version of the benchmark")
+            raise ValueError(f"{path}, record {number}: no field {', '.join(lacking)}; "
+                             "this is another version of the benchmark, fetch it again")
+        for name, kind in (fields.items() if isinstance(fields, dict) else ()):
+            _check_value(record[name], kind, f"{path}, record {number}, field {name}")
     return records
 
 # %% ../../../nbs/75_benchmarks.ipynb #2aa4bb2d
@@ -179,12 +186,15 @@ _HUB = {"sat": "array/SAT", "vsibench": "nyu-visionx/VSI-Bench", "mindcube": "ML
 # %% ../../../nbs/75_benchmarks.ipynb #1705e67a
 def _check_member(
     member: "ZipInfo",  # of a zip file
-    folder: Path,  # where it will be
+    archive: Path,  # the zip file, resolved; its folder is where the member will be
 ) -> None:
-    "ValueError for a member outside of `folder`, a link, or an encrypted one."
+    "ValueError for a member outside of the folder, in place of the archive, a link, or an encrypted one."
+    folder = archive.parent
     inside_folder(folder, member.orig_filename.rstrip("/") or "/")
     if member.external_attr >> 16 & 0o170000 not in (0, 0o040000, 0o100000):
         raise ValueError(f"{member.filename!r} is a link or a device")
+    if (folder / member.filename).resolve() == archive:
+        raise ValueError(f"{member.filename!r} would replace the archive")
     if member.flag_bits & 1: raise ValueError(f"{member.filename!r} is encrypted")
 
 
@@ -210,14 +220,16 @@ def _unpack_zip(
     max_ratio: float,  # largest ratio of unpacked to packed bytes, from 1 MB on
 ) -> None:
     "Unpack one file beside itself. ValueError if it is damaged or hostile."
+    from lzma import LZMAError
     from zipfile import BadZipFile, ZipFile
     from zlib import error as DamagedStream
     try:
         with ZipFile(path) as archive:
-            for member in archive.infolist(): _check_member(member, path.parent)
+            for member in archive.infolist(): _check_member(member, path)
             _check_sizes(archive.infolist(), max_unpacked, max_ratio)
             archive.extractall(path.parent)
-    except (BadZipFile, DamagedStream, EOFError, NotImplementedError) as error:
+    except (BadZipFile, DamagedStream, LZMAError, EOFError, NotImplementedError, OSError) as error:
+        if isinstance(error, OSError) and error.errno in _DISK_ERRORS: raise
         raise ValueError(f"{path}: cannot be unpacked ({error}); fetch it again") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}; do not use this file, or raise the limit if you trust it") from None

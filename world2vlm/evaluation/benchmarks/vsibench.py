@@ -100,7 +100,8 @@ def vsi_scores(
     return means | {"overall": float(np.mean(list(means.values()))), "micro": float(np.mean([row["score"] for row in rows]))}
 
 # %% ../../../nbs/77_vsibench.ipynb #4d3b1151
-_VSI_FIELDS = ("id", "dataset", "scene_name", "question_type", "question", "ground_truth", "options")
+_VSI_FIELDS = dict(id=int | str, dataset=str, scene_name=str, question_type=str, question=str,
+                   ground_truth=str | int | float, options=list[str] | None)
 
 # %% ../../../nbs/77_vsibench.ipynb #d1ffb9f6
 def _vsi_item(
@@ -110,6 +111,9 @@ def _vsi_item(
     "One question with its video."
     video = source / record["dataset"] / f"{record['scene_name']}.mp4"
     options, gold = tuple(record["options"] or ()), str(record["ground_truth"])
+    if record["question_type"] in NUMERIC and not re.fullmatch(r"\d+(\.\d*)?(e[+-]?\d+)?", gold):
+        problem = f"ground_truth {gold!r:.40} is no number >= 0; fetch it again"
+        raise ValueError(f"{source}, question {record['id']}: {problem}")
     return Item(str(record["id"]), record["question_type"], record["question"], options, gold, video=str(video))
 
 # %% ../../../nbs/77_vsibench.ipynb #97ed3392

@@ -17,7 +17,7 @@ import numpy as np
 from ...core.config import ConfigError, repo_root
 from ...core.actions import Trajectory
 from ...core.records import keyframe_poses, Rollout, Scene
-from ...core.runs import _check_keys, Reject
+from ...core.runs import _check_keys, _opening, Reject
 from ..base import collect_rollouts
 from ..reprojection import collision_in_depth, fill_mirror, fill_smooth, reproject
 
@@ -102,10 +102,10 @@ class SVC:
 
     @cached_property
     def pipeline(self) -> "StableVirtualCameraPipeline":  # ready to be called
-        "The opened checkpoint."
+        "The opened checkpoint. ValueError if it is damaged or a weight is missing."
         from world2vlm.teachers.svc.pipeline import StableVirtualCameraPipeline
         checkpoint = self.checkpoint or _shipped_checkpoint()
-        pipe = StableVirtualCameraPipeline.from_pretrained(checkpoint, use_safetensors=True)
+        with _opening(checkpoint): pipe = StableVirtualCameraPipeline.from_pretrained(checkpoint, use_safetensors=True)
         for part in ("unet", "vae"): _check_weights(Path(checkpoint) / part, getattr(pipe, part, None))
         pipe = pipe.to(self.device)
         pipe.unet.eval()
