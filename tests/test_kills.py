@@ -73,7 +73,7 @@ def reference() -> dict:
             for other in home().parent.iterdir():  # of other states of the repository, and a reference that was not finished
                 if other != home(): shutil.rmtree(other)
             if tree.exists(): shutil.rmtree(tree)
-            copy_repository(tree)
+            run(copy_repository(tree), "dvc", "repro", "inputs")
             found = {}
             for stage in STAGES:
                 if stage == "ablation":  # the folders of its other arms are those of the first
