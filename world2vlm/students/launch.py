@@ -18,11 +18,12 @@ from ..core.runs import count_cores
 
 # %% ../../nbs/61_launch.ipynb #c1996b5f
 def _run_with_parent(
+    parent: int,  # process id; it may be gone by now
     train: Callable,  # any function
     *arguments: Any,  # of `train`
 ) -> Any:  # what it returns
-    "Call `train` in a process that ends as soon as its parent is gone."
-    def watch(parent: int = os.getppid()):
+    "Call `train` in a process that ends as soon as its `parent` is gone."
+    def watch():
         while os.getppid() == parent: time.sleep(.05)
         os._exit(1)
     threading.Thread(target=watch, daemon=True).start()
@@ -55,4 +56,4 @@ def launch_distributed(
     config = LaunchConfig(1, 1, processes, run_id=str(os.getpid()), rdzv_backend="c10d", rdzv_endpoint="localhost:0",
                           max_restarts=0)
     with _threads_of_children(max(1, count_cores() // processes)):
-        return elastic_launch(config, _run_with_parent)(train, *arguments)[0]
+        return elastic_launch(config, _run_with_parent)(os.getpid(), train, *arguments)[0]
