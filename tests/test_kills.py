@@ -130,7 +130,7 @@ def trial(tree: Path, number: int, seconds: float, whole: dict[str, str]) -> dic
     run(tree, *stage_command(stage))
     found = digests(tree, stage)
     differing = sorted(path for path in found.keys() | whole.keys() if found.get(path) != whole.get(path))
-    row = {"trial": number, "stage": stage, "how": how, "moment": round(moment, 3), "late": late, "left": stopped["left"], "half made": half,
+    row = {"trial": number, "stage": stage, "how": how, "moment": round(moment, 3), "late": late, "left": stopped["left"], "gone after": stopped["gone after"], "half made": half,
            "differing": differing, "leftovers": sorted(leftovers(tree) - known), "log": stopped["log"]}
     if differing: keep_and_restore(tree, stage, number)
     return row

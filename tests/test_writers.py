@@ -122,6 +122,14 @@ def test_workers_end_with_a_killed_parent(tmp_path):
     with lock_folder(tmp_path / "out"): pass
 
 
+def test_a_training_process_ends_though_its_parent_was_gone_before():
+    "One that is still importing when its parent is killed."
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    code = f"import time\nfrom world2vlm.students.launch import _run_with_parent\n_run_with_parent({gone.pid}, time.sleep, 100)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=90).returncode == 1
+
+
 def is_running(pid: int) -> bool:
     "Whether a process runs; one that ended and waits to be counted by its parent does not."
     try: return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
