@@ -1,11 +1,15 @@
 "What both stages of training share: which rows are read, in which order."
+import resource
+import signal
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from toy_training import PLAIN, home, picture  # noqa: F401 (home is a fixture)
+from toy_training import PLAIN, home, one_thread, picture  # noqa: F401 (fixtures among them)
 
 from world2vlm.students import training
+from world2vlm.students.sft import train_sft
 from world2vlm.students.training import Training, training_row, training_rows
 
 
@@ -75,3 +79,23 @@ def test_a_checkpoint_of_several_processes_needs_the_state_of_each(tmp_path, mon
     (tmp_path / "checkpoint-15/rng_state_1.pth").unlink()
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert training._last_checkpoint(tmp_path).endswith("checkpoint-5") and len(list(tmp_path.iterdir())) == 1
+
+
+@contextmanager
+def full_disk(size: int):
+    "The files of this process may grow to `size` bytes and no further."
+    handler, (soft, hard) = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try: yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_full_disk_is_one_plain_error_and_loses_nothing(home, tmp_path, one_thread, monkeypatch):
+    "The run on a full disk stops at a checkpoint; the same call on a disk with space ends with the weights of an undisturbed one."
+    monkeypatch.chdir(tmp_path)  # not a repository, whose database DVCLive would open
+    config, out, undisturbed = replace(PLAIN, save_every=1, limit=16), tmp_path / "out", tmp_path / "undisturbed"
+    with full_disk(60_000), pytest.raises(OSError, match=f"cannot write .*run again: '{out}'"): train_sft(config, home / "start", home / "examples", out)
+    for folder in (out, undisturbed): train_sft(config, home / "start", home / "examples", folder)
+    assert (out / "model.safetensors").read_bytes() == (undisturbed / "model.safetensors").read_bytes()

@@ -62,18 +62,23 @@ def _jsonable(
 
 # %% ../../nbs/04_runs.ipynb #fd55f4c5
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}  # of a write to an open file
+_DISK_WORDS = ("PytorchStreamWriter failed", *(f"os error {number}" for number in _DISK_ERRORS))  # of torch, of safetensors
 
 @contextmanager
 def _plain_errors(
-    path: Path,  # what the block writes
+    path: Path,  # what the block writes: a file, or a folder with files in it
 ) -> Iterator[None]:
-    "Name `path` and the remedy in an OSError about it; one about another file, which the block reads, stays as it is."
+    "Name `path` and the remedy in an error about it; one about another file, which the block reads, stays as it is."
+    remedy = "finished files are kept; make the disk writable with enough free space and run again"
     try: yield
     except OSError as error:
-        own = error.filename and (path.is_relative_to(error.filename) or Path(error.filename).parent == path.parent)
-        if not own and (error.filename or error.errno not in _DISK_ERRORS): raise
-        remedy = "finished files are kept; make the disk writable with enough free space and run again"
+        name = error.filename and Path(error.filename)
+        own = name and (path.is_relative_to(name) or name.parent == path.parent or name.is_relative_to(path / "checkpoints"))
+        if not own and (name or error.errno not in _DISK_ERRORS): raise
         raise OSError(error.errno, f"cannot write ({os.strerror(error.errno)}); {remedy}", str(path)) from None
+    except Exception as error:  # torch and safetensors have errors of their own for a write
+        if not any(words in str(error) for words in _DISK_WORDS): raise
+        raise OSError(errno.ENOSPC, f"cannot write ({error}); {remedy}", str(path)) from None
 
 # %% ../../nbs/04_runs.ipynb #e39df42e
 @contextmanager
@@ -333,3 +338,15 @@ def _check_keys(
         raise ValueError(f"{source}: its weights are not those of its config.json; {'; '.join(lines)}; "
                          "save or fetch the checkpoint again")
 
+
+# %% ../../nbs/04_runs.ipynb #b7dda700
+def _check_float(
+    folder: Path,  # of a checkpoint
+) -> None:
+    "ValueError for weights in `folder` that are stored as whole numbers and not quantised: loaders convert them silently."
+    from safetensors import safe_open
+    if (file := folder / "config.json").is_file() and "quantization_config" in file.read_text(encoding="utf-8"): return
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="numpy") as file:
+            whole = [name for name in file.keys() if file.get_slice(name).get_dtype() in ("I32", "U32", "I16", "U16", "I8", "U8")]
+        if whole: raise ValueError(f"{path}: {whole[0]} is stored as whole numbers; save or fetch the checkpoint again")

@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 from ..core.records import Example, Rollout, Scene
 from ..core.runs import atomic_file, lock_folder, parallel_map, Reject, write_json, write_text
-from .schema import dataset_card, dataset_features, dumps, from_row, to_row
+from .schema import _dict_rows, dataset_card, dataset_features, dumps, from_row, to_row
 
 # %% ../../nbs/51_shards.ipynb #a808b5c1
 def _bytes_of(
@@ -359,14 +359,15 @@ def _matching_rows(
         batch = batch.filter(pc.is_in(batch[column], values))
     return batch
 
-# %% ../../nbs/51_shards.ipynb #6cd02943
-def _dict_rows(
-    batch: object,  # a pyarrow.RecordBatch of any kind
-) -> list[dict]:  # depth as array
-    "The rows of a batch."
-    if "depth" not in batch.schema.names: return batch.to_pylist()
-    depth = [cell.values.to_numpy() if cell.is_valid else None for cell in batch["depth"]]
-    return [{**row, "depth": values} for row, values in zip(batch.drop_columns(["depth"]).to_pylist(), depth)]
+# %% ../../nbs/51_shards.ipynb #ebd66f83
+def _checksums(
+    folder: Path,  # a data set
+) -> dict[str, str]:  # file name -> SHA-256; empty without a readable stats.json, as before a data set is closed
+    "Those of the shards that stats.json lists: pages of parquet have checksums too, but their headers have none."
+    try:
+        shards = json.loads((folder / "stats.json").read_text(encoding="utf-8"))["shards"]
+        return {shard["file"]: shard["sha256"] for shard in shards}
+    except (OSError, ValueError, KeyError, TypeError): return {}
 
 # %% ../../nbs/51_shards.ipynb #6efb0d12
 _OPTIONAL = ("depth", "instances", "room", "ids", "choices")  # columns whose cells may be empty
@@ -379,6 +380,8 @@ def read_shard(
     "The records of one shard; ValueError with the file and the remedy when it is damaged or of another kind."
     import pyarrow as pa
     import pyarrow.parquet as pq
+    if _checksums(path.parent.parent).get(path.name) not in (None, _sha256(path)):
+        raise _damaged_shard(path, ValueError("another checksum than in stats.json"))
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             _check_columns(kind, path, file.schema_arrow)
@@ -409,10 +412,7 @@ def _check_stats(
     stats, again = folder / "stats.json", "run the stage again"
     missing = [folder / name for name in ("rejects.jsonl", "README.md") if not (folder / name).exists()]
     problems = [f"{path} is missing; {again}" for path in missing]
-    try:
-        shards = json.loads(stats.read_text(encoding="utf-8"))["shards"]
-        checksums = {shard["file"]: shard["sha256"] for shard in shards}
-    except (OSError, ValueError, KeyError, TypeError): return [*problems, f"{stats} is missing or unreadable; {again}"]
+    if not (checksums := _checksums(folder)): return [*problems, f"{stats} is missing or unreadable; {again}"]
     if checksums.keys() != {path.name for path in paths}:
         problems.append(f"{stats} lists other shards than there are; {again}")
     changed = [path for path in paths if checksums.get(path.name) not in (None, _sha256(path))]

@@ -18,7 +18,7 @@ import numpy as np
 
 from ..core.config import Count, import_named, Settings
 from ..core.records import Example
-from ..core.runs import _check_keys, _opening
+from ..core.runs import _check_float, _check_keys, _opening
 from ..tasks.answers import convert_boxes
 
 # %% ../../nbs/60_models.ipynb #21a7df20
@@ -161,6 +161,7 @@ def load_student(
             checkpoint, attn_implementation=dict(text_config=attention, vision_config="sdpa"), dtype=dtype,
             use_safetensors=True, trust_remote_code=False, ignore_mismatched_sizes=True, output_loading_info=True)
     misshapen = {key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]}
+    _check_float(Path(checkpoint))
     _check_keys(checkpoint, report["missing_keys"] - misshapen, report["unexpected_keys"], misshapen)
     return model.eval(), _load_processor(checkpoint, max_pixels)
 

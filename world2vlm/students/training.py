@@ -21,7 +21,7 @@ from zipfile import is_zipfile
 import numpy as np
 
 from ..core.config import Count, LearningRate, NotNegative, Positive, Seed, Settings, Share, Whole, Workers
-from ..core.runs import _check_keys, read_jsonl, write_text
+from ..core.runs import _check_keys, _plain_errors, read_jsonl, write_text
 from .models import Attention, BoxFormat, load_student, model_picture_size
 from ..tasks.answers import convert_boxes
 
@@ -319,9 +319,10 @@ def run_trainer(
     out: str | Path,  # the checkpoint's folder
 ) -> Path:  # `out`, which `load_student` opens
     "Train from the last complete checkpoint in `out`, or from the start, and save the student; warn if it learned nothing."
-    trainer.train(resume_from_checkpoint=_restore_weights(trainer.model, _last_checkpoint(Path(out) / "checkpoints")))
+    start = _restore_weights(trainer.model, _last_checkpoint(Path(out) / "checkpoints"))
+    with _plain_errors(Path(out)): trainer.train(resume_from_checkpoint=start)
     for sign in _idle_signs(trainer.state.log_history): warnings.warn(f"{out}: {sign}", stacklevel=2)
-    return _save_student(trainer, processor, Path(out))
+    with _plain_errors(Path(out)): return _save_student(trainer, processor, Path(out))
 
 
 # %% ../../nbs/62_training.ipynb #2e8592a9

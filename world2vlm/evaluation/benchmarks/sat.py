@@ -99,7 +99,7 @@ def _picture_paths(
     except ValueError as error: raise ValueError(f"{file}: {error}; do not use this file") from None
     for path in (path for named in paths.values() for path in named):
         if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-            raise ValueError(f"{file}: {path.name}: img_paths are .png or .jpg files")
+            raise ValueError(f"{file}: {path.name}: img_paths are .png or .jpg files; fetch it again")
     return paths
 
 
