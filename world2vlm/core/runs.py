@@ -11,7 +11,9 @@ import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
+import re
 import resource
 import socket
 import sys
@@ -340,13 +342,19 @@ def _check_keys(
 
 
 # %% ../../nbs/04_runs.ipynb #b7dda700
-def _check_float(
+def _check_stored(
     folder: Path,  # of a checkpoint
+    needed: int,  # numbers in the weights of its model, as its config.json says
 ) -> None:
-    "ValueError for weights in `folder` that are stored as whole numbers and not quantised: loaders convert them silently."
+    "ValueError if the weights are whole numbers and not quantised, or less than half of what is `needed`."
     from safetensors import safe_open
     if (file := folder / "config.json").is_file() and "quantization_config" in file.read_text(encoding="utf-8"): return
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="numpy") as file:
-            whole = [name for name in file.keys() if file.get_slice(name).get_dtype() in ("I32", "U32", "I16", "U16", "I8", "U8")]
+    paths, stored = sorted(folder.glob("*.safetensors")), 0
+    for path in paths:
+        with _opening(folder), safe_open(path, framework="numpy") as file:
+            parts = {name: file.get_slice(name) for name in file.keys()}
+            stored += sum(math.prod(part.get_shape()) for part in parts.values())
+        whole = [name for name, part in parts.items() if re.fullmatch("[IU](8|16|32)", part.get_dtype())]
         if whole: raise ValueError(f"{path}: {whole[0]} is stored as whole numbers; save or fetch the checkpoint again")
+    if paths and needed > 2 * stored:
+        raise ValueError(f"{folder}: {stored:,} weights are stored, its config.json asks for {needed:,}; save or fetch it again")

@@ -18,7 +18,7 @@ import numpy as np
 
 from ..core.config import Count, import_named, Settings
 from ..core.records import Example
-from ..core.runs import _check_float, _check_keys, _opening
+from ..core.runs import _check_keys, _check_stored, _opening
 from ..tasks.answers import convert_boxes
 
 # %% ../../nbs/60_models.ipynb #21a7df20
@@ -146,7 +146,6 @@ def _load_processor(
     if max_pixels is not None: _qwen_processor(processor, "max_pixels").size["longest_edge"] = max_pixels
     return processor
 
-
 # %% ../../nbs/60_models.ipynb #2a6b2814
 def load_student(
     checkpoint: str,  # a folder made by `save_pretrained`, or the name of a model on the hub
@@ -155,16 +154,19 @@ def load_student(
     max_pixels: int | None = None,  # largest picture the processor keeps, pixels; None leaves the student's own
 ) -> tuple:  # (model, processor)
     "Open the student at `checkpoint`. `OSError` if there is none, `ValueError` if it is damaged or misfits."
-    from transformers import AutoModelForImageTextToText
+    import torch
+    from transformers import AutoConfig, AutoModelForImageTextToText
+    if Path(checkpoint).is_dir():  # settings that ask for more weights than there are would fill the memory
+        with _opening(checkpoint), torch.device("meta"):
+            empty = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(checkpoint))
+        _check_stored(Path(checkpoint), empty.num_parameters())
     with _opening(checkpoint):
         model, report = AutoModelForImageTextToText.from_pretrained(
             checkpoint, attn_implementation=dict(text_config=attention, vision_config="sdpa"), dtype=dtype,
             use_safetensors=True, trust_remote_code=False, ignore_mismatched_sizes=True, output_loading_info=True)
     misshapen = {key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]}
-    _check_float(Path(checkpoint))
     _check_keys(checkpoint, report["missing_keys"] - misshapen, report["unexpected_keys"], misshapen)
     return model.eval(), _load_processor(checkpoint, max_pixels)
-
 
 # %% ../../nbs/60_models.ipynb #c579cacf
 class Prompt(NamedTuple):

@@ -17,7 +17,7 @@ import numpy as np
 from ...core.config import ConfigError, repo_root
 from ...core.actions import Trajectory
 from ...core.records import keyframe_poses, Rollout, Scene
-from ...core.runs import _check_float, _check_keys, _opening, Reject
+from ...core.runs import _check_keys, _check_stored, _opening, Reject
 from ..base import collect_rollouts
 from ..reprojection import collision_in_depth, fill_mirror, fill_smooth, reproject
 
@@ -65,7 +65,7 @@ def _check_weights(
 ) -> None:
     "ValueError that names the weights in which a file and its network differ: diffusers fills them with random numbers."
     from safetensors import safe_open
-    _check_float(folder)
+    _check_stored(folder, 0)
     stored = set()
     for path in folder.glob("*.safetensors"):
         with safe_open(path, framework="pt") as file: stored |= set(file.keys())
