@@ -35,9 +35,10 @@ test: .venv/installed  ## all tests, then every notebook of the library
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 nbdev_test --n_workers 2
 
 SEED ?= $(shell date +%s)
-fuzz: .venv/installed  ## the repetitions that `make test` leaves out, and 20,000 odd and damaged inputs: tests/metrics/fuzz.json
+fuzz: .venv/installed  ## 20,000 odd and damaged inputs, pairs of runs and a hundred kills; figures in tests/metrics
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 python -m pytest tests/test_fuzz.py --hypothesis-profile=fuzz --hypothesis-seed=$(SEED)
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 python -m pytest -n 2 -m fuzz
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 python -m pytest -n 2 -m "fuzz or not fuzz" -k two_runs tests/test_writers.py
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 python -m pytest -n 2 -m fuzz tests/test_kills.py
 
 sync: .venv/installed  ## notebooks -> library, dvc.yaml, README and RESULTS
 	nbdev_clean
