@@ -345,16 +345,18 @@ def _check_keys(
 def _check_stored(
     folder: Path,  # of a checkpoint
     needed: int,  # numbers in the weights of its model, as its config.json says
-) -> None:
+) -> set[str]:  # names of the weights; none where there is no file, as for a name on the hub
     "ValueError if the weights are whole numbers and not quantised, or less than half of what is `needed`."
     from safetensors import safe_open
-    if (file := folder / "config.json").is_file() and "quantization_config" in file.read_text(encoding="utf-8"): return
-    paths, stored = sorted(folder.glob("*.safetensors")), 0
-    for path in paths:
+    settings, names, stored = folder / "config.json", set(), 0
+    quantised = settings.is_file() and "quantization_config" in settings.read_text(encoding="utf-8")
+    for path in sorted(folder.glob("*.safetensors")):
         with _opening(folder), safe_open(path, framework="numpy") as file:
             parts = {name: file.get_slice(name) for name in file.keys()}
-            stored += sum(math.prod(part.get_shape()) for part in parts.values())
-        whole = [name for name, part in parts.items() if re.fullmatch("[IU](8|16|32)", part.get_dtype())]
-        if whole: raise ValueError(f"{path}: {whole[0]} is stored as whole numbers; save or fetch the checkpoint again")
-    if paths and needed > 2 * stored:
+            names, stored = names | parts.keys(), stored + sum(math.prod(part.get_shape()) for part in parts.values())
+            whole = [name for name, part in parts.items() if re.fullmatch("[IU](8|16|32)", part.get_dtype())]
+        if whole and not quantised:
+            raise ValueError(f"{path}: {whole[0]} is stored as whole numbers; save or fetch the checkpoint again")
+    if names and not quantised and needed > 2 * stored:
         raise ValueError(f"{folder}: {stored:,} weights are stored, its config.json asks for {needed:,}; save or fetch it again")
+    return names

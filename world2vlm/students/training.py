@@ -149,7 +149,6 @@ def _vision_towers(
     for name in fitting: towers += [name] * (not name.startswith(tuple(f"{tower}." for tower in towers)))
     return towers
 
-
 # %% ../../nbs/62_training.ipynb #4e05796c
 def _lora_config(
     config: Training,  # `lora_rank`, `lora_alpha`
@@ -161,7 +160,6 @@ def _lora_config(
     outside = f"(?!{'|'.join(map(re.escape, frozen))})" if frozen else ""
     return LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, task_type="CAUSAL_LM",
                       target_modules=rf"{outside}.*\.({linear})")
-
 
 # %% ../../nbs/62_training.ipynb #7fd104ab
 def prepare_model(
@@ -180,7 +178,6 @@ def prepare_model(
         model = get_peft_model(model, _lora_config(config, frozen))
     if any(parameter.requires_grad for parameter in model.parameters()): return model
     raise ValueError(f"freeze_vision: no parameter of {type(model).__name__} is left to train; set it to false")
-
 
 # %% ../../nbs/62_training.ipynb #ad768beb
 def trainer_arguments(
@@ -263,7 +260,6 @@ def _restore_weights(
     elif checkpoint: model.load_state_dict(load_student(checkpoint)[0].state_dict())
     return checkpoint
 
-
 # %% ../../nbs/62_training.ipynb #b37ad671
 _TIMES = re.compile(r"runtime|per_second|step_time|num_tokens|train_loss")  # speed, and sums since the last resume
 
@@ -311,7 +307,6 @@ def _idle_signs(
                      "raise temperature or num_generations, or train longer with SFT before")
     return signs
 
-
 # %% ../../nbs/62_training.ipynb #3212ed1f
 def run_trainer(
     trainer: "Trainer",  # of TRL, ready to train
@@ -323,7 +318,6 @@ def run_trainer(
     with _plain_errors(Path(out)): trainer.train(resume_from_checkpoint=start)
     for sign in _idle_signs(trainer.state.log_history): warnings.warn(f"{out}: {sign}", stacklevel=2)
     with _plain_errors(Path(out)): return _save_student(trainer, processor, Path(out))
-
 
 # %% ../../nbs/62_training.ipynb #2e8592a9
 def read_training_log(
