@@ -64,7 +64,7 @@ def _jsonable(
 
 # %% ../../nbs/04_runs.ipynb #fd55f4c5
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}  # of a write to an open file
-_DISK_WORDS = ("PytorchStreamWriter failed", *(f"os error {number}" for number in _DISK_ERRORS))  # of torch, of safetensors
+_DISK_WORDS = ("PytorchStreamWriter failed", *(f"os error {n}" for n in _DISK_ERRORS))  # of torch, of safetensors
 
 @contextmanager
 def _plain_errors(
@@ -75,7 +75,8 @@ def _plain_errors(
     try: yield
     except OSError as error:
         name = error.filename and Path(error.filename)
-        own = name and (path.is_relative_to(name) or name.parent == path.parent or name.is_relative_to(path / "checkpoints"))
+        own = name and (path.is_relative_to(name) or name.parent == path.parent
+                        or name.is_relative_to(path / "checkpoints"))
         if not own and (name or error.errno not in _DISK_ERRORS): raise
         raise OSError(error.errno, f"cannot write ({os.strerror(error.errno)}); {remedy}", str(path)) from None
     except Exception as error:  # torch and safetensors have errors of their own for a write
@@ -358,5 +359,6 @@ def _check_stored(
         if whole and not quantised:
             raise ValueError(f"{path}: {whole[0]} is stored as whole numbers; save or fetch the checkpoint again")
     if names and not quantised and needed > 2 * stored:
-        raise ValueError(f"{folder}: {stored:,} weights are stored, its config.json asks for {needed:,}; save or fetch it again")
+        raise ValueError(f"{folder}: {stored:,} weights are stored, its config.json asks for {needed:,}; "
+                         "save or fetch it again")
     return names

@@ -234,7 +234,7 @@ def _named_inputs(
 ) -> dict[str, Path]:  # as written -> its path
     "The files and folders that `value` names, and the modules of classes that it names as `module:Class`."
     if isinstance(value, Mapping): value = [*value, *value.values()]
-    if isinstance(value, list): return {name: path for part in value for name, path in _named_inputs(part, root).items()}
+    if isinstance(value, list): return {k: path for part in value for k, path in _named_inputs(part, root).items()}
     if not isinstance(value, str) or not value: return {}
     module = re.fullmatch(r"([\w.]+):\w+", value)
     path = root / (module[1].replace(".", "/") + ".py" if module else value)

@@ -257,7 +257,8 @@ def _drop_strays(
     "Remove the shards of a run with another number of shards, and temporary files of killed runs; log their names."
     shard, temporary = rf"{kind}-\d{{5,}}-of-\d{{5,}}\.(parquet|tmp)", r"\.\d+\.tmp"
     own = {folder / "data": rf"{shard}|\.{shard}{temporary}", folder: rf"\.(stats\.json|rejects\.jsonl|README\.md){temporary}"}
-    paths = [path for place, pattern in own.items() for path in sorted(place.iterdir()) if re.fullmatch(pattern, path.name)]
+    paths = [path for place, pattern in own.items() for path in sorted(place.iterdir())
+             if re.fullmatch(pattern, path.name)]
     strays = [path for path in paths if path.name not in names]
     for path in strays: path.unlink()
     if strays: logging.warning("%s: removed what other runs left: %s", folder, ", ".join(path.name for path in strays))

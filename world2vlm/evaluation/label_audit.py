@@ -59,7 +59,7 @@ def _unseen_transitions(
     for scene in room_scenes(5_000, s.seed, s.size, s.fov_deg, start=s.first + 5_000 * part):
         transitions = _transitions_in(scene, config.imagine)
         empty = 0 if transitions else empty + 1
-        if empty == 100: raise ValueError("label_audit.imagine: no motion fits into 100 rooms; make ranges.move shorter")
+        if empty == 100: raise ValueError("label_audit.imagine: no motion fits into 100 rooms; shorten ranges.move")
         yield from transitions
     raise ValueError("label_audit.transitions: 5,000 rooms of one part have fewer; ask for fewer, or for more parts")
 

@@ -147,7 +147,8 @@ def _warn_of_distortion(
 ) -> None:
     "A warning if a lens bends the picture by more than about a hundredth: here straight lines stay straight."
     if max(map(abs, coefficients), default=0) > 0.01:
-        warnings.warn(f"{name}: the distortion of its lens is ignored; undistort the pictures for exact labels", stacklevel=2)
+        advice = "undistort the pictures for exact labels"
+        warnings.warn(f"{name}: the distortion of its lens is ignored; {advice}", stacklevel=2)
 
 # %% ../../nbs/15_cameras.ipynb #c7f61b2d
 def _nerfstudio_K(

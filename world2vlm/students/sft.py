@@ -54,7 +54,7 @@ def fit_sft(
     out: str | Path,  # folder of the checkpoint
     steps: int = -1,  # optimizer steps; -1 goes once through `data`
 ) -> Path:  # `out`, which `load_student` opens
-    "Train `model` on `data`; a killed run resumes from the last checkpoint in `out`. ValueError if answers are cut off."
+    "Train `model` on `data`; a killed run resumes from the last checkpoint in `out`. ValueError for cut answers."
     from trl import SFTConfig, SFTTrainer
     arguments = SFTConfig(max_length=config.max_length, dataset_kwargs=dict(skip_prepare_dataset=True),
                           **trainer_arguments(config, out, steps))

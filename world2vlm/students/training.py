@@ -172,7 +172,7 @@ def prepare_model(
     frozen = tuple(f"{tower}." for tower in _vision_towers(model)) if config.freeze_vision else ()
     for name, parameter in model.named_parameters(): parameter.requires_grad_(not name.startswith(frozen))
     if config.freeze_vision and all(parameter.requires_grad for parameter in model.parameters()):
-        raise ValueError(f"freeze_vision: no vision tower in {type(model).__name__}, so nothing is frozen; set it to false")
+        raise ValueError(f"freeze_vision: {type(model).__name__} has no vision tower to freeze; set it to false")
     if config.lora_rank:
         from peft import get_peft_model
         model = get_peft_model(model, _lora_config(config, frozen))
@@ -313,7 +313,7 @@ def run_trainer(
     processor: "ProcessorMixin",  # of the student
     out: str | Path,  # the checkpoint's folder
 ) -> Path:  # `out`, which `load_student` opens
-    "Train from the last complete checkpoint in `out`, or from the start, and save the student; warn if it learned nothing."
+    "Train from the last complete checkpoint in `out`, or anew, and save the student; warn if it learned nothing."
     start = _restore_weights(trainer.model, _last_checkpoint(Path(out) / "checkpoints"))
     with _plain_errors(Path(out)): trainer.train(resume_from_checkpoint=start)
     for sign in _idle_signs(trainer.state.log_history): warnings.warn(f"{out}: {sign}", stacklevel=2)

@@ -158,7 +158,8 @@ class Benchmark:
         reject: Reject = lambda name, reason: None,  # called for each question that is left out
     ) -> list[Item]:  # those whose pictures and videos can be read
         "The questions that can be asked. ValueError if there is none."
-        reasons = {item.id: _unreadable(tuple(p for p in self.prompt(item) if isinstance(p, Path)), frames) for item in items}
+        files = lambda item: tuple(piece for piece in self.prompt(item) if isinstance(piece, Path))
+        reasons = {item.id: _unreadable(files(item), frames) for item in items}
         for name, reason in reasons.items():
             if reason: reject(name, reason)
         if items and all(reasons.values()):
@@ -210,7 +211,7 @@ def _check_sizes(
         if unpacked > max_unpacked:
             raise ValueError(f"{name} unpacks to {unpacked:,} bytes, more than max_unpacked, {max_unpacked:,}")
         if unpacked > max(2**20, max_ratio * packed):
-            raise ValueError(f"{name} unpacks to {unpacked:,} bytes, more than {max_ratio:g} times its {packed:,} (max_ratio)")
+            raise ValueError(f"{name} unpacks to {unpacked:,} bytes, over {max_ratio:g} times its {packed:,} (max_ratio)")
 
 
 # %% ../../../nbs/75_benchmarks.ipynb #7e304fe9
@@ -303,7 +304,8 @@ def ask_benchmark(
 ) -> list[dict]:  # rows of `Benchmark.row` with seconds and tokens
     "Ask a student a benchmark; a killed run resumes, and a question whose files cannot be read is left out and logged."
     benchmark, rejects = open_benchmark(name), []
-    items = benchmark.readable(items, frames, lambda item, reason: rejects.append(dict(input=item, stage="ask", reason=reason)))
+    reject = lambda item, reason: rejects.append(dict(input=item, stage="ask", reason=reason))
+    items = benchmark.readable(items, frames, reject)
     _log_rejects(rejects, Path(path) if path else None)
     max_new_tokens = max_new_tokens or benchmark.max_new_tokens
     settings = dict(benchmark=str(name), frames=frames, blind=blind, max_new_tokens=max_new_tokens)
@@ -341,6 +343,6 @@ def control_rows(
     middle = lambda numbers: str(np.median([float(number) for number in numbers]))
     frequent = {k: middle(g) if k in benchmark.numeric else Counter(g).most_common(1)[0][0] for k, g in golds.items()}
     def answer(item):
-        if which == "most frequent" or item.kind in benchmark.numeric: return frequent[item.kind]  # a number has no first choice
+        if which == "most frequent" or item.kind in benchmark.numeric: return frequent[item.kind]  # numbers have none
         return _choice(item, 0 if which == "first" else int(rng.integers(len(item.choices) or 4)))
     return [benchmark.row(item, answer(item)) for item in items]

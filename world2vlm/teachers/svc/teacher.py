@@ -63,7 +63,7 @@ def _check_weights(
     folder: Path,  # of one network in a checkpoint; not checked where it has no weights, as a name on the hub
     network: "torch.nn.Module | None",  # as opened
 ) -> None:
-    "ValueError that names the weights in which a file and its network differ: diffusers fills them with random numbers."
+    "ValueError that names the weights in which file and network differ: diffusers fills them with random numbers."
     stored = _check_stored(folder, 0)
     needed = set(network.state_dict()) if stored else set()
     _check_keys(folder, needed - stored, stored - needed)
