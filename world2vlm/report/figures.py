@@ -242,7 +242,7 @@ def _write_question(
 ) -> None:
     "The question, the right answer and the answers of `names` as text."
     axes.axis("off")
-    text = textwrap.fill(re.sub(r"^Boxes are .*? 1000\. ", "", answered.question.split("\n")[0]), width)
+    text = textwrap.fill(re.sub(r"^Boxes: .*? thousandths\. ", "", answered.question.split("\n")[0]), width)
     axes.text(0, 1, text, va="top", fontsize=10.5, transform=axes.transAxes)
     lines = [("right answer", answered.gold, TRUTH_COLOUR)]
     lines += [(name, answered.answers[run][0], _answer_colour(answered.answers[run][1])) for run, name in names.items()]
