@@ -3,6 +3,7 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from toy_training import PLAIN, REINFORCE, colour_examples, curve, home, kill_at, one_thread, weights  # noqa: F401 (fixtures among them)
 
 from world2vlm.students import grpo
@@ -33,9 +34,10 @@ def test_reinforcement_raises_the_reward(home, tmp_path):
     assert np.mean(path[-5:]) > np.mean(path[:5])
 
 
-def test_killed_and_resumed_is_undisturbed(home, tmp_path, one_thread):
+@pytest.mark.parametrize("config", [REINFORCE, replace(REINFORCE, freeze_vision=True, remember_pictures=True, skip_prompts=True)], ids=["plain", "fast"])
+def test_killed_and_resumed_is_undisturbed(home, tmp_path, one_thread, config):
     "kill -9 in the middle, run again: the same weights and the same rewards as a run that nobody disturbed."
-    arguments = REINFORCE, str(home / "start"), str(home / "examples")
+    arguments = config, str(home / "start"), str(home / "examples")
     whole = train_grpo(*arguments, str(tmp_path / "whole"))
     kill_at(2, train_grpo, *arguments, out=tmp_path / "killed")
     again = train_grpo(*arguments, str(tmp_path / "killed"))

@@ -62,7 +62,18 @@ def test_frozen_vision_and_lora(home):
     assert set(before) == set(after) and changed and not any("visual" in name for name in changed)
 
 
-@pytest.mark.parametrize("config", [PLAIN, replace(PLAIN, batch_size=4, processes=2)], ids=["one process", "two processes"])
+FAST = dict(freeze_vision=True, remember_pictures=True, skip_prompts=True, bf16=True)
+
+
+def test_fast_training_is_the_same_training(home):
+    "Memory and skipped prompts leave the loss path as it was."
+    plain, fast = (curve(train_sft(replace(PLAIN, **settings, bf16=False), home / "start", home / "examples", home / name))
+                   for name, settings in (("frozen", dict(freeze_vision=True)), ("fast", dict(freeze_vision=True, remember_pictures=True, skip_prompts=True))))
+    np.testing.assert_allclose(plain, fast, rtol=1e-3)
+
+
+@pytest.mark.parametrize("config", [PLAIN, replace(PLAIN, batch_size=4, processes=2), replace(PLAIN, batch_size=4, processes=2, **FAST)],
+                         ids=["one process", "two processes", "two fast processes"])
 def test_killed_and_resumed_is_undisturbed(home, tmp_path, one_thread, config):
     "kill -9 in the middle, run again: the same weights and the same log as a run that nobody disturbed."
     arguments = config, str(home / "start"), str(home / "examples")

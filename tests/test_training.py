@@ -1,8 +1,10 @@
 "What both stages of training share: which rows are read, in which order."
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from toy_training import PLAIN, home, picture  # noqa: F401 (home is a fixture)
 
 from world2vlm.students import training
@@ -62,3 +64,58 @@ def test_torn_checkpoints_are_removed(tmp_path):
         if text: (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(text)
     assert training._last_checkpoint(tmp_path).endswith("checkpoint-10")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-5"]
+
+
+def qwen(home):
+    from trl.trainer.utils import add_fused_lm_head
+    from world2vlm.students.models import load_student
+    model, processor = load_student(str(home / "start"), dtype="float32")
+    add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
+    return model.train(), processor
+
+
+def answered(processor):
+    "A batch with answers of unlike lengths; two of its pictures are the same."
+    from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
+    lines = [training_row(dict(question="Is it red?", answer=text, images=[picture(red)])) for text, red in (("yes", True), ("no it is blue", False), ("yes red", True))]
+    return DataCollatorForVisionLanguageModeling(processor, completion_only_loss=True)(lines)
+
+
+@pytest.mark.parametrize("settings", [dict(), dict(remember_pictures=True), dict(skip_prompts=True), dict(remember_pictures=True, skip_prompts=True)])
+def test_memory_and_skipped_prompts_change_neither_loss_nor_gradients(home, settings):
+    "Against the plain model: all tokens scored, the tower run on every picture, twice so that the second pass remembers."
+    config, results = Training(freeze_vision=True, **settings), []
+    for fast in (False, True):
+        model, processor = qwen(home)
+        model = training.prepare_model(model, config if fast else Training(freeze_vision=True))
+        if fast and config.skip_prompts: training._skip_prompts(model)
+        with training._answers_only() if fast else nullcontext():
+            for _ in range(2):
+                model.zero_grad()
+                outputs = model(**answered(processor), fused_lm_head=True)
+                (-outputs.log_probs.sum()).backward()
+        results.append((outputs, {name: p.grad for name, p in model.named_parameters() if p.requires_grad}))
+    (plain, gradients), (fast, fast_gradients) = results
+    assert plain.label_mask.sum() == fast.label_mask.sum() > 0 and (plain.is_top1 == fast.is_top1).all()
+    torch.testing.assert_close(plain.log_probs, fast.log_probs, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(plain.entropy, fast.entropy, rtol=1e-5, atol=1e-6)
+    assert gradients.keys() == fast_gradients.keys()
+    for name, gradient in gradients.items(): torch.testing.assert_close(gradient, fast_gradients[name], rtol=1e-4, atol=1e-6)
+
+
+def test_each_picture_passes_the_tower_once_and_answers_stay(home):
+    model, processor = qwen(home)
+    batch = {name: value for name, value in answered(processor).items() if name != "labels"}
+    before, calls = model.eval().generate(**batch, max_new_tokens=4, do_sample=False), []
+    model = training.prepare_model(model, Training(freeze_vision=True, remember_pictures=True))
+    training._skip_prompts(model)
+    model.model.visual.register_forward_hook(lambda module, inputs, output: calls.append(len(inputs[0])))
+    for _ in range(2): assert (model.generate(**batch, max_new_tokens=4, do_sample=False) == before).all()
+    assert calls == [2 * 16]  # two distinct pictures of 16 patches
+
+
+def test_pictures_are_remembered_of_a_frozen_tower_only(home):
+    with pytest.raises(ValueError, match="remember_pictures: .* set freeze_vision"): training.prepare_model(qwen(home)[0], Training(remember_pictures=True))
+    other = qwen(home)[0]
+    other.config.model_type = "idefics3"
+    with pytest.raises(ValueError, match="not for idefics3"): training.prepare_model(other, Training(freeze_vision=True, remember_pictures=True))

@@ -16,7 +16,7 @@ from ..core.config import Count, LearningRate, NotNegative, Positive, Share, Who
 from ..core.records import Example
 from ..dataset.schema import row_example
 from .models import load_student
-from .training import live_callback, prepare_model, run_trainer, trainer_arguments
+from .training import _remember_pictures, live_callback, prepare_model, run_trainer, trainer_arguments
 from .training import Training, training_row, training_rows
 from ..tasks.answers import convert_boxes
 from ..tasks.tasks import open_task
@@ -114,4 +114,5 @@ def train_grpo(
         model=prepare_model(model, config), reward_funcs=[_reward_function(part) for part in _REWARD_PARTS],
         args=arguments, train_dataset=data, processing_class=processor,
         callbacks=[live_callback(out)] * (arguments.process_index == 0))
-    return run_trainer(trainer, processor, out)
+    if config.remember_pictures and trainer.ref_model is not None: _remember_pictures(trainer.ref_model)
+    return run_trainer(trainer, processor, out, config.skip_prompts)

@@ -63,7 +63,7 @@ def fit_sft(
         callbacks=[live_callback(out)] * (arguments.process_index == 0))
     _check_lengths(data, trainer.data_collator)
     trainer.model_accepts_loss_kwargs = True  # TRL divides by the tokens of the whole step, whatever Qwen2.5-VL says
-    return run_trainer(trainer, processor, out)
+    return run_trainer(trainer, processor, out, config.skip_prompts)
 
 # %% ../../nbs/63_sft.ipynb #b3aa7d24
 def train_sft(

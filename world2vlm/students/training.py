@@ -7,14 +7,18 @@ __all__ = ['Training', 'training_row', 'training_rows', 'prepare_model', 'traine
            'read_training_log']
 
 # %% ../../nbs/62_training.ipynb #ce5abe87
+import hashlib
 import json
 import re
 import shutil
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import Annotated, Literal
+from unittest.mock import patch
 
 import numpy as np
 
@@ -48,6 +52,8 @@ class Training(Settings):
     lora_rank: Whole = 0  # 0 trains all parameters
     lora_alpha: Whole = 0  # scale of the LoRA update
     freeze_vision: bool = False  # leave the vision tower as it is
+    remember_pictures: bool = False  # keep the frozen vision tower's output for each picture in memory
+    skip_prompts: bool = False  # compute the end of the last layer only where the loss needs it: same loss, less work
     bf16: bool = True  # autocast to bfloat16
     gradient_checkpointing: bool = True  # recompute activations: less memory, more time
     attention: Attention = "sdpa"  # "eager" | "sdpa"
@@ -96,6 +102,20 @@ def _sort_within_steps(
         steps.append(part.ravel())
     return np.concatenate(steps)
 
+# %% ../../nbs/62_training.ipynb #5be0c1a4
+_PIECES = re.compile(r" ?[^\W\d]+|\d|[^\w\s]+|\s")  # what a tokenizer hardly splits: words, digits, signs
+
+
+def _text_lengths(
+    data: "datasets.Dataset",  # examples with question, answer and images
+) -> np.ndarray:  # int [n]
+    "About how many tokens each example has: words, digits and signs, and 20 for each of its one or two pictures."
+    texts = zip(data["question"][:], data["answer"][:])
+    pieces = np.array([len(_PIECES.findall(question)) + len(_PIECES.findall(answer)) for question, answer in texts])
+    if "images" not in data.column_names: return pieces
+    pictures = data.with_format("arrow")["images"][:]
+    return pieces + 20 * np.concatenate([chunk.value_lengths() for chunk in getattr(pictures, "chunks", [pictures])])
+
 # %% ../../nbs/62_training.ipynb #0da13f98
 def _selected_rows(
     data: "datasets.Dataset",  # examples with direction, split, question and answer
@@ -106,7 +126,7 @@ def _selected_rows(
     rows = np.flatnonzero(np.isin(data["direction"][:], config.directions) & (np.array(data["split"][:]) == "train"))
     if not len(rows): return rows
     rows = np.random.default_rng(config.seed).permutation(rows)[:config.limit or None]
-    lengths = np.char.str_len(data["question"][:]) + np.char.str_len(data["answer"][:])
+    lengths = _text_lengths(data)
     return _sort_within_steps(rows[_reading_order(len(rows), config.epochs, config.seed)], lengths, *step)
 
 # %% ../../nbs/62_training.ipynb #dfa5ea3a
@@ -161,10 +181,34 @@ def _lora_config(
                       target_modules=rf"{outside}.*\.({linear})")
 
 
+# %% ../../nbs/62_training.ipynb #9d4471be
+def _remember_pictures(
+    model: "PreTrainedModel",  # the student, its vision tower frozen
+) -> None:
+    "Let the vision tower read each picture once: afterwards its tokens come from memory, in training and generation."
+    import torch
+    from transformers.modeling_outputs import BaseModelOutputWithPooling
+    family = getattr(model.config, "model_type", "")
+    if family not in ("qwen2_vl", "qwen2_5_vl"):
+        raise ValueError(f"remember_pictures: made for Qwen2-VL and Qwen2.5-VL, not for {family}; set it to false")
+    reader, memory = next(m for m in model.modules() if hasattr(m, "visual") and hasattr(m, "language_model")), {}
+    look = reader.get_image_features
+    def remembered(pixel_values, image_grid_thw=None, **kwargs):
+        pictures = pixel_values.split(image_grid_thw.prod(-1).tolist())
+        keys = [hashlib.blake2b(picture.cpu().numpy(), digest_size=16).digest() for picture in pictures]
+        new = {key: i for i, key in enumerate(keys) if key not in memory}
+        if new:
+            chosen = list(new.values())
+            with torch.no_grad():
+                looked = look(torch.cat([pictures[i] for i in chosen]), image_grid_thw[chosen], **kwargs)
+            memory.update(zip(new, looked.pooler_output))
+        return BaseModelOutputWithPooling(pooler_output=tuple(memory[key] for key in keys))
+    reader.get_image_features = remembered
+
 # %% ../../nbs/62_training.ipynb #7fd104ab
 def prepare_model(
     model: "PreTrainedModel",  # the student
-    config: Training,  # `lora_rank`, `lora_alpha`, `freeze_vision`
+    config: Training,  # `lora_rank`, `lora_alpha`, `freeze_vision`, `remember_pictures`
 ) -> "PreTrainedModel":  # ready to train; wrapped by PEFT where `lora_rank` > 0
     "Choose the parameters that train. ValueError if none does, or if there is no vision tower to freeze."
     if config.lora_rank and not config.lora_alpha:
@@ -173,6 +217,9 @@ def prepare_model(
     for name, parameter in model.named_parameters(): parameter.requires_grad_(not name.startswith(frozen))
     if config.freeze_vision and all(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError(f"freeze_vision: no vision tower in {type(model).__name__}, so nothing is frozen; set it to false")
+    if config.remember_pictures:
+        if not frozen: raise ValueError("remember_pictures: the vision tower trains; set freeze_vision too")
+        _remember_pictures(model)
     if config.lora_rank:
         from peft import get_peft_model
         model = get_peft_model(model, _lora_config(config, frozen))
@@ -295,14 +342,42 @@ def _idle_signs(
     return signs
 
 
+# %% ../../nbs/62_training.ipynb #c80e3a57
+def _answers_only() -> AbstractContextManager:  # while training
+    "Let TRL's language-model head skip the tokens without a loss on a CPU too; there it computes all and drops them."
+    from trl.kernels.chunked_logprob import _use_triton
+    return patch("trl.trainer.utils._use_triton", lambda device: device.type == "cpu" or _use_triton(device))
+
+# %% ../../nbs/62_training.ipynb #e2a95d06
+def _skip_prompts(
+    model: "PreTrainedModel",  # the student, with TRL's fused head
+) -> None:
+    "Let the MLP of the last layer compute only the tokens before those of an answer: nothing else reads the others."
+    from torch.nn.functional import pad
+    mlp = model.get_decoder().layers[-1].mlp
+    forward, compute, rows = model.forward, mlp.forward, None
+    @wraps(forward)
+    def marked(*args, fused_lm_head=False, labels=None, **kwargs):
+        nonlocal rows
+        rows = pad(labels[:, 1:] != -100, (0, 1)).unsqueeze(-1) if fused_lm_head else None
+        return forward(*args, fused_lm_head=fused_lm_head, labels=labels, **kwargs)
+    def compute_rows(hidden):
+        if rows is None: return compute(hidden)
+        computed = compute(hidden[rows.squeeze(-1)])
+        return computed.new_zeros(hidden.shape).masked_scatter(rows, computed)
+    model.forward, mlp.forward = marked, compute_rows
+
 # %% ../../nbs/62_training.ipynb #3212ed1f
 def run_trainer(
     trainer: "Trainer",  # of TRL, ready to train
     processor: "ProcessorMixin",  # of the student
     out: str | Path,  # the checkpoint's folder
+    skip_prompts: bool = False,  # see `Training`
 ) -> Path:  # `out`, which `load_student` opens
-    "Train from the last complete checkpoint in `out`, or from the start, and save the student; warn if it learned nothing."
-    trainer.train(resume_from_checkpoint=_restore_weights(trainer.model, _last_checkpoint(Path(out) / "checkpoints")))
+    "Train from the last complete checkpoint in `out` or from the start, save the student; warn if it learned nothing."
+    if skip_prompts: _skip_prompts(getattr(trainer.model, "get_base_model", lambda: trainer.model)())
+    checkpoint = _restore_weights(trainer.model, _last_checkpoint(Path(out) / "checkpoints"))
+    with _answers_only(): trainer.train(resume_from_checkpoint=checkpoint)
     for sign in _idle_signs(trainer.state.log_history): warnings.warn(f"{out}: {sign}", stacklevel=2)
     return _save_student(trainer, processor, Path(out))
 
