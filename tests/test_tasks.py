@@ -288,6 +288,30 @@ def test_scores_fall_with_the_error(examples):
     assert TASKS["A2"].score(twice, e)["overall"] == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize("text, truth, right", [
+    ("turn left 30 degrees", "turn left 40 degrees", True), ("turn left 20 degrees", "turn left 40 degrees", False), ("turn right 40 degrees", "turn left 40 degrees", False),
+    ("move left 0.5 meters", "move left 0.4 meters", True), ("move left 0.6 meters", "move left 0.4 meters", False), ("The camera moved left by 0.4 m.", "move left 0.4 meters", True),
+    ("move forward 1 meters; turn left 20 degrees", "turn left 20 degrees; move forward 1 meters", False), ("turn left 20 degrees", "turn left 20 degrees; move forward 1 meters", False),
+    ("turn left 20 degrees; move forward 1 meters; turn right 10 degrees", "turn left 20 degrees; move forward 1 meters", False), ("hm", "move left 0.4 meters", False)])
+def test_a_motion_is_exactly_right_within_one_step_of_the_grid(examples, text, truth, right):
+    e = next(e for e, _ in examples if e.task == "A3" and e.phrasing == "direct")
+    e = replace(e, answer=truth, target=TASKS["A3"].answer_type.target(_read_motion(truth)))
+    assert TASKS["A3"].exact(text, e) is right
+    assert TASKS["A3"].exact(text, e, Rules(tolerance=(0, 0))) is (right and _read_motion(text) == _read_motion(truth))
+
+
+@pytest.mark.parametrize("text, right", [("[0, 0, 500, 500]", True), ("[0, 0, 500, 260]", True), ("[0, 0, 500, 240]", False), ("[600, 600, 900, 900]", False), ("", False)])
+def test_a_box_is_exactly_right_from_an_iou_of_a_half(examples, text, right):
+    e = next(e for e, _ in examples if e.task == "D1" and e.phrasing == "direct")
+    assert TASKS["D1"].exact(text, replace(e, target=TASKS["D1"].answer_type.target((0.0, 0.0, 0.5, 0.5)))) is right
+
+
+def test_gold_answers_are_exactly_right_and_wrong_letters_are_not(examples):
+    for e, _ in examples:
+        assert TASKS[e.task].exact(e.answer, e) and not TASKS[e.task].exact("hm", e)
+        assert not any(TASKS[e.task].exact(letter, e) for letter in set(e.choices or ()) - {e.answer})
+
+
 # Objects
 
 def test_visibility_rule():

@@ -23,10 +23,13 @@ def answer_row(
     response: str,  # what the student wrote, boxes in norm1000
     **extra,  # further fields, such as the number of tokens
 ) -> dict:  # id, task, direction, phrasing, scene_id, question, gold, response, parsed, score and `extra`
-    "Parse and score one `response`."
+    "Parse and score one `response`; a wrong letter earns nothing here, whatever its option has in common with the truth."
     task = open_task(example.task)
     fields = {name: getattr(example, name) for name in ("id", "task", "direction", "phrasing", "scene_id", "question")}
-    answer, score = task.parse(response, example), {k: float(v) for k, v in task.score(response, example).items()}
+    answer, exact = task.parse(response, example), task.exact(response, example)
+    credit = lambda name: name == "format" or exact or not example.choices
+    score = {name: float(value) * credit(name) for name, value in task.score(response, example).items()}
+    score["exact"] = float(exact)
     parsed = None if answer is None else task.answer_type.pack(answer)
     return fields | dict(gold=example.answer, response=response, parsed=parsed, score=score) | extra
 

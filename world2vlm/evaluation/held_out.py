@@ -16,7 +16,7 @@ import numpy as np
 
 from ..core.config import Count, Seed, Settings, Whole
 from ..core.records import Example
-from ..core.runs import read_jsonl
+from ..core.runs import read_jsonl, rng_for
 from ..core.stages import atomic_dir, fingerprint
 from ..dataset.shards import read_dataset
 from .answering import answer_examples, collect_answers
@@ -73,18 +73,38 @@ def _most_frequent_answer(
     return examples[keys.index(min(counts, key=lambda key: (-counts[key], key)))].answer
 
 # %% ../../nbs/72_held_out.ipynb #fe61aa3b
-def _majority_rows(
+def _training_groups(
     training: Iterable[Example],  # examples whose answers are counted
+) -> dict[tuple[str, str], list[Example]]:  # task and phrasing -> examples without pictures
+    "Training examples by task and phrasing."
+    groups: dict[tuple[str, str], list[Example]] = {}
+    for example in training:  # texts suffice, and pictures would fill the memory
+        groups.setdefault((example.task, example.phrasing), []).append(replace(example, images=[]))
+    return groups
+
+
+def _majority_rows(
+    groups: dict[tuple[str, str], list[Example]],  # of `_training_groups`
     questions: list[Example],  # to answer
     path: Path | None = None,  # answer file
 ) -> list[dict]:  # rows, in the order of `questions`
     "Answer every question with the most frequent training answer of its task and phrasing."
-    groups: dict[tuple[str, str], list[Example]] = {}
-    for example in training:  # texts suffice, and pictures would fill the memory
-        groups.setdefault((example.task, example.phrasing), []).append(replace(example, images=[]))
     answers = {group: _most_frequent_answer(examples) for group, examples in groups.items()}
     respond = lambda batch: [dict(response=answers.get((example.task, example.phrasing), "")) for example in batch]
     return collect_answers(respond, questions, path, key="majority")
+
+# %% ../../nbs/72_held_out.ipynb #7a5d3e90
+def _random_rows(
+    groups: dict[tuple[str, str], list[Example]],  # of `_training_groups`
+    questions: list[Example],  # to answer
+    path: Path | None = None,  # answer file
+    seed: int = 0,  # of the draws
+) -> list[dict]:  # rows, in the order of `questions`
+    "Answer with a random letter, and where there are none with a random training answer of the task and phrasing."
+    def guess(example):
+        options = [*(example.choices or {})] or [e.answer for e in groups.get((example.task, example.phrasing), [])]
+        return options[rng_for(seed, f"guess {example.id}").integers(len(options))] if options else ""
+    return collect_answers(lambda batch: [dict(response=guess(e)) for e in batch], questions, path, key=f"random {seed}")
 
 # %% ../../nbs/72_held_out.ipynb #b4a2f363
 def other_scene_indices(
@@ -125,14 +145,16 @@ def evaluate_arm(
     questions: Path | str,  # data set of held-out questions
     examples: Path | str,  # data set of the arm's training examples
     out: Path | str,  # folder of answer files, one for each run
-) -> dict[str, list[dict]]:  # each name of `checkpoints`, "blind", "majority" -> rows
-    "The stage `evaluate`: the students of one arm beside their two controls."
+) -> dict[str, list[dict]]:  # each name of `checkpoints`, "blind", "majority", "random" -> rows
+    "The stage `evaluate`: the students of one arm beside their three controls."
     items, runs = list(read_dataset("examples", questions)), {}
+    groups = _training_groups(read_dataset("examples", examples))
     shuffled = {[*checkpoints][-1]: {"blind": _shuffle_images(items, config.seed)}}
     with atomic_dir(out, fingerprint(config, questions, examples, *checkpoints.values())) as work:
         for name, checkpoint in checkpoints.items():
             runs |= _run_student(config, checkpoint, {name: items} | shuffled.get(name, {}), work)
-        return runs | {"majority": _majority_rows(read_dataset("examples", examples), items, work / "majority.jsonl")}
+        return runs | {"majority": _majority_rows(groups, items, work / "majority.jsonl"),
+                       "random": _random_rows(groups, items, work / "random.jsonl", config.seed)}
 
 # %% ../../nbs/72_held_out.ipynb #2be84cf0
 def read_runs(

@@ -6,7 +6,7 @@
 __all__ = ['wilson_interval', 'score_rows', 'score_runs', 'score_with_interval', 'paired_scores']
 
 # %% ../../nbs/70_statistics.ipynb #5e2d3b25
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import NamedTuple
 
@@ -19,10 +19,24 @@ class _Clusters(NamedTuple):
     sums: np.ndarray  # [scenes, tasks] sum of scores
     counts: np.ndarray  # [scenes, tasks] number of questions
 
+# %% ../../nbs/70_statistics.ipynb #d1b7e02c
+def _graded(
+    row: dict,  # an answered question
+) -> float:  # [0, 1]
+    "The graded score of an answer."
+    return row["score"]["overall"]
+
+
+def _exact(
+    row: dict,  # an answered question
+) -> float:  # 0 or 1
+    "Whether an answer is exactly right."
+    return row["score"]["exact"]
+
 # %% ../../nbs/70_statistics.ipynb #7548f0ce
 def _fold_by_scene(
     rows: list[dict],  # answered questions: `task`, `scene_id` and what `value` reads
-    value: Callable[[dict], float] = lambda row: row["score"]["overall"],  # the value of a row
+    value: Callable[[dict], float] = _graded,  # the value of a row
 ) -> _Clusters:  # sums and counts per scene and task
     "Fold `rows` into sums and counts per scene and task. Raises ValueError without rows."
     if not rows: raise ValueError("no answered questions to score: the list of rows is empty")
@@ -115,18 +129,20 @@ def _task_score(
     return dict(n=int(n), scenes=scenes, score=float(score), low=low, high=high)
 
 # %% ../../nbs/70_statistics.ipynb #ce1d8740
-def _task_report(
+def _mean(
+    values: Iterable[float],  # at least one
+) -> float:  # their mean
+    "Mean of `values`."
+    return float(np.mean(list(values)))
+
+
+def _task_parts(
     rows: list[dict],  # rows of one task
-) -> dict:  # answered share, parts and phrasings with their mean
-    "What stands behind the score of one task: share of parsed answers, mean of each part, mean per phrasing."
-    mean = lambda values: float(np.mean(list(values)))
-    parts = sorted({name for row in rows for name in row["score"]} - {"overall"})
-    phrasings = sorted({row["phrasing"] for row in rows})
-    return dict(
-        answered=mean(row["parsed"] is not None for row in rows),
-        parts={p: mean(row["score"][p] for row in rows if p in row["score"]) for p in parts},
-        phrasings={p: mean(row["score"]["overall"] for row in rows if row["phrasing"] == p) for p in phrasings},
-    )
+) -> dict:  # answered share, parts with their mean
+    "What stands behind the graded score of one task: share of parsed answers, mean of each part."
+    parts = sorted({name for row in rows for name in row["score"]} - {"overall", "exact"})
+    return dict(answered=_mean(row["parsed"] is not None for row in rows),
+                parts={p: _mean(row["score"][p] for row in rows if p in row["score"]) for p in parts})
 
 # %% ../../nbs/70_statistics.ipynb #89dd425c
 def _pooled_score(
@@ -141,25 +157,55 @@ def _pooled_score(
     low, high = _percentile_interval(np.where(present.any(1), totals, np.nan), len(folded.sums))
     return dict(n=int(folded.counts[:, chosen].sum()), score=float(means.mean()), low=low, high=high)
 
-# %% ../../nbs/70_statistics.ipynb #a6070ed8
-def score_rows(
-    rows: list[dict],  # answered questions (see `answer_examples`)
+# %% ../../nbs/70_statistics.ipynb #b90e4d11
+def _by_phrasing(
+    rows: list[dict],  # answered questions
+) -> dict[str, list[dict]]:  # phrasing -> its rows
+    "`rows` by the form of the question."
+    return {p: [row for row in rows if row["phrasing"] == p] for p in sorted({row["phrasing"] for row in rows})}
+
+
+def _mean_over_tasks(
+    rows: list[dict],  # answered questions
+    value: Callable[[dict], float],  # `_exact` or `_graded`
     samples: int = 2000,  # bootstrap draws
     seed: int = 0,  # of the draws
-) -> dict:  # n, scenes, mean{n, score, low, high}, directions{...}, tasks{task: {...}}
-    "Score of a run per task, per direction and as mean over tasks, each with n and a 95 % interval clustered by scene."
-    folded = _fold_by_scene(rows)
+) -> dict:  # n, score, low, high
+    "Mean over the tasks of `rows`, each with the same weight, and its 95 % interval."
+    folded = _fold_by_scene(rows, value)
+    return _pooled_score(folded, _bootstrap_means(folded, samples, seed), [True] * len(folded.tasks))
+
+# %% ../../nbs/70_statistics.ipynb #a6070ed8
+def _marks(
+    rows: list[dict],  # answered questions
+    value: Callable[[dict], float],  # `_exact` or `_graded`
+    samples: int = 2000,  # bootstrap draws
+    seed: int = 0,  # of the draws
+) -> dict:  # mean{n, score, low, high}, directions{...}, phrasings{...}, tasks{task: {..., phrasings}}
+    "Means per task, direction and phrasing and over the tasks, each with n and a 95 % interval clustered by scene."
+    folded = _fold_by_scene(rows, value)
     draws = _bootstrap_means(folded, samples, seed)
     tasks, directions = {}, []
     for task, *columns in zip(folded.tasks, folded.sums.T, folded.counts.T, draws.T):
         answers = [row for row in rows if row["task"] == task]
-        binary = {row["score"]["overall"] for row in answers} <= {0.0, 1.0}
-        tasks[task] = _task_score(*columns, binary) | _task_report(answers)
+        phrasings = {p: _mean(value(row) for row in group) for p, group in _by_phrasing(answers).items()}
+        tasks[task] = _task_score(*columns, {value(row) for row in answers} <= {0.0, 1.0}) | dict(phrasings=phrasings)
         directions.append(answers[0]["direction"])
     pooled = lambda chosen: _pooled_score(folded, draws, chosen)
     by_direction = {name: pooled([d == name for d in directions]) for name in sorted(set(directions))}
-    mean = pooled([True] * len(tasks))
-    return dict(n=len(rows), scenes=len(folded.sums), mean=mean, directions=by_direction, tasks=tasks)
+    by_phrasing = {p: _mean_over_tasks(group, value, samples, seed) for p, group in _by_phrasing(rows).items()}
+    return dict(mean=pooled([True] * len(tasks)), directions=by_direction, phrasings=by_phrasing, tasks=tasks)
+
+# %% ../../nbs/70_statistics.ipynb #3f7c25ab
+def score_rows(
+    rows: list[dict],  # answered questions (see `answer_examples`)
+    samples: int = 2000,  # bootstrap draws
+    seed: int = 0,  # of the draws
+) -> dict:  # n, scenes, "exactly right" and "graded" of `_marks`, parts{task: {answered, parts}}
+    "The share of exactly right answers of a run and its graded score, by task, direction and phrasing."
+    parts = {task: _task_parts([row for row in rows if row["task"] == task]) for task in sorted({r["task"] for r in rows})}
+    marks = {"exactly right": _marks(rows, _exact, samples, seed), "graded": _marks(rows, _graded, samples, seed)}
+    return dict(n=len(rows), scenes=len({row["scene_id"] for row in rows}), **marks, parts=parts)
 
 # %% ../../nbs/70_statistics.ipynb #73d3743b
 def _check_same_questions(
@@ -179,10 +225,10 @@ def _paired_difference(
     samples: int = 2000,  # bootstrap draws
     seed: int = 0,  # of the draws
 ) -> dict:  # n, scenes, difference, low, high, tasks{task: {n, difference, low, high}}
-    "Mean score of `rows_a` minus `rows_b` with its 95 % paired interval. Raises ValueError if the questions differ."
+    "Share exactly right of `rows_a` minus that of `rows_b`, with paired 95 % intervals. ValueError if the questions differ."
     _check_same_questions(rows_a, rows_b)
-    other = {row["id"]: row["score"]["overall"] for row in rows_b}
-    folded = _fold_by_scene(rows_a, lambda row: row["score"]["overall"] - other[row["id"]])
+    other = {row["id"]: _exact(row) for row in rows_b}
+    folded = _fold_by_scene(rows_a, lambda row: _exact(row) - other[row["id"]])
     draws = _bootstrap_means(folded, samples, seed)
     as_difference = lambda cell: {"difference" if key == "score" else key: value for key, value in cell.items()}
     tasks = {task: as_difference(_task_score(*columns, binary=False))
@@ -194,15 +240,20 @@ def _paired_difference(
 def score_runs(
     runs: dict[str, list[dict] | None],  # name -> rows, or None for a run that does not exist
     reference: str = "base",  # the run that the others are compared with
+    sighted: str = "grpo",  # the student that answers the run "blind" with shuffled images
     samples: int = 2000,  # bootstrap draws
     seed: int = 0,  # of the draws
-) -> dict:  # name -> None, or result of `score_rows` plus `over`: {reference, difference, low, high, ...}
-    "Score every run, and its paired difference to the `reference` if that one exists."
-    scores, base = {}, runs.get(reference)
+) -> dict:  # name -> None, or result of `score_rows` plus `over` and `over blind`: {difference, low, high, tasks}
+    "Score every run, with paired differences of the shares exactly right: to `reference`, and of `sighted` to its control."
+    scores = {}
     for name, rows in runs.items():
         scores[name] = None if rows is None else score_rows(rows, samples, seed)
-        if rows is not None and base is not None and name != reference:
-            scores[name]["over"] = _paired_difference(rows, base, samples, seed) | dict(reference=reference)
+        for key, other in (("over", reference), ("over blind", "blind" if name == sighted else "")):
+            if rows is None or runs.get(other) is None or name == other: continue
+            scores[name][key] = _paired_difference(rows, runs[other], samples, seed) | dict(reference=other)
+        if rows is not None and "over blind" in scores[name]:
+            tasks = scores[name]["over blind"]["tasks"]
+            scores[name]["unsolved"] = [task for task, gap in tasks.items() if not gap["low"] > 0]
     return scores
 
 # %% ../../nbs/70_statistics.ipynb #0d4b97fb

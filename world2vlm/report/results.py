@@ -23,7 +23,7 @@ from ..dataset.synthesis import Scenes, answer_counts
 from ..evaluation.held_out import read_runs
 from ..evaluation.statistics import score_runs
 from .figures import (
-    AnsweredQuestion, Groups, ViewPair, answered_question, answers_figure, balance_figure, headline_figure, imagined_figure, mean_figure, run_colours, run_names, stated_in_question, task_figure)
+    AnsweredQuestion, Groups, ViewPair, answered_question, answers_figure, balance_figure, headline_figure, exactly_right, imagined_figure, mean_figure, run_colours, run_names, stated_in_question, task_figure)
 from .curves import curve_figure, read_curves
 from .page import Card, Picture, Section, question_card, render_page
 from .tables import (
@@ -97,7 +97,8 @@ def _pick_questions(
     return [answered(example) for _, example in sorted(best.items())]
 
 # %% ../../nbs/88_results.ipynb #ca015024
-RUNS: Groups = {"Controls": {"majority": "most frequent answer", "blind": "SFT + GRPO, shuffled images"},
+RUNS: Groups = {"Controls": {"random": "random letter or training answer", "majority": "most frequent answer",
+                             "blind": "SFT + GRPO, shuffled images"},
                 "Students": {"base": "base", "sft": "SFT", "grpo": "SFT + GRPO"}}
 
 # %% ../../nbs/88_results.ipynb #19831f39
@@ -140,31 +141,42 @@ def _clearly_below(
     "Whether the interval of `low` ends below the start of that of `high`."
     return None not in (low["high"], high["low"]) and low["high"] < high["low"]
 
+# %% ../../nbs/88_results.ipynb #5ab4f9e3
+def _unsolved_text(
+    result: dict,  # of the final student
+) -> str:  # starts with a space; empty where it was not measured
+    "Which tasks the student answers no better than with the pictures of other rooms."
+    if "unsolved" not in result: return ""
+    if not result["unsolved"]: return " Every task is answered better than with the pictures of other rooms."
+    return f" Unsolved, no better than with the pictures of other rooms: {', '.join(result['unsolved'])}."
+
 # %% ../../nbs/88_results.ipynb #fc3d1ef1
 def headline(
     report: ArmReport,  # with the results of the final student, or without
     final: str = "grpo",  # run of the headline
 ) -> str:  # plain text
-    "The result in two sentences, or that there is none yet."
+    "The result in a few sentences, with the tasks that are not solved, or that there is none yet."
     names = run_names(RUNS, report.results)
-    if final not in names: return "The final student of this run has not been evaluated yet."
+    if final not in names or exactly_right(report.results[final])["mean"]["score"] is None:
+        return "The final student of this run has not been evaluated yet."
     result = report.results[final]
     others = {run: name for run, name in names.items() if run in ("base", *RUNS["Controls"])}
-    cleared = [name for run, name in others.items() if _clearly_below(report.results[run]["mean"], result["mean"])]
+    mean = lambda run: exactly_right(report.results[run])["mean"]
+    cleared = [name for run, name in others.items() if _clearly_below(mean(run), mean(final))]
     rest = [name for name in others.values() if name not in cleared]
     quoted = lambda some_names: ", ".join(f"\u201c{name}\u201d" for name in some_names)
-    score, scope = format_points(result["mean"]["score"]), f"{result['n']:,} questions from {result['scenes']:,} unseen rooms"
-    text = f"{names[final]} scores {score} of 100 points on {scope}."
+    score, scope = format_points(mean(final)["score"]), f"{result['n']:,} questions from {result['scenes']:,} unseen rooms"
+    text = f"{names[final]} answers {score} % of {scope} exactly right."
     if cleared: text += f" Its 95 % interval lies above those of {quoted(cleared)}."
-    return text + (f" It is not clearly above {quoted(rest)}." if rest else "")
+    return text + (f" It is not clearly above {quoted(rest)}." if rest else "") + _unsolved_text(result)
 
 # %% ../../nbs/88_results.ipynb #b90407b2
 def headline_metrics(
     report: ArmReport,  # any
 ) -> dict[str, float | int | None]:  # name -> figure: what `dvc metrics show` lists
-    "The few figures of an arm that fit a screen, in points of 100."
+    "The few figures of an arm that fit a screen: exactly right answers in percent."
     points = lambda value: None if value is None else round(100 * value, 1)
-    means = {run: result["mean"] for run, result in report.results.items() if result}
+    means = {run: exactly_right(result)["mean"] for run, result in report.results.items() if result}
     interval = {name: points(means["grpo"][name]) for name in ("low", "high")} if "grpo" in means else {}
     questions = max((result["n"] for result in report.results.values() if result), default=0)
     return {run: points(mean["score"]) for run, mean in means.items()} | interval | {"questions": questions}
@@ -193,8 +205,10 @@ def _curve_pictures(
 # %% ../../nbs/88_results.ipynb #dec1ffbf
 LEADS = {  # id of a section -> title, first sentence
     "results": ("Results", """Held-out questions on views that the simulator rendered: the truth, never a teacher's
-        picture. Scores are in points of 100, and every task weighs the same. Intervals hold 95 % and account for
-        questions of one room resembling each other."""),
+        picture. A point is one percent of the questions answered exactly right: a motion with its kinds, order and
+        each amount within 0.1 m or 10 degrees, a box with an IoU of at least 0.5, the right letter, the right yes or no;
+        every task weighs the same. The graded score gives partial credit for near misses. Intervals hold 95 % and
+        account for questions of one room resembling each other."""),
     "teacher": ("What the teacher imagined", """The teacher gets one view and a motion, and gives the view after it.
         The student learns from these pictures; it never gets the truth beside them."""),
     "questions": ("Questions", """Held-out questions with their answers, for each task the one on which the training
@@ -206,8 +220,8 @@ LEADS = {  # id of a section -> title, first sentence
     "labels": ("Are the labels right?", "Labels compared with the simulator's own masks, depth and poses."),
 }
 CAPTIONS = {  # figure -> what to see in it
-    task_figure: """Score per task. On a task where the grey bars, answers given without the right pictures, equal the
-        student, nothing was solved by looking.""",
+    task_figure: """Exactly right answers per task. On a task where the grey bars, answers given without the right
+        pictures, equal the student, nothing was solved by looking.""",
     imagined_figure: "Bright spots of the last column are errors: behind objects, and outside the first view.",
     balance_figure: "One panel per task; the number in its title counts its questions.",
 }
@@ -238,7 +252,7 @@ def _arm_sections(
 ) -> list[Section]:  # in order
     "The sections of the page of an arm."
     results = {run: result for run, result in report.results.items() if result}
-    tables = [score_table(results, RUNS), task_table(results, RUNS)] if results else []
+    tables = [score_table(results, RUNS), *(task_table(results, RUNS, by) for by in ("tasks", "phrasings"))] if results else []
     return [
         _section("results", tables=tables, pictures=_pictures(task_figure, results, RUNS)),
         _section("teacher", pictures=_pictures(imagined_figure, report.pairs)),
@@ -254,7 +268,7 @@ def arm_page(
     "The report of an arm as one page."
     names, colours, tiles = run_names(RUNS, report.results), run_colours(RUNS), []
     for run, name in names.items():
-        mean = report.results[run]["mean"]
+        mean = exactly_right(report.results[run])["mean"]
         tiles.append((name, format_points(mean["score"]), format_interval(mean), colours[run]))
     title, kicker = f"What the student learned: {report.arm.replace('_', ' ')}", f"world2vlm, profile {report.profile}"
     return render_page(title, _arm_sections(report), kicker, headline(report), tiles)
@@ -295,14 +309,14 @@ def save_pictures(
 def ablation_results(
     data: Path | str,  # folder of a run: data/<profile>
     arms: Sequence[str],  # names
-) -> dict[str, dict]:  # "arm/sft", "arm/grpo", "base", "majority" -> result of `score_runs`
+) -> dict[str, dict]:  # "arm/sft", "arm/grpo", "base", "majority", "random" -> result of `score_runs`
     "The students of all arms with the controls, as far as they were run."
     answers, runs = Path(data) / "answers", {}
     for arm in arms:
         rows = read_runs(answers / arm)
         runs |= {f"{arm}/{run}": rows[run] for run in ("sft", "grpo") if run in rows}
     rows = read_runs(answers / "base", answers / arms[0])
-    return score_runs(runs | {run: rows[run] for run in ("base", "majority") if run in rows})
+    return score_runs(runs | {run: rows[run] for run in ("base", "majority", "random") if run in rows})
 
 # %% ../../nbs/88_results.ipynb #7bea289d
 def ablation_page(
@@ -311,12 +325,12 @@ def ablation_page(
     profile: str = "",  # size of the run
 ) -> str:  # a self-contained HTML page
     "All arms side by side."
-    groups = {"Controls": {"majority": "most frequent answer", "base": "base"}}
+    groups = {"Controls": {run: RUNS["Controls"][run] for run in ("random", "majority")} | {"base": "base"}}
     for stage, run in (("SFT", "sft"), ("SFT + GRPO", "grpo")):
         groups[stage] = {f"{arm}/{run}": arm.replace("_", " ") for arm in arms}
-    html = picture_html(mean_figure, results, groups, alt="Mean score of each arm")
+    html = picture_html(mean_figure, results, groups, alt="Exactly right answers of each arm")
     lead = "The arms differ in one thing each: the questions they are trained on, or their teacher."
-    section = Section("arms", "Arms", lead, [arm_table(results), score_table(results, groups)], [Picture(html, "Mean scores.")])
+    section = Section("arms", "Arms", lead, [arm_table(results), score_table(results, groups)], [Picture(html, "Exactly right answers.")])
     measured, text = {"base", f"{arms[0]}/grpo", "oracle_teacher/grpo"} <= results.keys(), ""
     if measured: text = f"Share of the oracle's gain: {100 * share_of_gain(results, arms[0]):.0f} %."
     return render_page("What each arm is worth", [section], f"world2vlm, profile {profile}", text)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .figures import Groups, limits_in_points, run_names
+from .figures import exactly_right, Groups, run_names
 
 # %% ../../nbs/86_tables.ipynb #fad81df4
 class Table(NamedTuple):
@@ -49,15 +49,17 @@ def score_table(
     groups: Groups,  # the runs in order
     reference: str = "base",  # run of the differences
 ) -> Table:  # one row per run
-    "Mean score of each run with its interval, its paired difference to the `reference`, and the number of questions."
+    "Exactly right answers of each run, interval, paired difference to `reference`; graded score, number of questions."
     names, rows = run_names(groups, results), []
     for key, name in names.items():
         over = results[key].get("over")
         gain = f"{format_points(over['difference'], True)} ({format_interval(over, True)})" if over else ""
-        mean = results[key]["mean"]
-        rows.append([name, format_points(mean["score"]), format_interval(mean), gain, f"{results[key]['n']:,}"])
-    heads = ["student", "mean score", "95 % interval", f"over {names.get(reference, reference)}", "questions"]
-    with_gain = [True, True, True, any(row[3] for row in rows), True]
+        mean, graded = exactly_right(results[key])["mean"], results[key].get("graded", results[key])["mean"]["score"]
+        cells = [format_points(mean["score"]), format_interval(mean), gain, format_points(graded)]
+        rows.append([name, *cells, f"{results[key]['n']:,}"])
+    over = f"over {names.get(reference, reference)}"
+    heads = ["student", "exactly right, %", "95 % interval", over, "graded score", "questions"]
+    with_gain = [True, True, True, any(row[3] for row in rows), True, True]
     pick = lambda cells: [cell for cell, show in zip(cells, with_gain) if show]
     return Table(pick(heads), [pick(row) for row in rows])
 
@@ -65,36 +67,38 @@ def score_table(
 def task_table(
     results: dict[str, dict | None],  # run -> result of `evaluation.statistics.score_rows`
     groups: Groups,  # the runs in order
-) -> Table:  # one row per run, one column per task
-    "Score of each task in points, run by run."
+    by: str = "tasks",  # or "phrasings"
+) -> Table:  # one row per run, one column per task or phrasing
+    "Exactly right answers of each task, or of each form of the question, run by run."
     names = run_names(groups, results)
-    tasks = sorted({task for key in names for task in results[key]["tasks"]})
-    def cell(key, task):
-        result = results[key]["tasks"].get(task)
-        return f"{limits_in_points(result)[0]:.0f}" if result else ""
-    return Table(["student", *tasks], [[name, *(cell(key, task) for task in tasks)] for key, name in names.items()])
+    columns = sorted({column for key in names for column in exactly_right(results[key])[by]})
+    def cell(key, column):
+        result = exactly_right(results[key])[by].get(column)
+        return f"{100 * result['score']:.0f}" if result else ""
+    return Table(["student", *columns], [[name, *(cell(key, c) for c in columns)] for key, name in names.items()])
 
 # %% ../../nbs/86_tables.ipynb #27d6693d
 def arm_table(
     results: dict[str, dict],  # "arm/sft", "arm/grpo", "base" ... -> result, from the metrics of `ablation`
 ) -> Table:  # one row per arm, the best first
-    "The final students of all arms: mean score, interval, and the two directions."
-    finals = {name.removesuffix("/grpo"): result for name, result in results.items() if name.endswith("/grpo")}
+    "The final students of all arms: exactly right answers, interval, and the two directions."
+    finals = {name.removesuffix("/grpo"): exactly_right(r) for name, r in results.items() if name.endswith("/grpo")}
     rows = []
-    for arm, result in sorted(finals.items(), key=lambda item: -item[1]["mean"]["score"]):
+    for arm, result in sorted(finals.items(), key=lambda item: -(item[1]["mean"]["score"] or 0)):
         mean, score = result["mean"], lambda name: result["directions"].get(name, {}).get("score")
         directions = [format_points(score(name)) for name in ("forward", "inverse")]
         rows.append([arm.replace("_", " "), format_points(mean["score"]), format_interval(mean), *directions])
-    return Table(["arm", "mean score", "95 % interval", "forward questions", "inverse questions"], rows)
+    return Table(["arm", "exactly right, %", "95 % interval", "forward questions", "inverse questions"], rows)
 
 # %% ../../nbs/86_tables.ipynb #adcd6cae
 def share_of_gain(
     results: dict[str, dict],  # as for `arm_table`
     arm: str = "bidirectional",  # whose gain over the base student
     oracle: str = "oracle_teacher",  # the arm whose teacher is exact
-) -> float:  # 1.0 where both gain the same
-    "The gain of an `arm` over the base student as a share of the gain of the `oracle` arm."
-    base, ours, best = (results[name]["mean"]["score"] for name in ("base", f"{arm}/grpo", f"{oracle}/grpo"))
+) -> float:  # 1.0 where both gain the same, NaN where it was not measured
+    "The gain of an `arm` over the base student as a share of the gain of the `oracle` arm, in exactly right answers."
+    shares = [exactly_right(results[name])["mean"]["score"] for name in ("base", f"{arm}/grpo", f"{oracle}/grpo")]
+    base, ours, best = (float("nan") if share is None else share for share in shares)
     return (ours - base) / (best - base)
 
 # %% ../../nbs/86_tables.ipynb #cfef109c

@@ -19,7 +19,7 @@ import numpy as np
 from ..core.camera import Action
 from ..core.actions import format_actions, merge_actions, parse_actions
 from .rules import Rules
-from ..core.records import Box
+from ..core.records import Box, iou
 from .rewards import ACTION_PATTERN, BOX_PATTERN, box_terms, kind_overlap, normalise_answer, read_bool, read_box_text
 
 # %% ../../nbs/43_answers.ipynb #e98ea6e6
@@ -122,6 +122,16 @@ def _score_motion(
     overall = sum(0.4 + 0.6 * x for x in numbers) / n
     return {"overall": overall, "action": kinds, "order": len(numbers) / n, "number": sum(numbers) / n}
 
+# %% ../../nbs/43_answers.ipynb #41c07ad9
+def _exact_motion(
+    answer: tuple[Action, ...],  # canonical
+    truth: tuple[Action, ...],  # canonical, not empty
+    rules: Rules = Rules(),  # gives `tolerance`
+) -> bool:  # whether nothing is missing, added or too far off
+    "Whether `answer` has the kinds of `truth` in their order, each amount within `rules.tolerance`."
+    same = [a.kind for a in answer] == [t.kind for t in truth]
+    return same and all(abs(a.amount - t.amount) <= rules.tolerance[t.is_turn] + 1e-6 for a, t in zip(answer, truth))
+
 # %% ../../nbs/43_answers.ipynb #f238f5f8
 def _motion_phrase(
     actions: tuple[Action, ...],  # canonical
@@ -169,6 +179,15 @@ _VERDICT = re.compile(  # "..., so the claim is false.", "...: no, it stays."; n
     rf"[\s*]{{0,4}}\b({_TRUTH})"
     rf"(?=[\s*\"']{{0,4}}(?:[.;!]|$|,(?!\s{{0,4}}(?:or |and )?{_TRUTH})))")
 
+# %% ../../nbs/43_answers.ipynb #6ed2b180
+def _exact_box(
+    answer: Box,  # as shares of width and height
+    truth: Box,  # as shares of width and height
+    rules: Rules = Rules(),  # gives `min_iou`
+) -> bool:  # whether it is the place
+    "Whether the IoU of `answer` and `truth` is at least `rules.min_iou`."
+    return iou(answer, truth) >= rules.min_iou
+
 # %% ../../nbs/43_answers.ipynb #8bd24e4a
 def _read_yes(
     text: str,  # what the student wrote
@@ -206,6 +225,7 @@ class AnswerType:
     instruction: str  # asks for the bare form
     sentence_instruction: str  # asks for a sentence
     sentences: tuple[str, ...]  # the answer as a sentence; two of them for yes and no
+    exact: Callable[[object, object, Rules], bool] = lambda answer, truth, rules: answer == truth  # wholly right or not
 
     def target(
         self,
@@ -232,14 +252,14 @@ MOTION_ANSWER = AnswerType(
     unpack=lambda stored: tuple(Action(a["kind"], a["amount"]) for a in stored),
     phrase=_motion_phrase,
     instruction=f"Answer as: {MOVE_FORM}; {TURN_FORM}.",
-    sentence_instruction=ONE_SENTENCE, sentences=("The camera {answer}.",))
+    sentence_instruction=ONE_SENTENCE, sentences=("The camera {answer}.",), exact=_exact_motion)
 
 BOX_ANSWER = AnswerType(
     "box", ("iou", "center"), read_answer_box, format_box, lambda text: read_box_text(text)[1] == 1.0, _score_box,
     pack=list, unpack=tuple, phrase=format_box,
     instruction="Answer with its box.",
     sentence_instruction="State its box in a sentence.",
-    sentences=("It is then at {answer}.",))
+    sentences=("It is then at {answer}.",), exact=_exact_box)
 
 # %% ../../nbs/43_answers.ipynb #0e5c40f6
 def _truth_answer(

@@ -30,7 +30,7 @@ from .cases import (Audit, audit_box, audit_claim, audit_disappearance, audit_mo
 # %% ../../nbs/46_tasks.ipynb #f2c8e925
 @dataclass(frozen=True)
 class Task:
-    "A type of question; its methods `derive`, `ask`, `parse` and `score` follow below."
+    "A type of question; its methods `derive`, `ask`, `parse`, `score` and `exact` follow below."
     name: str  # "A1"; `open_task` gives a user's task the name `module:NAME`
     answer_type: AnswerType  # how answers are read, written, scored and stored
     cases: Callable[[Transition, np.random.Generator, Rules, Skip], list[Case]]  # what can be asked about a transition
@@ -170,6 +170,21 @@ def _score(
     return {"overall": scores["overall"], "format": float(well_formed), **scores}
 
 Task.score = _score
+
+# %% ../../nbs/46_tasks.ipynb #a81d5c60
+def _exact(
+    task: Task,  # gives the type of answer
+    response: str,  # what the student wrote
+    example: Example,  # the question
+    rules: Rules = Rules(),  # what counts as exactly right
+) -> bool:  # False where nothing can be read
+    "Whether `response` is exactly right: the motion, the place, the letter, yes or no."
+    answer, answer_type = task.parse(response, example), task.answer_type
+    truth = answer_type.unpack(example.target[answer_type.name])
+    if answer is None: return False
+    return answer == truth if example.choices else bool(answer_type.exact(answer, truth, rules))
+
+Task.exact = _exact
 
 # %% ../../nbs/46_tasks.ipynb #4bb27430
 def _example_id(

@@ -22,6 +22,7 @@ from ...core.stages import atomic_dir, fingerprint, recipe_of
 from ...dataset.shards import read_dataset, write_shards
 from ...dataset.synthesis import (
     Imagine, Scenes, Supervise, derive_examples, exact_rollouts, shard_scenes, subsample)
+from ..answering import answer_row
 from .base import Benchmark, Item, check_count
 from .sat import SAT_SYSTEM, prompt_sat, sat_verdict
 from ...tasks.answers import canonical_motion
@@ -237,7 +238,7 @@ def _score_rooms_answer(
     response: str,  # what the student wrote, boxes in norm1000
 ) -> float:  # [0, 1]
     "The score of one answer."
-    if item.kind in TASKS: return float(TASKS[item.kind].score(response, item.example)["overall"])
+    if item.kind in TASKS: return answer_row(item.example, response)["score"]["overall"]
     return float(sat_verdict(response, list(item.choices), item.gold) == "correct")
 
 # %% ../../../nbs/79_rooms.ipynb #b580a8d6
