@@ -15,7 +15,19 @@ from typing import Any
 from ..core.records import Example
 from ..core.runs import append_jsonl, read_jsonl
 from ..students.models import example_prompt, Student
-from ..tasks.tasks import open_task
+from ..tasks.tasks import open_task, Task
+
+# %% ../../nbs/71_answering.ipynb #90d3e7b5
+def _evaluated(
+    task: Task,  # of the question
+    response: str,  # what the student wrote
+    example: Example,  # the question
+) -> dict[str, float]:  # overall, format, the parts of the answer type, exact
+    "The score of `response` and whether it is exactly right; a wrong letter has no part in common with the truth here."
+    exact = task.exact(response, example)
+    credit = lambda name: name == "format" or exact or not example.choices
+    score = {name: float(value) * credit(name) for name, value in task.score(response, example).items()}
+    return score | {"exact": float(exact)}
 
 # %% ../../nbs/71_answering.ipynb #613f8cb0
 def answer_row(
@@ -23,13 +35,10 @@ def answer_row(
     response: str,  # what the student wrote, boxes in norm1000
     **extra,  # further fields, such as the number of tokens
 ) -> dict:  # id, task, direction, phrasing, scene_id, question, gold, response, parsed, score and `extra`
-    "Parse and score one `response`; a wrong letter earns nothing here, whatever its option has in common with the truth."
+    "Parse and score one `response`."
     task = open_task(example.task)
     fields = {name: getattr(example, name) for name in ("id", "task", "direction", "phrasing", "scene_id", "question")}
-    answer, exact = task.parse(response, example), task.exact(response, example)
-    credit = lambda name: name == "format" or exact or not example.choices
-    score = {name: float(value) * credit(name) for name, value in task.score(response, example).items()}
-    score["exact"] = float(exact)
+    answer, score = task.parse(response, example), _evaluated(task, response, example)
     parsed = None if answer is None else task.answer_type.pack(answer)
     return fields | dict(gold=example.answer, response=response, parsed=parsed, score=score) | extra
 
