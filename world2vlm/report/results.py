@@ -157,8 +157,9 @@ def headline(
 ) -> str:  # plain text
     "The result in a few sentences, with the tasks that are not solved, or that there is none yet."
     names = run_names(RUNS, report.results)
-    if final not in names or exactly_right(report.results[final])["mean"]["score"] is None:
-        return "The final student of this run has not been evaluated yet."
+    if final not in names: return "The final student of this run has not been evaluated yet."
+    if exactly_right(report.results[final])["mean"]["score"] is None:
+        return "Exactly right answers were not counted in this run yet, graded scores were."
     result = report.results[final]
     others = {run: name for run, name in names.items() if run in ("base", *RUNS["Controls"])}
     mean = lambda run: exactly_right(report.results[run])["mean"]
