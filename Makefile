@@ -1,6 +1,6 @@
 # The first use of any target makes .venv from requirements.lock. `profile` in params.yaml says how large a run is.
 .DEFAULT_GOAL := help
-.PHONY: help repro ablation comparison quality base teacher test fuzz sync notebooks docs lab
+.PHONY: help repro ablation comparison quality base teacher test fuzz sync notebooks docs lab lock
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export OMP_NUM_THREADS ?= 2
 # glibc gives large arrays back to the kernel and asks for them again at each step of a training, which costs more than the arithmetic; here it keeps them
@@ -34,8 +34,11 @@ test: .venv/installed  ## all tests, then every notebook of the library
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 nbdev_test --n_workers 2
 
-fuzz: .venv/installed  ## the repetitions that `make test` leaves out
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 python -m pytest -n 2 -m fuzz
+SEED ?= $(shell date +%s)
+fuzz: .venv/installed  ## 20,000 odd and damaged inputs, pairs of runs and a hundred kills; figures in tests/metrics
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 python -m pytest tests/test_fuzz.py --hypothesis-profile=fuzz --hypothesis-seed=$(SEED)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 python -m pytest -n 2 -m "fuzz or not fuzz" -k two_runs tests/test_writers.py
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 python -m pytest -n 2 -m fuzz tests/test_kills.py
 
 sync: .venv/installed  ## notebooks -> library, dvc.yaml, README and RESULTS
 	nbdev_clean
@@ -55,8 +58,19 @@ docs: .venv/installed  ## the notebooks as a static site: _docs/site/index.html
 lab: .venv/installed  ## JupyterLab on the notebooks
 	jupyter lab nbs
 
-.venv/installed: requirements.lock pyproject.toml
+lock:      ## the two lists of pinned packages, from pyproject.toml
+	uv pip compile $(RESOLVE) -o requirements.lock
+	cp requirements.lock requirements-cpu.lock
+	uv pip compile $(RESOLVE) $$($(GPU_PACKAGES) | sed 's/^/--no-emit-package /') -o requirements-cpu.lock
+RESOLVE = pyproject.toml --quiet --extra dev --universal --python-version 3.11 --generate-hashes --no-emit-index-url --custom-compile-command "make lock"
+GPU_PACKAGES = { echo torch; echo torchvision; sed -nE 's/^((cuda|nvidia|triton)[a-z0-9-]*)==.*linux.*/\1/p' requirements.lock; }
+
+# PyPI's torch for Linux brings 4 GB for NVIDIA GPUs. `make CPU=1 ...` takes torch from PyTorch's own list of CPU wheels instead; macOS needs neither.
+TORCH_WHEELS ?= https://download.pytorch.org/whl/cpu
+LOCK = requirements$(if $(CPU),-cpu).lock
+.venv/installed: $(LOCK) pyproject.toml
 	python3 -m venv .venv
-	.venv/bin/pip install --quiet --require-hashes -r requirements.lock
+	$(if $(CPU),.venv/bin/pip install --quiet --index-url $(TORCH_WHEELS) --extra-index-url https://pypi.org/simple $$(grep -oE '^(torch|torchvision)==[0-9.]+' requirements.lock))
+	.venv/bin/pip install --quiet --require-hashes -r $(LOCK)
 	.venv/bin/pip install --quiet --no-deps --no-build-isolation -e .
 	touch $@

@@ -168,6 +168,10 @@ def test_a_question_with_an_unreadable_file_is_a_logged_reject(tmp_path, student
     assert rejects and rows and all(row["stage"] == "ask" and Path(bad).name in row["reason"] and "fetch" in row["reason"] for row in rejects)
     assert 0 <= open_benchmark(name).score(rows)[next(iter(open_benchmark(name).score(rows)))]["overall"] <= 1
     with pytest.warns(UserWarning, match="left out"): assert {r["id"] for r in ask_benchmark(student, name, items, out, batch_size=2, frames=4, max_new_tokens=2)} == {r["id"] for r in rows}
+    write(tmp_path)  # the file is fetched again
+    base._file_problem.cache_clear()
+    assert len(ask_benchmark(student, name, items, out, batch_size=2, frames=4, max_new_tokens=2)) == len(items)
+    assert not out.with_suffix(".rejects").exists()
 
 
 def test_a_video_shorter_than_its_header_is_a_logged_reject(home, student, monkeypatch):

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from toy_training import PLAIN, REINFORCE, colour_examples, curve, home, kill_at, one_thread, weights  # noqa: F401 (fixtures among them)
+from toy_training import PLAIN, REINFORCE, colour_examples, curve, home, kill_at, logs, one_thread, weights  # noqa: F401 (fixtures among them)
 
 from world2vlm.students import grpo
 from world2vlm.students.grpo import train_grpo
@@ -36,10 +36,11 @@ def test_reinforcement_raises_the_reward(home, tmp_path):
 
 @pytest.mark.parametrize("config", [REINFORCE, replace(REINFORCE, freeze_vision=True, remember_pictures=True, skip_prompts=True)], ids=["plain", "fast"])
 def test_killed_and_resumed_is_undisturbed(home, tmp_path, one_thread, config):
-    "kill -9 in the middle, run again: the same weights and the same rewards as a run that nobody disturbed."
+    "kill -9 in the middle, run again: the same weights, rewards and curves as a run that nobody disturbed."
     arguments = config, str(home / "start"), str(home / "examples")
     whole = train_grpo(*arguments, str(tmp_path / "whole"))
     kill_at(2, train_grpo, *arguments, out=tmp_path / "killed")
     again = train_grpo(*arguments, str(tmp_path / "killed"))
     a, b = weights(whole), weights(again)
     assert all((a[name] == b[name]).all() for name in a) and curve(whole, "reward") == curve(again, "reward")
+    assert logs(whole) == logs(again) and len(logs(whole)) > 5

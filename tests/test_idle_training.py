@@ -70,7 +70,7 @@ def test_no_parameter_trains_idle_kind():
 def test_nothing_to_freeze_idle_kind():
     import torch
     class Text(torch.nn.Linear): config = SimpleNamespace()
-    with pytest.raises(ValueError, match="freeze_vision: no vision tower in Text"): prepare_model(Text(2, 2), Training(freeze_vision=True))
+    with pytest.raises(ValueError, match="freeze_vision: Text has no vision tower"): prepare_model(Text(2, 2), Training(freeze_vision=True))
 
 
 def test_signs_at_the_end_idle_kind():

@@ -485,6 +485,14 @@ def test_nerfstudio_and_colmap_cameras_are_read_kind(tmp_path):
     assert [s.K[0, 0] for s in walk(tmp_path)[0]] == [320, 330, 320]
 
 
+@pytest.mark.parametrize("name, text", [("transforms.json", '{"fl_x": 320, "w": 400, "h": 300, "k1": -0.3}'), ("cameras.txt", "1 OPENCV 400 300 320 321 200 150 -0.3 0.1 0 0")])
+def test_a_lens_that_bends_the_picture_is_told_kind(tmp_path, name, text):
+    grey(tmp_path, "a.jpg", (400, 300))
+    (tmp_path / name).write_text(text)
+    with pytest.warns(UserWarning, match="a.jpg: the distortion .* undistort"): [scene] = photo_scenes(tmp_path)
+    assert scene.source == f"photo; K from {name}"
+
+
 @pytest.mark.parametrize("name, text, reason", [
     ("transforms.json", "{", "Expecting|property"), ("transforms.json", "[]", "transforms.json"), ("transforms.json", '{"frames": [{"file_path": "x.jpg"}], "fl_x": 5}', "does not list"),
     ("transforms.json", '{"fl_x": 300, "w": 300, "h": 400}', "300x400, the upright picture is 400x300"), ("transforms.json", '{"fl_x": "a"}', "could not convert"),

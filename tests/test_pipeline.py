@@ -6,18 +6,19 @@ from pathlib import Path
 import pytest
 import yaml
 
-ROOT = Path(__file__).resolve().parent.parent
+from smoke_tree import ROOT, copy_repository, run, stage_command, stop_stage
+
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
 ARM = "bidirectional"
 TEACHER = PARAMS["arms"][ARM]["teacher"]
 
 @cache
 def stages() -> dict:
-    "The stages of dvc.yaml with their templates filled in: name -> (command line of the notebook, deps, outs, params)."
+    "The stages of dvc.yaml that run a notebook, with their templates filled in: name -> (command line of the notebook, deps, outs, params)."
     from dvc.repo import Repo
     with Repo(str(ROOT)) as repo: found = repo.index.stages
     return {s.addressing: dict(mkdir=s.cmd[0], words=shlex.split(s.cmd[1]), strip=s.cmd[2], deps={d.def_path for d in s.deps if d.def_path != "params.yaml"},
-                               outs={o.def_path for o in s.outs}) for s in found}
+                               outs={o.def_path for o in s.outs}) for s in found if s.addressing != "inputs"}
 
 
 def notebook(stage: str) -> str: return stages()[stage]["words"][-2]
@@ -74,9 +75,17 @@ def test_command(stage):
 def test_data_comes_from_a_stage_or_from_git():
     "No hidden input: each data dependency is the output of a stage, or committed."
     outs = set().union(*(s["outs"] for s in stages().values()))
-    read = {d for s in stages().values() for d in s["deps"] if d.startswith("data/")}
+    read = {d for s in stages().values() for d in s["deps"] if d.startswith("data/") and "/inputs/" not in d}
     tracked = subprocess.run(["git", "ls-files", "data"], cwd=ROOT, capture_output=True, text=True).stdout.split()
     assert [d for d in sorted(read - outs) if not any(t.startswith(d) for t in tracked)] == []
+
+
+def test_a_stage_depends_on_what_its_sections_name():
+    "What a section of params.yaml names reaches DVC through the digests that the stage `inputs` writes."
+    for name, stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].items():
+        stage = stage.get("do", stage)
+        named = {f"data/${{profile}}/inputs/{p}.json" for p in stage.get("params", ()) if "." not in p and p != "arms"}
+        assert named <= set(stage.get("deps", ())), name
 
 
 @pytest.mark.parametrize("profile", PARAMS["profiles"])
@@ -176,31 +185,15 @@ def test_several_processes_give_the_same_bytes(undisturbed, tmp_path):
 MAIN = [f"report@{ARM}", "label_audit"]
 
 
-def run(clone: Path, *words: str) -> str:
-    "A command in the clone, with its own library and this environment's tools."
-    env = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(clone), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(words, cwd=clone, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, f"{' '.join(words)}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
-    return done.stdout
-
-
 def changed(clone: Path) -> set:
     "Stages of the main arm that would run now, by their own changes."
-    return {name.removeprefix("dvc.yaml:") for name in json.loads(run(clone, "dvc", "status", "--json", "--with-deps", *MAIN))}
+    return {name.removeprefix("dvc.yaml:") for name in json.loads(run(clone, "dvc", "status", "--json", "--with-deps", *MAIN))} - {"inputs"}
 
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
-    "A fresh clone of what is here, tracked or about to be, at the size `smoke`, after `dvc repro`."
-    clone = tmp_path_factory.mktemp("clone") / "world2vlm"
-    listed = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True).stdout
-    for name in filter(None, listed.split("\0")):
-        if (ROOT / name).is_file():
-            (clone / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, clone / name)
-    for words in (["init", "-q"], ["add", "-A"], ["-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "copy"]): run(clone, "git", *words)
-    text = (clone / "params.yaml").read_text()
-    (clone / "params.yaml").write_text(re.sub(r"^profile: \w+", "profile: smoke", text, flags=re.M))
+    "A fresh clone at the size `smoke`, after `dvc repro`."
+    clone = copy_repository(tmp_path_factory.mktemp("clone") / "world2vlm")
     run(clone, "dvc", "repro", *MAIN)
     return clone
 
@@ -272,8 +265,18 @@ def test_models_are_made_from_scratch(clone, name, result):
 def test_second_repro_does_nothing(clone):
     start = time.perf_counter()
     out = run(clone, "dvc", "repro", *MAIN)
-    assert "Running stage" not in out and "up to date" in out
+    assert re.findall(r"Running stage '(\S+)'", out) == ["inputs"], "its digests are taken anew, and are as they were"
     assert time.perf_counter() - start < 60  # 2 s on an idle machine
+
+
+@pytest.mark.parametrize("how", ["Ctrl-C", "kill -9 papermill"])
+def test_a_stopped_stage_leaves_no_process_and_is_made_again(clone, how):
+    "One moment of one stage; test_kills.py has a hundred moments of all stages."
+    out, before = clone / "data/smoke/scenes", made(clone / "data/smoke/scenes")
+    stopped = stop_stage(clone, "scenes", how, 1.5)
+    assert not (stopped["late"] or stopped["left"] or out.exists()), stopped
+    run(clone, *stage_command("scenes"))
+    assert made(out) == before and not out.with_name("scenes.partial").exists()
 
 
 def test_a_setting_reruns_what_it_concerns(clone):
@@ -314,3 +317,19 @@ def test_smoke_judges_the_shipped_teacher(clone):
     found = figures(clone, "teacher_quality")
     assert found["views"] == sum(row["n"] for row in found["by size"] if row["amount"] is None) > 0
     assert found["packing"]["released"]["views"] > 10 * found["packing"]["packed"]["views"]
+
+
+def test_a_picture_more_is_a_scene_more(clone):
+    "Stage `scenes` runs again when a picture comes into the folder that params.yaml names."
+    from PIL import Image
+    path, photos = clone / "params.yaml", clone / "photos"
+    text = path.read_text()
+    path.write_text(text.replace("source: rooms ", "source: photos\n  folder: photos "))
+    photos.mkdir()
+    for number, ran in ((1, True), (2, True), (2, False)):
+        Image.new("RGB", (80, 60), (number * 90, 0, 0)).save(photos / f"{number}.png")
+        assert ("Running stage 'scenes'" in run(clone, "dvc", "repro", "scenes")) == ran
+        assert figures(clone, "scenes")["scenes"] == number
+    path.write_text(text)
+    shutil.rmtree(photos)
+    run(clone, "dvc", "repro", "scenes")

@@ -12,7 +12,7 @@ from world2vlm.core.config import ConfigError, Settings, _annotations, load_para
 from world2vlm.dataset.synthesis import HeldOut, Imagine, Scenes, Supervise
 from world2vlm.evaluation.benchmarks.rooms import RoomsBenchmark
 from world2vlm.evaluation.held_out import Evaluate
-from world2vlm.evaluation.label_audit import LabelAudit
+from world2vlm.evaluation.label_audit import audit_labels, LabelAudit
 from world2vlm.evaluation.teacher_quality import TeacherQuality
 from world2vlm.evaluation.view_search import ViewSearch
 from world2vlm.report.comparison import Comparison
@@ -26,8 +26,6 @@ from world2vlm.teachers.base import TEACHERS
 from world2vlm.teachers.filters import Filter
 from world2vlm.teachers.svc.training import SVCTraining
 
-settings.register_profile("shared machine", deadline=None, derandomize=True)
-settings.load_profile("shared machine")
 SECTIONS = dict(scenes=Scenes, imagine=Imagine, supervise=Supervise, held_out=HeldOut, label_audit=LabelAudit, teacher_quality=TeacherQuality,
                 student=StudentConfig, base=Base, svc=SVCTraining, sft=SFT, grpo=GRPO, evaluate=Evaluate, rooms_benchmark=RoomsBenchmark, comparison=Comparison)
 CLASSES = [*SECTIONS.values(), Ranges, Filter, Rules, ViewSearch, Training, MiniConfig, Phase]
@@ -153,6 +151,12 @@ def test_values_of_no_use_are_refused_by_name_settings(cls, value):
         number = get_args(kind)[0] if get_origin(kind) is Annotated else kind
         if number not in (int, float): continue
         with pytest.raises(ConfigError, match=rf"{cls.__name__}\.{name}: expected"): replace(good, **{name: value})
+
+
+def test_motions_that_fit_nowhere_end_the_search_settings():
+    "A room of 6 m has no way of 20 m; the label audit says so, and does not look for ever."
+    config = LabelAudit(scenes=Scenes(size=(16, 16)), imagine=Imagine(presets={"forward_turn": 1}, ranges=Ranges(move=(20, 20.1, .1))), transitions=4, parts=1)
+    with pytest.raises(ValueError, match="label_audit.imagine: no motion fits into 100 rooms"): audit_labels(config)
 
 
 def test_own_names_pass_settings(monkeypatch):

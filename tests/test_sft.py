@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from toy_training import PLAIN, curve, home, kill_at, one_thread, picture, weights  # noqa: F401 (fixtures among them)
+from toy_training import PLAIN, curve, home, kill_at, logs, one_thread, picture, weights  # noqa: F401 (fixtures among them)
 
 from world2vlm.students.launch import launch_distributed
 from world2vlm.students.models import load_student
@@ -75,7 +75,7 @@ def test_fast_training_is_the_same_training(home):
 @pytest.mark.parametrize("config", [PLAIN, replace(PLAIN, batch_size=4, processes=2), replace(PLAIN, batch_size=4, processes=2, **FAST)],
                          ids=["one process", "two processes", "two fast processes"])
 def test_killed_and_resumed_is_undisturbed(home, tmp_path, one_thread, config):
-    "kill -9 in the middle, run again: the same weights and the same log as a run that nobody disturbed."
+    "kill -9 in the middle, run again: the same weights, log and curves as a run that nobody disturbed."
     arguments = config, str(home / "start"), str(home / "examples")
     train = lambda out: launch_distributed(train_sft, *arguments, str(tmp_path / out), processes=config.processes)
     whole = train("whole")
@@ -83,3 +83,4 @@ def test_killed_and_resumed_is_undisturbed(home, tmp_path, one_thread, config):
     again = train("killed")
     a, b = weights(whole), weights(again)
     assert all((a[name] == b[name]).all() for name in a) and curve(whole) == curve(again)
+    assert logs(whole) == logs(again) and len(logs(whole)) > 5

@@ -265,12 +265,13 @@ def resplit(folder):
     rows = [replace(e, id=f"{e.id}/{s}", split=s) for e in ITEMS["examples"][:1] for s in ("train", "test")]
     write_shards("examples", folder, lambda index, reject: rows if index else [], 2, recipe={"x": 1})
 def other(folder): _write_shard("scenes", folder, 0, 1, make("scenes")).rename(shard(folder, "examples"))
+def unlisted(spoil): return lambda folder: (spoil(folder), (folder / "stats.json").write_text('{"shards": []}'))
 
 
 @pytest.mark.parametrize("spoil, message", [
     (drop("stats.json"), "stats.json is missing"), (drop("rejects.jsonl"), "rejects.jsonl is missing"), (drop("README.md"), "README.md is missing"),
-    (drop("data/" + _shard_name("examples", 1, 2)), "missing examples-00001-of-00002"), (swap, "occurs 2 times"), (swap, "differs from its checksum in stats.json"),
-    (stray, "belongs to another run"), (resplit, "is in the splits test, train"), (other, "wrong columns"),
+    (drop("data/" + _shard_name("examples", 1, 2)), "missing examples-00001-of-00002"), (unlisted(swap), "occurs 2 times"), (swap, "differs from its checksum in stats.json"),
+    (stray, "belongs to another run"), (resplit, "is in the splits test, train"), (unlisted(other), "wrong columns"), (other, "differs from its checksum"),
     (lambda folder: (folder / "stats.json").write_text("{}"), "unreadable")])
 def test_validate_finds(tmp_path, spoil, message):
     write("examples", tmp_path)

@@ -1,13 +1,16 @@
 "What both stages of training share: which rows are read, in which order."
-from contextlib import nullcontext
+import resource
+import signal
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from toy_training import PLAIN, home, picture  # noqa: F401 (home is a fixture)
+from toy_training import PLAIN, home, one_thread, picture  # noqa: F401 (fixtures among them)
 
 from world2vlm.students import training
+from world2vlm.students.sft import train_sft
 from world2vlm.students.training import Training, training_row, training_rows
 
 
@@ -66,56 +69,34 @@ def test_torn_checkpoints_are_removed(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-5"]
 
 
-def qwen(home):
-    from trl.trainer.utils import add_fused_lm_head
-    from world2vlm.students.models import load_student
-    model, processor = load_student(str(home / "start"), dtype="float32")
-    add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
-    return model.train(), processor
+def test_a_checkpoint_of_several_processes_needs_the_state_of_each(tmp_path, monkeypatch):
+    "Each writes its random state in its own time: a kill leaves one missing or torn beside a complete trainer_state.json."
+    import torch
+    for step in (5, 10, 15):
+        (folder := tmp_path / f"checkpoint-{step}").mkdir()
+        for rank in range(2): torch.save({"cpu": torch.get_rng_state()}, folder / f"rng_state_{rank}.pth")
+        (folder / "trainer_state.json").write_text(f'{{"global_step": {step}}}')
+    (torn := tmp_path / "checkpoint-10/rng_state_1.pth").write_bytes(torn.read_bytes()[:500])
+    (tmp_path / "checkpoint-15/rng_state_1.pth").unlink()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert training._last_checkpoint(tmp_path).endswith("checkpoint-5") and len(list(tmp_path.iterdir())) == 1
 
 
-def answered(processor):
-    "A batch with answers of unlike lengths; two of its pictures are the same."
-    from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
-    lines = [training_row(dict(question="Is it red?", answer=text, images=[picture(red)])) for text, red in (("yes", True), ("no it is blue", False), ("yes red", True))]
-    return DataCollatorForVisionLanguageModeling(processor, completion_only_loss=True)(lines)
+@contextmanager
+def full_disk(size: int):
+    "The files of this process may grow to `size` bytes and no further."
+    handler, (soft, hard) = signal.signal(signal.SIGXFSZ, signal.SIG_IGN), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try: yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
 
 
-@pytest.mark.parametrize("settings", [dict(), dict(remember_pictures=True), dict(skip_prompts=True), dict(remember_pictures=True, skip_prompts=True)])
-def test_memory_and_skipped_prompts_change_neither_loss_nor_gradients(home, settings):
-    "Against the plain model: all tokens scored, the tower run on every picture, twice so that the second pass remembers."
-    config, results = Training(freeze_vision=True, **settings), []
-    for fast in (False, True):
-        model, processor = qwen(home)
-        model = training.prepare_model(model, config if fast else Training(freeze_vision=True))
-        if fast and config.skip_prompts: training._skip_prompts(model)
-        with training._answers_only() if fast else nullcontext():
-            for _ in range(2):
-                model.zero_grad()
-                outputs = model(**answered(processor), fused_lm_head=True)
-                (-outputs.log_probs.sum()).backward()
-        results.append((outputs, {name: p.grad for name, p in model.named_parameters() if p.requires_grad}))
-    (plain, gradients), (fast, fast_gradients) = results
-    assert plain.label_mask.sum() == fast.label_mask.sum() > 0 and (plain.is_top1 == fast.is_top1).all()
-    torch.testing.assert_close(plain.log_probs, fast.log_probs, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(plain.entropy, fast.entropy, rtol=1e-5, atol=1e-6)
-    assert gradients.keys() == fast_gradients.keys()
-    for name, gradient in gradients.items(): torch.testing.assert_close(gradient, fast_gradients[name], rtol=1e-4, atol=1e-6)
-
-
-def test_each_picture_passes_the_tower_once_and_answers_stay(home):
-    model, processor = qwen(home)
-    batch = {name: value for name, value in answered(processor).items() if name != "labels"}
-    before, calls = model.eval().generate(**batch, max_new_tokens=4, do_sample=False), []
-    model = training.prepare_model(model, Training(freeze_vision=True, remember_pictures=True))
-    training._skip_prompts(model)
-    model.model.visual.register_forward_hook(lambda module, inputs, output: calls.append(len(inputs[0])))
-    for _ in range(2): assert (model.generate(**batch, max_new_tokens=4, do_sample=False) == before).all()
-    assert calls == [2 * 16]  # two distinct pictures of 16 patches
-
-
-def test_pictures_are_remembered_of_a_frozen_tower_only(home):
-    with pytest.raises(ValueError, match="remember_pictures: .* set freeze_vision"): training.prepare_model(qwen(home)[0], Training(remember_pictures=True))
-    other = qwen(home)[0]
-    other.config.model_type = "idefics3"
-    with pytest.raises(ValueError, match="not for idefics3"): training.prepare_model(other, Training(freeze_vision=True, remember_pictures=True))
+def test_a_full_disk_is_one_plain_error_and_loses_nothing(home, tmp_path, one_thread, monkeypatch):
+    "The run on a full disk stops at a checkpoint; the same call on a disk with space ends with the weights of an undisturbed one."
+    monkeypatch.chdir(tmp_path)  # not a repository, whose database DVCLive would open
+    config, out, undisturbed = replace(PLAIN, save_every=1, limit=16), tmp_path / "out", tmp_path / "undisturbed"
+    with full_disk(60_000), pytest.raises(OSError, match=f"cannot write .*run again: '{out}'"): train_sft(config, home / "start", home / "examples", out)
+    for folder in (out, undisturbed): train_sft(config, home / "start", home / "examples", folder)
+    assert (out / "model.safetensors").read_bytes() == (undisturbed / "model.safetensors").read_bytes()

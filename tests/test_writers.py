@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from smoke_tree import home
 
 from world2vlm.core.runs import append_jsonl, atomic_file, lock_folder, parallel_map, read_jsonl, write_text
 from world2vlm.core.stages import atomic_dir, fingerprint, recipe_of
@@ -71,6 +72,7 @@ def test_two_runs_never_mix_in_one_folder(tmp_path, pair):
     second = start(path, what, out, 2)
     errors = [process.communicate(timeout=120)[1] for process in (first, second)]
     codes = [first.returncode, second.returncode]
+    append_jsonl(home() / "pairs.jsonl", [{"pair": pair, "mixed": int(len(recipes(out)) != 1)}])  # test_kills.py counts them
     assert 0 in codes and len(recipes(out)) == 1 and validate_dataset("scenes", out) == []
     assert len({scene.id for scene in read_dataset("scenes", out)}) == 3
     for process, code, error in zip((first, second), codes, errors):
@@ -118,6 +120,14 @@ def test_workers_end_with_a_killed_parent(tmp_path):
     assert stamps == [(work / name).read_text() for name in "01"], "a worker goes on writing"
     assert not [pid for pid in group if is_running(pid)]
     with lock_folder(tmp_path / "out"): pass
+
+
+def test_a_training_process_ends_though_its_parent_was_gone_before():
+    "One that is still importing when its parent is killed."
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    code = f"import time\nfrom world2vlm.students.launch import _run_with_parent\n_run_with_parent({gone.pid}, time.sleep, 100)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=90).returncode == 1
 
 
 def is_running(pid: int) -> bool:
@@ -189,6 +199,17 @@ def test_what_is_removed_is_named(tmp_path, caplog):
     caplog.clear()
     with atomic_dir(tmp_path / "out", "two") as work: (work / "b").touch()
     assert f"{tmp_path}/out: the new result replaces the old one" in caplog.text and [p.name for p in (tmp_path / "out").iterdir()] == ["b"]
+
+
+def test_what_a_kill_left_is_not_part_of_the_result(tmp_path):
+    "A temporary file of a killed writer in the unfinished folder; the old result, if the kill came while the new one took its place."
+    for name in (".a.json.123.tmp", "deep/.b.tsv.4.tmp"):
+        with pytest.raises(KeyboardInterrupt), atomic_dir(tmp_path / "out", "one") as work:
+            write_text(work / name, "half")
+            raise KeyboardInterrupt
+    write_text(tmp_path / "out.old/a.json", "old")
+    with atomic_dir(tmp_path / "out", "one") as work: write_text(work / "a.json", "new")
+    assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()) == ["out/a.json"]
 
 
 # A file may grow to so many bytes and no further, as on a full disk.
@@ -285,3 +306,11 @@ def test_a_warning_in_a_worker_is_printed(tmp_path, capfd):
 
 
 def warn(part): logging.warning("part %s is %s", part, ["even", "odd"][part])
+
+
+def test_a_worker_whose_parent_is_gone_before_it_begins_ends():
+    "Importing takes seconds, in which the parent can be killed."
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    code = f"import time; from world2vlm.core.runs import _end_with; _end_with({gone.pid}); time.sleep(60)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=50).returncode == 1

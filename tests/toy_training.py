@@ -59,6 +59,11 @@ def one_thread():
 def curve(checkpoint, key="loss"): return [line[key] for line in read_training_log(checkpoint) if key in line]
 
 
+def logs(checkpoint):
+    "The log and the curves, byte by byte."
+    return {str(p.relative_to(checkpoint)): p.read_bytes() for p in [Path(checkpoint) / "log.jsonl", *Path(checkpoint).rglob("*.tsv")]}
+
+
 def weights(checkpoint): return load_student(str(checkpoint))[0].state_dict()
 
 

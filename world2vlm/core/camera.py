@@ -65,7 +65,7 @@ def check_K(
 ) -> np.ndarray:  # float64 [3, 3]
     "`K` as float64; ValueError with the reason when it cannot be the camera of a picture of `size`."
     try: K = np.array(K, np.float64)
-    except (TypeError, ValueError): K = np.zeros(0)
+    except (TypeError, ValueError, OverflowError): K = np.zeros(0)
     if K.shape != (3, 3): raise ValueError("wrong K: give 3 rows of 3 numbers")
     if not np.isfinite(K).all(): raise ValueError("wrong K: NaN or infinite values")
     (fx, skew, cx), (zero, fy, cy), last = K

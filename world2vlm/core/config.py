@@ -230,13 +230,22 @@ def repo_root(
     raise ConfigError(f"no params.yaml in {start} or above it; run inside a checkout of the repository")
 
 # %% ../../nbs/00_config.ipynb #f95faf03
+_MAX_DEPTH = 50  # of a file
+
 def _read_yaml(
-    text: str,  # content of a file
+    text: str | bytes,  # content of a file
     name: str,  # of the file, for messages
 ) -> Any:  # the values
     "Plain YAML as Python values. ConfigError for a syntax error, or for the same key twice in one mapping."
     import yaml
     class Strict(yaml.SafeLoader):
+        depth = 0
+        def compose_node(self, parent, index):
+            self.depth += 1
+            if self.depth > _MAX_DEPTH: raise ConfigError(f"{name}: more than {_MAX_DEPTH} nested levels; keep fewer")
+            node = super().compose_node(parent, index)
+            self.depth -= 1
+            return node
         def compose_mapping_node(self, anchor):
             node = super().compose_mapping_node(anchor)
             keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
@@ -245,7 +254,8 @@ def _read_yaml(
                 if key in keys[:i]: raise ConfigError(f"{name}: {key} is twice in {place}; keep one")
             return node
     try: return yaml.load(text, Strict)
-    except yaml.YAMLError as error:
+    except ConfigError: raise
+    except Exception as error:  # constructors of numbers and dates raise anything
         raise ConfigError(f"{name}: no valid YAML: {' '.join(str(error).split())}") from error
 
 # %% ../../nbs/00_config.ipynb #f3bb1bb2
@@ -256,9 +266,13 @@ def _check_sections(
     name: str,  # of the file, for messages
 ) -> None:
     "ConfigError for a profile or an arm with a section that no stage has."
+    for key in params:
+        if not isinstance(key, str): raise _mismatch(f"{name}: {key}", "a text as name of a section", key)
     sections = sorted(params.keys() - set(_TOP_LEVEL))
     for group, extra in (("profiles", []), ("arms", ["teacher"])):
-        for variant, parts in (params.get(group) or {}).items():
+        variants = params.get(group) or {}
+        if not isinstance(variants, Mapping): raise _mismatch(f"{name}: {group}", "a mapping", variants)
+        for variant, parts in variants.items():
             where = f"{name}: {group}.{variant}"
             if not isinstance(parts or {}, Mapping): raise _mismatch(where, "a mapping of sections", parts)
             for key in (parts or {}).keys() - {*sections, *extra}:
@@ -272,7 +286,7 @@ def load_params(
     "Read params.yaml. ConfigError for a missing or broken file."
     path = Path(path) if path else repo_root() / "params.yaml"
     if not path.is_file(): raise ConfigError(f"{path}: no such file")
-    params = _read_yaml(path.read_text(encoding="utf-8"), path.name)
+    params = _read_yaml(path.read_bytes(), path.name)
     if not isinstance(params, dict): raise _mismatch(path.name, "a mapping of sections", params)
     _check_sections(params, path.name)
     return params
@@ -299,7 +313,8 @@ def _variant(
     if not name: return {}
     names = params.get(group) or {}
     if name in names: return names[name] or {}
-    raise ConfigError(f"{group}.{name}: not in params.yaml; there are {', '.join(names)}{_closest_name(name, names)}")
+    choices = f"there are {', '.join(map(str, names))}{_closest_name(name, names)}"
+    raise ConfigError(f"{group}.{name}: not in params.yaml; {choices}")
 
 # %% ../../nbs/00_config.ipynb #841c0b85
 def load_settings(

@@ -11,7 +11,9 @@ import errno
 import fcntl
 import hashlib
 import json
+import math
 import os
+import re
 import resource
 import socket
 import sys
@@ -62,18 +64,24 @@ def _jsonable(
 
 # %% ../../nbs/04_runs.ipynb #fd55f4c5
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}  # of a write to an open file
+_DISK_WORDS = ("PytorchStreamWriter failed", *(f"os error {n}" for n in _DISK_ERRORS))  # of torch, of safetensors
 
 @contextmanager
 def _plain_errors(
-    path: Path,  # what the block writes
+    path: Path,  # what the block writes: a file, or a folder with files in it
 ) -> Iterator[None]:
-    "Name `path` and the remedy in an OSError about it; one about another file, which the block reads, stays as it is."
+    "Name `path` and the remedy in an error about it; one about another file, which the block reads, stays as it is."
+    remedy = "finished files are kept; make the disk writable with enough free space and run again"
     try: yield
     except OSError as error:
-        own = error.filename and (path.is_relative_to(error.filename) or Path(error.filename).parent == path.parent)
-        if not own and (error.filename or error.errno not in _DISK_ERRORS): raise
-        remedy = "finished files are kept; make the disk writable with enough free space and run again"
+        name = error.filename and Path(error.filename)
+        own = name and (path.is_relative_to(name) or name.parent == path.parent
+                        or name.is_relative_to(path / "checkpoints"))
+        if not own and (name or error.errno not in _DISK_ERRORS): raise
         raise OSError(error.errno, f"cannot write ({os.strerror(error.errno)}); {remedy}", str(path)) from None
+    except Exception as error:  # torch and safetensors have errors of their own for a write
+        if not any(words in str(error) for words in _DISK_WORDS): raise
+        raise OSError(errno.ENOSPC, f"cannot write ({error}); {remedy}", str(path)) from None
 
 # %% ../../nbs/04_runs.ipynb #e39df42e
 @contextmanager
@@ -211,16 +219,23 @@ def _share_cores(
     os.environ["OMP_NUM_THREADS"] = str(max(1, count_cores() // workers))
 
 # %% ../../nbs/04_runs.ipynb #50b565bf
+def _end_with(
+    parent: int,  # process id, taken in that process: it may be gone before this one begins
+) -> None:
+    "End this process as soon as its `parent` is gone, so that a kill leaves no writer behind."
+    def watch():
+        while os.getppid() == parent: time.sleep(.05)
+        os._exit(1)
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _start_worker(
     workers: int,  # processes on this machine
     parent: int,  # process id
 ) -> None:
-    "Share the cores, and end this process as soon as its `parent` is gone, so that a kill leaves no writer behind."
-    def watch():
-        while os.getppid() == parent: time.sleep(.05)
-        os._exit(1)
+    "Share the cores, and end with `parent`."
     _share_cores(workers)
-    threading.Thread(target=watch, daemon=True).start()
+    _end_with(parent)
 
 # %% ../../nbs/04_runs.ipynb #81d215a2
 def parallel_map(
@@ -301,6 +316,18 @@ def log_stage(
     write_json(folder / "costs" / f"{name}.json", cost)
 
 # %% ../../nbs/04_runs.ipynb #27623b5c
+@contextmanager
+def _opening(
+    checkpoint: str | Path,  # a folder; any error about another name stays as it is
+) -> Iterator[None]:
+    "ValueError with the remedy for whatever a damaged checkpoint raises in the block."
+    try: yield
+    except Exception as error:  # settings and weights of any content raise anything
+        if isinstance(error, ImportError) or not Path(checkpoint).is_dir(): raise
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise ValueError(f"{checkpoint}: cannot be read ({reason}); save or fetch it again") from error
+
+
 def _check_keys(
     source: str | Path,  # checkpoint, for the error
     missing: set[str],  # weights that only the model has
@@ -314,3 +341,24 @@ def _check_keys(
         raise ValueError(f"{source}: its weights are not those of its config.json; {'; '.join(lines)}; "
                          "save or fetch the checkpoint again")
 
+
+# %% ../../nbs/04_runs.ipynb #b7dda700
+def _check_stored(
+    folder: Path,  # of a checkpoint
+    needed: int,  # numbers in the weights of its model, as its config.json says
+) -> set[str]:  # names of the weights; none where there is no file, as for a name on the hub
+    "ValueError if the weights are whole numbers and not quantised, or less than half of what is `needed`."
+    from safetensors import safe_open
+    settings, names, stored = folder / "config.json", set(), 0
+    quantised = settings.is_file() and "quantization_config" in settings.read_text(encoding="utf-8")
+    for path in sorted(folder.glob("*.safetensors")):
+        with _opening(folder), safe_open(path, framework="numpy") as file:
+            parts = {name: file.get_slice(name) for name in file.keys()}
+            names, stored = names | parts.keys(), stored + sum(math.prod(part.get_shape()) for part in parts.values())
+            whole = [name for name, part in parts.items() if re.fullmatch("[IU](8|16|32)", part.get_dtype())]
+        if whole and not quantised:
+            raise ValueError(f"{path}: {whole[0]} is stored as whole numbers; save or fetch the checkpoint again")
+    if names and not quantised and needed > 2 * stored:
+        raise ValueError(f"{folder}: {stored:,} weights are stored, its config.json asks for {needed:,}; "
+                         "save or fetch it again")
+    return names

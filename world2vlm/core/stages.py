@@ -15,7 +15,7 @@ import re
 import shutil
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cache
@@ -23,6 +23,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from .config import _merged, load_params, repo_root
 from .runs import lock_folder, write_text
 
 # %% ../../nbs/06_stages.ipynb #e7da26af
@@ -209,7 +210,7 @@ def atomic_dir(
 ) -> Iterator[Path]:  # the folder to work in
     "Work in `out`.partial, kept after a kill and reused by a run with the same `mark`; at the end it becomes `out`."
     out = Path(out)
-    work = out.with_name(out.name + ".partial")
+    work, old = (out.with_name(out.name + end) for end in (".partial", ".old"))
     mark_file = work / _MARK
     with lock_folder(out):
         if work.exists() and not (mark_file.is_file() and mark_file.read_text() == mark):
@@ -217,11 +218,42 @@ def atomic_dir(
             shutil.rmtree(work)
         if not mark_file.exists(): write_text(mark_file, mark)
         yield work
+        for path in work.rglob(".*.tmp"): path.unlink()  # of a killed `atomic_file`
+        shutil.rmtree(old, ignore_errors=True)  # of a kill between the next lines
         if out.exists():
             logging.warning("%s: the new result replaces the old one", out)
-            shutil.rmtree(out)
+            os.replace(out, old)
         mark_file.unlink()
         os.replace(work, out)
+        shutil.rmtree(old, ignore_errors=True)
+
+# %% ../../nbs/06_stages.ipynb #dc88a63f
+def _named_inputs(
+    value: Any,  # settings: a mapping, a sequence or a value
+    root: Path,  # of the repository
+) -> dict[str, Path]:  # as written -> its path
+    "The files and folders that `value` names, and the modules of classes that it names as `module:Class`."
+    if isinstance(value, Mapping): value = [*value, *value.values()]
+    if isinstance(value, list): return {k: path for part in value for k, path in _named_inputs(part, root).items()}
+    if not isinstance(value, str) or not value: return {}
+    module = re.fullmatch(r"([\w.]+):\w+", value)
+    path = root / (module[1].replace(".", "/") + ".py" if module else value)
+    return {value: path} if path.exists() else {}
+
+# %% ../../nbs/06_stages.ipynb #78e4acd1
+def _record_inputs(
+    profile: str,  # a key of `profiles`
+    root: Path | None = None,  # of the repository
+) -> Path:  # a folder with one file for each section
+    "Write the digests of all that the sections of params.yaml name, each changed by `profile`."
+    root = root or repo_root()
+    params, out = load_params(root / "params.yaml"), root / "data" / profile / "inputs"
+    changes = params["profiles"][profile] or {}
+    for section in sorted(params.keys() - {"profile", "profiles", "arms"}):
+        settings = _merged({section: params[section]}, {section: changes[section]} if section in changes else {})
+        digests = {name: _content_hash(path) for name, path in sorted(_named_inputs(settings[section], root).items())}
+        write_text(out / f"{section}.json", json.dumps(digests, indent=1) + "\n")
+    return out
 
 # %% ../../nbs/06_stages.ipynb #1a730f3c
 def _strip_timings(
@@ -238,4 +270,6 @@ def _strip_timings(
     write_text(path, json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
 
 
-if __name__ == "__main__" and len(sys.argv) == 2 and sys.argv[1].endswith(".ipynb"): _strip_timings(sys.argv[1])
+if __name__ == "__main__" and len(sys.argv) == 2:  # of a stage: an executed notebook, or a profile
+    if sys.argv[1].endswith(".ipynb"): _strip_timings(sys.argv[1])
+    else: _record_inputs(sys.argv[1])

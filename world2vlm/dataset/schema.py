@@ -186,6 +186,15 @@ def row_example(
     choices = row["choices"] and {choice["letter"]: choice["text"] for choice in row["choices"]}
     return Example(**texts, images=_arrays(row["images"]), target=json.loads(row["target"]), choices=choices)
 
+# %% ../../nbs/50_schema.ipynb #6cd02943
+def _dict_rows(
+    batch: object,  # a pyarrow.RecordBatch of any kind
+) -> list[dict]:  # depth as array
+    "The rows of a batch."
+    if "depth" not in batch.schema.names: return batch.to_pylist()
+    depth = [cell.values.to_numpy() if cell.is_valid else None for cell in batch["depth"]]
+    return [{**row, "depth": values} for row, values in zip(batch.drop_columns(["depth"]).to_pylist(), depth)]
+
 # %% ../../nbs/50_schema.ipynb #4beffaa7
 def to_row(
     kind: str,  # one of `_DATASET_KINDS`

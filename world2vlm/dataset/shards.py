@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 from ..core.records import Example, Rollout, Scene
 from ..core.runs import atomic_file, lock_folder, parallel_map, Reject, write_json, write_text
-from .schema import dataset_card, dataset_features, dumps, from_row, to_row
+from .schema import _dict_rows, dataset_card, dataset_features, dumps, from_row, to_row
 
 # %% ../../nbs/51_shards.ipynb #a808b5c1
 def _bytes_of(
@@ -131,7 +131,8 @@ def _note(
     key: str,  # "world2vlm", "rejects" or "picture_bytes"
 ) -> dict | list | int | None:  # None where the footer has no such note
     "The note `key` in the footer of a shard; ValueError when the shard is damaged."
-    return json.loads((_read_footer(path).metadata or {}).get(key.encode(), b"null"))
+    try: return json.loads((_read_footer(path).metadata or {}).get(key.encode(), b"null"))
+    except json.JSONDecodeError as error: raise _damaged_shard(path, error) from None
 
 # %% ../../nbs/51_shards.ipynb #25c524ad
 def _check_columns(
@@ -142,7 +143,8 @@ def _check_columns(
     "ValueError naming the columns of a shard that are not those of `kind`."
     expected, actual = ({f.name: f.type for f in s} for s in (dataset_features(kind).arrow_schema, schema))
     if wrong := sorted(name for name in expected.keys() | actual.keys() if expected.get(name) != actual.get(name)):
-        raise ValueError(f"{path}: this is no shard of {kind}, wrong columns: {', '.join(wrong)}")
+        raise ValueError(f"{path}: this is no shard of {kind}, wrong columns: {', '.join(wrong)}; "
+                         "read it as the kind it holds, or run its stage again")
 
 # %% ../../nbs/51_shards.ipynb #aad40a47
 def _obstacle(
@@ -255,7 +257,8 @@ def _drop_strays(
     "Remove the shards of a run with another number of shards, and temporary files of killed runs; log their names."
     shard, temporary = rf"{kind}-\d{{5,}}-of-\d{{5,}}\.(parquet|tmp)", r"\.\d+\.tmp"
     own = {folder / "data": rf"{shard}|\.{shard}{temporary}", folder: rf"\.(stats\.json|rejects\.jsonl|README\.md){temporary}"}
-    paths = [path for place, pattern in own.items() for path in sorted(place.iterdir()) if re.fullmatch(pattern, path.name)]
+    paths = [path for place, pattern in own.items() for path in sorted(place.iterdir())
+             if re.fullmatch(pattern, path.name)]
     strays = [path for path in paths if path.name not in names]
     for path in strays: path.unlink()
     if strays: logging.warning("%s: removed what other runs left: %s", folder, ", ".join(path.name for path in strays))
@@ -334,12 +337,13 @@ def shard_paths(
     "The shards of a data set; ValueError when there are none, when one is missing, or when two runs are mixed."
     paths = _existing_shards(kind, folder)
     if not paths: raise ValueError(f"{folder}: no shards of {kind} in data/; run the stage {_STAGES[kind]!r} first")
-    n = int(next(iter(paths)).removesuffix(".parquet").split("-of-")[1])
-    names = [_shard_name(kind, i, n) for i in range(n)]
-    if extra := sorted(paths.keys() - set(names)):
+    numbers = {name: re.fullmatch(rf"{kind}-(\d{{5,9}})-of-(\d{{5,9}})\.parquet", name) for name in paths}
+    n = next((int(match[2]) for match in numbers.values() if match), 0)
+    if extra := [name for name, match in numbers.items() if not match or int(match[2]) != n or int(match[1]) >= n]:
         raise ValueError(f"{folder}: {', '.join(extra)} belongs to another run; delete it")
+    names = [_shard_name(kind, i, n) for i in range(min(n, len(paths) + 9))]  # the rest is missing too
     if missing := sorted(set(names) - paths.keys()): raise _missing_shards(folder, kind, missing)
-    return [paths[name] for name in names]
+    return [*paths.values()]
 
 # %% ../../nbs/51_shards.ipynb #f22d78fd
 def _matching_rows(
@@ -356,16 +360,19 @@ def _matching_rows(
         batch = batch.filter(pc.is_in(batch[column], values))
     return batch
 
-# %% ../../nbs/51_shards.ipynb #6cd02943
-def _dict_rows(
-    batch: object,  # a pyarrow.RecordBatch of any kind
-) -> list[dict]:  # depth as array
-    "The rows of a batch."
-    if "depth" not in batch.schema.names: return batch.to_pylist()
-    depth = [cell.values.to_numpy() if cell.is_valid else None for cell in batch["depth"]]
-    return [{**row, "depth": values} for row, values in zip(batch.drop_columns(["depth"]).to_pylist(), depth)]
+# %% ../../nbs/51_shards.ipynb #ebd66f83
+def _checksums(
+    folder: Path,  # a data set
+) -> dict[str, str]:  # file name -> SHA-256; empty without a readable stats.json, as before a data set is closed
+    "Those of the shards that stats.json lists: pages of parquet have checksums too, but their headers have none."
+    try:
+        shards = json.loads((folder / "stats.json").read_text(encoding="utf-8"))["shards"]
+        return {shard["file"]: shard["sha256"] for shard in shards}
+    except (OSError, ValueError, KeyError, TypeError): return {}
 
 # %% ../../nbs/51_shards.ipynb #6efb0d12
+_OPTIONAL = ("depth", "instances", "room", "ids", "choices")  # columns whose cells may be empty
+
 def read_shard(
     kind: str,  # "scenes", "rollouts" or "examples"
     path: Path,  # a shard
@@ -374,10 +381,14 @@ def read_shard(
     "The records of one shard; ValueError with the file and the remedy when it is damaged or of another kind."
     import pyarrow as pa
     import pyarrow.parquet as pq
+    if _checksums(path.parent.parent).get(path.name) not in (None, _sha256(path)):
+        raise _damaged_shard(path, ValueError("another checksum than in stats.json"))
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             _check_columns(kind, path, file.schema_arrow)
             for batch in file.iter_batches(batch_size=32):
+                if empty := [name for name in batch.schema.names if batch[name].null_count and name not in _OPTIONAL]:
+                    raise _damaged_shard(path, ValueError(f"empty cells in {', '.join(empty)}"))
                 for row in _dict_rows(_matching_rows(batch, where)):
                     try: item = from_row(kind, row)
                     except (ValueError, KeyError, TypeError) as error: raise _damaged_shard(path, error) from None
@@ -402,10 +413,7 @@ def _check_stats(
     stats, again = folder / "stats.json", "run the stage again"
     missing = [folder / name for name in ("rejects.jsonl", "README.md") if not (folder / name).exists()]
     problems = [f"{path} is missing; {again}" for path in missing]
-    try:
-        shards = json.loads(stats.read_text(encoding="utf-8"))["shards"]
-        checksums = {shard["file"]: shard["sha256"] for shard in shards}
-    except (OSError, ValueError, KeyError, TypeError): return [*problems, f"{stats} is missing or unreadable; {again}"]
+    if not (checksums := _checksums(folder)): return [*problems, f"{stats} is missing or unreadable; {again}"]
     if checksums.keys() != {path.name for path in paths}:
         problems.append(f"{stats} lists other shards than there are; {again}")
     changed = [path for path in paths if checksums.get(path.name) not in (None, _sha256(path))]

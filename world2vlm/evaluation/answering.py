@@ -68,7 +68,7 @@ def _answers_so_far(
     key: str,  # digest of student and settings
 ) -> dict[str, dict]:  # id -> row in the file
     "Rows that need not be asked again. Raises ValueError if the file answers other questions or is of another student."
-    done = {row["id"]: row for row in read_jsonl(path, "id", "key", "question")}
+    done = {row["id"]: row for row in read_jsonl(path, "id", "key", "question", "response")}
     texts = {question.id: question.question for question in questions}
     for name, row in done.items():
         reason = ""

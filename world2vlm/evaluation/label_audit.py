@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..core.config import Count, Seed, Settings, Workers
-from ..core.records import Example, Transition, transitions_of
+from ..core.records import Example, Scene, Transition, transitions_of
 from ..core.runs import parallel_map, rng_for
 from ..scenes.room import room_scenes
 from ..teachers.simulator import Simulator
@@ -40,16 +40,28 @@ class LabelAudit(Settings):
     seed: Seed = 0  # of the wordings
     workers: Workers = 1  # processes
 
+# %% ../../nbs/73_label_audit.ipynb #6b984b2b
+def _transitions_in(
+    scene: Scene,  # of a room
+    config: Imagine,  # which motions
+) -> list[Transition]:  # with true ids
+    "What the simulator shows of `scene`."
+    rollouts = Simulator().imagine(scene, trajectories_of(scene.id, config), config.seed)
+    return [transition for rollout in rollouts for transition in transitions_of(scene, rollout)]
+
 # %% ../../nbs/73_label_audit.ipynb #b6565b6a
 def _unseen_transitions(
     config: LabelAudit,  # which rooms and motions
     part: int = 0,  # number of the part
 ) -> Iterator[Transition]:  # with true ids
-    "Transitions of rooms that no other stage uses, without end."
-    s, teacher = config.scenes, Simulator()
-    for scene in room_scenes(10**9, s.seed, s.size, s.fov_deg, start=s.first + 5_000 * part):
-        for rollout in teacher.imagine(scene, trajectories_of(scene.id, config.imagine), config.imagine.seed):
-            yield from transitions_of(scene, rollout)
+    "Transitions of rooms that no other stage uses. ValueError once a hundred rooms in turn have none."
+    s, empty = config.scenes, 0
+    for scene in room_scenes(5_000, s.seed, s.size, s.fov_deg, start=s.first + 5_000 * part):
+        transitions = _transitions_in(scene, config.imagine)
+        empty = 0 if transitions else empty + 1
+        if empty == 100: raise ValueError("label_audit.imagine: no motion fits into 100 rooms; shorten ranges.move")
+        yield from transitions
+    raise ValueError("label_audit.transitions: 5,000 rooms of one part have fewer; ask for fewer, or for more parts")
 
 # %% ../../nbs/73_label_audit.ipynb #4785723a
 def _without_ids(

@@ -9,8 +9,12 @@ __all__ = ['photo_camera']
 import json
 import math
 import posixpath
+import re
 import warnings
+from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -97,19 +101,54 @@ def _check_plausible(
     if not all(0.08 <= f / max(own) <= 100 for f in (K[0, 0], K[1, 1])):
         raise ValueError(f"wrong K: a focal length of {K[0, 0]:g} pixels is implausible for {width}x{height} pixels")
 
+# %% ../../nbs/15_cameras.ipynb #41a1dfda
+@lru_cache(maxsize=8)
+def _parsed_state(
+    path: Path,  # a text file
+    parse: Callable[[str], Any],  # what it means
+    state: tuple,  # size and time of the file
+) -> Any:  # what `parse` returns
+    "The content of a file in this `state`."
+    return parse(path.read_bytes().decode("utf-8-sig"))
+
+
+def _parsed(
+    path: Path,  # a text file
+    parse: Callable[[str], Any],  # what it means
+) -> Any:  # what `parse` returns, not to be changed
+    "The content of a file, read again only after a change."
+    stat = path.stat()
+    return _parsed_state(path, parse, (stat.st_size, stat.st_mtime_ns))
+
 # %% ../../nbs/15_cameras.ipynb #5c4b115b
+def _frames(
+    text: str,  # of a transforms.json
+) -> tuple[dict, dict[str, dict]]:  # its values, and those of each picture by its path
+    "What a transforms.json says about all pictures, and about each."
+    data = json.loads(text)
+    if not isinstance(frames := data.get("frames", []), list): raise ValueError("frames is no list")
+    path = lambda frame: posixpath.normpath(str(frame["file_path"]).replace("\\", "/"))
+    return data, {path(frame): frame for frame in frames[::-1]}  # the first one of a name counts
+
+
 def _frame_values(
     path: Path,  # transforms.json
     picture: Path,  # below its folder
 ) -> dict | None:  # intrinsics of nerfstudio; None where the picture is not listed
     "What a transforms.json says about `picture`."
-    data = json.loads(path.read_bytes().decode("utf-8-sig"))
-    if not isinstance(frames := data.get("frames", []), list): raise ValueError("frames is no list")
-    place = picture.relative_to(path.parent)
-    places = place.as_posix(), place.with_suffix("").as_posix()
-    for frame in frames:
-        if posixpath.normpath(str(frame["file_path"]).replace("\\", "/")) in places: return data | frame
-    return None if frames else data
+    (data, frames), place = _parsed(path, _frames), picture.relative_to(path.parent)
+    frame = frames.get(place.as_posix()) or frames.get(place.with_suffix("").as_posix())
+    return data | frame if frame else None if frames else data
+
+# %% ../../nbs/15_cameras.ipynb #410d17b0
+def _warn_of_distortion(
+    name: str,  # of the picture
+    coefficients: list[float],  # of the lens, in the powers of the distance from the centre in focal lengths
+) -> None:
+    "A warning if a lens bends the picture by more than about a hundredth: here straight lines stay straight."
+    if max(map(abs, coefficients), default=0) > 0.01:
+        advice = "undistort the pictures for exact labels"
+        warnings.warn(f"{name}: the distortion of its lens is ignored; {advice}", stacklevel=2)
 
 # %% ../../nbs/15_cameras.ipynb #c7f61b2d
 def _nerfstudio_K(
@@ -124,29 +163,38 @@ def _nerfstudio_K(
     width, height = size = float(values.get("w", own[0])), float(values.get("h", own[1]))
     fx = values["fl_x"] if "fl_x" in values else width / 2 / math.tan(float(values["camera_angle_x"]) / 2)
     cx, cy = values.get("cx", width / 2), values.get("cy", height / 2)
+    _warn_of_distortion(picture.name, [float(values.get(name, 0)) for name in ("k1", "k2", "k3", "k4", "p1", "p2")])
     return _matrix(fx, values.get("fl_y", fx), cx, cy), size
 
 # %% ../../nbs/15_cameras.ipynb #115ea73c
 _FOCALS = {"SIMPLE_PINHOLE": 1, "PINHOLE": 2, "SIMPLE_RADIAL": 1, "RADIAL": 1, "OPENCV": 2, "FULL_OPENCV": 2}
 
 # %% ../../nbs/15_cameras.ipynb #0b1b68d8
+def _camera_numbers(
+    text: str,  # of an images.txt
+) -> dict[str, str]:  # name of a picture -> number of its camera
+    "The camera of every picture; every second line lists points."
+    lines = [line for line in text.split("\n") if not line.startswith("#")]
+    rows = [row for row in (line.strip().split(None, 9) for line in lines[::2]) if len(row) == 10]
+    return {name: number for *_, number, name in rows[::-1]}  # the first one of a name counts
+
+
 def _colmap_id(
     path: Path,  # images.txt, may be missing
     picture: Path,  # any
 ) -> str | None:  # number of its camera; None where it is not listed
     "The camera of `picture` in an images.txt."
     if not path.is_file(): return None
-    lines = [line for line in path.read_bytes().decode("utf-8-sig").split("\n") if not line.startswith("#")]
-    names = (line.strip().split(None, 9) for line in lines[::2])  # every second line lists points
-    return next((row[8] for row in names if len(row) == 10 and f"/{picture.as_posix()}".endswith(f"/{row[9]}")), None)
+    numbers, parts = _parsed(path, _camera_numbers), picture.parts
+    names = ("/".join(parts[i:]) for i in range(len(parts)))
+    return next((numbers[name] for name in names if name in numbers), None)
 
 # %% ../../nbs/15_cameras.ipynb #723951e6
 def _colmap_rows(
-    path: Path,  # cameras.txt
+    text: str,  # of a cameras.txt
 ) -> list[list[str]]:  # number, model, width, height and parameters of each camera
-    "The lines of `path` without comments."
-    lines = [line.split() for line in path.read_bytes().decode("utf-8-sig").split("\n")]
-    return [row for row in lines if row and not row[0].startswith("#")]
+    "The lines of `text` without comments."
+    return [line.split() for line in re.findall(r"^[ \t\r]*[^#\s].*", text, re.M)]
 
 # %% ../../nbs/15_cameras.ipynb #f728b11f
 def _colmap_K(
@@ -155,7 +203,7 @@ def _colmap_K(
     own: tuple[int, int],  # width and height of the picture, pixels
 ) -> tuple[np.ndarray, tuple[float, float]] | None:  # K and its size; None where it says nothing about the picture
     "The camera of `picture` in a cameras.txt; ValueError where it is not usable."
-    rows = _colmap_rows(path)
+    rows = _parsed(path, _colmap_rows)
     number = _colmap_id(path.with_name("images.txt"), picture)
     if number is None and path.with_name("images.txt").is_file(): return None
     if number is not None: rows = [row for row in rows if row[0] == number]
@@ -163,7 +211,9 @@ def _colmap_K(
     if len(rows) != 1: raise ValueError(f"{len(rows)} cameras fit this picture; put images.txt beside it")
     [(_, model, width, height, *numbers)] = rows
     if model not in _FOCALS: raise ValueError(f"camera model {model}: undistort the pictures first")
-    (fx, *_, fy), (cx, cy, *_) = [float(n) for n in numbers[:_FOCALS[model]]] * 2, map(float, numbers[_FOCALS[model]:])
+    focals, (cx, cy, *distortion) = [float(n) for n in numbers[:_FOCALS[model]]], map(float, numbers[_FOCALS[model]:])
+    _warn_of_distortion(picture.name, distortion)
+    fx, fy = focals[0], focals[-1]
     return _matrix(fx, fy, cx, cy), (float(width), float(height))
 
 # %% ../../nbs/15_cameras.ipynb #0c1d2197

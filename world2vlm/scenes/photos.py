@@ -196,8 +196,8 @@ _PAIRS = {"K_size": "K", "depth_scale": "depth"}  # key -> the key that it belon
 def _is_positive(
     value: object,  # of a manifest
 ) -> bool:  # whether it may be a size or a scale
-    "Whether `value` is a finite number above 0."
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
+    "Whether `value` is a number above 0 that leaves room to reckon with it."
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1e300
 
 
 def _check_values(
@@ -250,7 +250,7 @@ def _read_list(
 ) -> list:  # of objects
     "The list in a JSON file; ValueError when it holds none."
     try: entries = json.loads(path.read_bytes().removeprefix(_BOM).decode("utf-8"))
-    except (ValueError, RecursionError) as error: raise ValueError(f"{path}: not valid JSON ({error})") from None
+    except (ValueError, RecursionError) as e: raise ValueError(f"{path}: not valid JSON ({e}); correct it") from None
     if not isinstance(entries, list): raise ValueError(f"{path}: expected a list of objects")
     return entries
 
@@ -350,7 +350,8 @@ def _entry_name(
     "The name of an `entry` in messages and data sets: valid Unicode, whatever the bytes of the file's name are."
     name = entry.get("file") if isinstance(entry, dict) else entry[0] if isinstance(entry, tuple) else None
     if not isinstance(name, str) or not name: return f"entry {position} of the manifest"
-    return "".join(f"\\x{ord(c) - 0xdc00:02x}" if "\udc80" <= c <= "\udcff" else c for c in name)
+    name = "".join(f"\\x{ord(c) - 0xdc00:02x}" if "\udc80" <= c <= "\udcff" else c for c in name)
+    return name.encode("utf-8", "backslashreplace").decode()
 
 # %% ../../nbs/14_photos.ipynb #1f45549e
 def _photo_scene(

@@ -113,6 +113,6 @@ def train_grpo(
     trainer = GRPOTrainer(
         model=prepare_model(model, config), reward_funcs=[_reward_function(part) for part in _REWARD_PARTS],
         args=arguments, train_dataset=data, processing_class=processor,
-        callbacks=[live_callback(out)] * (arguments.process_index == 0))
+        callbacks=[] if arguments.process_index else [live_callback(out)])
     if config.remember_pictures and trainer.ref_model is not None: _remember_pictures(trainer.ref_model)
     return run_trainer(trainer, processor, out, config.skip_prompts)

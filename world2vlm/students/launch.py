@@ -8,24 +8,20 @@ __all__ = ['launch_distributed']
 # %% ../../nbs/61_launch.ipynb #886bff85
 import os
 import signal
-import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ..core.runs import count_cores
+from ..core.runs import _end_with, count_cores
 
 # %% ../../nbs/61_launch.ipynb #c1996b5f
 def _run_with_parent(
+    parent: int,  # process id
     train: Callable,  # any function
     *arguments: Any,  # of `train`
 ) -> Any:  # what it returns
-    "Call `train` in a process that ends as soon as its parent is gone."
-    def watch(parent: int = os.getppid()):
-        while os.getppid() == parent: time.sleep(.05)
-        os._exit(1)
-    threading.Thread(target=watch, daemon=True).start()
+    "Call `train` in a process that ends as soon as its `parent` is gone."
+    _end_with(parent)
     return train(*arguments)
 
 # %% ../../nbs/61_launch.ipynb #8a0e7420
@@ -55,4 +51,4 @@ def launch_distributed(
     config = LaunchConfig(1, 1, processes, run_id=str(os.getpid()), rdzv_backend="c10d", rdzv_endpoint="localhost:0",
                           max_restarts=0)
     with _threads_of_children(max(1, count_cores() // processes)):
-        return elastic_launch(config, _run_with_parent)(train, *arguments)[0]
+        return elastic_launch(config, _run_with_parent)(os.getpid(), train, *arguments)[0]

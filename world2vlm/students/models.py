@@ -18,7 +18,7 @@ import numpy as np
 
 from ..core.config import Count, import_named, Settings
 from ..core.records import Example
-from ..core.runs import _check_keys
+from ..core.runs import _check_keys, _check_stored, _opening
 from ..tasks.answers import convert_boxes
 
 # %% ../../nbs/60_models.ipynb #21a7df20
@@ -142,10 +142,9 @@ def _load_processor(
 ) -> "ProcessorMixin":  # text and pictures in, tensors out
     "The processor of `checkpoint`."
     from transformers import AutoProcessor
-    processor = AutoProcessor.from_pretrained(checkpoint, trust_remote_code=False)
+    with _opening(checkpoint): processor = AutoProcessor.from_pretrained(checkpoint, trust_remote_code=False)
     if max_pixels is not None: _qwen_processor(processor, "max_pixels").size["longest_edge"] = max_pixels
     return processor
-
 
 # %% ../../nbs/60_models.ipynb #2a6b2814
 def load_student(
@@ -154,19 +153,20 @@ def load_student(
     dtype: str = "auto",  # "auto" takes the checkpoint's own, or "float32", "bfloat16"
     max_pixels: int | None = None,  # largest picture the processor keeps, pixels; None leaves the student's own
 ) -> tuple:  # (model, processor)
-    "Open the student at `checkpoint`. `OSError` if there is none, `ValueError` if a weight is missing or surplus."
-    from safetensors import SafetensorError
-    from transformers import AutoModelForImageTextToText
-    try:
+    "Open the student at `checkpoint`. `OSError` if there is none, `ValueError` if it is damaged or misfits."
+    import torch
+    from transformers import AutoConfig, AutoModelForImageTextToText
+    if Path(checkpoint).is_dir():  # settings that ask for more weights than there are would fill the memory
+        with _opening(checkpoint), torch.device("meta"):
+            empty = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(checkpoint))
+        _check_stored(Path(checkpoint), empty.num_parameters())
+    with _opening(checkpoint):
         model, report = AutoModelForImageTextToText.from_pretrained(
             checkpoint, attn_implementation=dict(text_config=attention, vision_config="sdpa"), dtype=dtype,
             use_safetensors=True, trust_remote_code=False, ignore_mismatched_sizes=True, output_loading_info=True)
-    except SafetensorError as error:
-        raise ValueError(f"{checkpoint}: its weights cannot be read ({error}); save or fetch it again") from None
     misshapen = {key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]}
     _check_keys(checkpoint, report["missing_keys"] - misshapen, report["unexpected_keys"], misshapen)
     return model.eval(), _load_processor(checkpoint, max_pixels)
-
 
 # %% ../../nbs/60_models.ipynb #c579cacf
 class Prompt(NamedTuple):

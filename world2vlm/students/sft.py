@@ -54,13 +54,13 @@ def fit_sft(
     out: str | Path,  # folder of the checkpoint
     steps: int = -1,  # optimizer steps; -1 goes once through `data`
 ) -> Path:  # `out`, which `load_student` opens
-    "Train `model` on `data`; a killed run resumes from the last checkpoint in `out`. ValueError if answers are cut off."
+    "Train `model` on `data`; a killed run resumes from the last checkpoint in `out`. ValueError for cut answers."
     from trl import SFTConfig, SFTTrainer
     arguments = SFTConfig(max_length=config.max_length, dataset_kwargs=dict(skip_prepare_dataset=True),
                           **trainer_arguments(config, out, steps))
     trainer = SFTTrainer(
         model=prepare_model(model, config), args=arguments, train_dataset=data, processing_class=processor,
-        callbacks=[live_callback(out)] * (arguments.process_index == 0))
+        callbacks=[] if arguments.process_index else [live_callback(out)])
     _check_lengths(data, trainer.data_collator)
     trainer.model_accepts_loss_kwargs = True  # TRL divides by the tokens of the whole step, whatever Qwen2.5-VL says
     return run_trainer(trainer, processor, out, config.skip_prompts)

@@ -9,6 +9,7 @@ __all__ = ['Training', 'training_row', 'training_rows', 'prepare_model', 'traine
 # %% ../../nbs/62_training.ipynb #ce5abe87
 import hashlib
 import json
+import os
 import re
 import shutil
 import warnings
@@ -19,11 +20,12 @@ from functools import wraps
 from pathlib import Path
 from typing import Annotated, Literal
 from unittest.mock import patch
+from zipfile import is_zipfile
 
 import numpy as np
 
 from ..core.config import Count, LearningRate, NotNegative, Positive, Seed, Settings, Share, Whole, Workers
-from ..core.runs import _check_keys, read_jsonl, write_text
+from ..core.runs import _check_keys, _plain_errors, read_jsonl, write_text
 from .models import Attention, BoxFormat, load_student, model_picture_size
 from ..tasks.answers import convert_boxes
 
@@ -58,7 +60,7 @@ class Training(Settings):
     gradient_checkpointing: bool = True  # recompute activations: less memory, more time
     attention: Attention = "sdpa"  # "eager" | "sdpa"
     workers: Workers = 0  # processes that decode and tokenize ahead of the model
-    save_every: Count = 100  # steps between checkpoints
+    save_every: Count = 100  # steps between checkpoints, rounded up to a multiple of `log_every`
     log_every: Count = 10  # steps between log lines
     seed: Seed = 0  # of the order of the examples and of whatever else is drawn
 
@@ -167,7 +169,6 @@ def _vision_towers(
     for name in fitting: towers += [name] * (not name.startswith(tuple(f"{tower}." for tower in towers)))
     return towers
 
-
 # %% ../../nbs/62_training.ipynb #4e05796c
 def _lora_config(
     config: Training,  # `lora_rank`, `lora_alpha`
@@ -179,7 +180,6 @@ def _lora_config(
     outside = f"(?!{'|'.join(map(re.escape, frozen))})" if frozen else ""
     return LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, task_type="CAUSAL_LM",
                       target_modules=rf"{outside}.*\.({linear})")
-
 
 # %% ../../nbs/62_training.ipynb #9d4471be
 def _remember_pictures(
@@ -216,7 +216,7 @@ def prepare_model(
     frozen = tuple(f"{tower}." for tower in _vision_towers(model)) if config.freeze_vision else ()
     for name, parameter in model.named_parameters(): parameter.requires_grad_(not name.startswith(frozen))
     if config.freeze_vision and all(parameter.requires_grad for parameter in model.parameters()):
-        raise ValueError(f"freeze_vision: no vision tower in {type(model).__name__}, so nothing is frozen; set it to false")
+        raise ValueError(f"freeze_vision: {type(model).__name__} has no vision tower to freeze; set it to false")
     if config.remember_pictures:
         if not frozen: raise ValueError("remember_pictures: the vision tower trains; set freeze_vision too")
         _remember_pictures(model)
@@ -226,7 +226,6 @@ def prepare_model(
     if any(parameter.requires_grad for parameter in model.parameters()): return model
     raise ValueError(f"freeze_vision: no parameter of {type(model).__name__} is left to train; set it to false")
 
-
 # %% ../../nbs/62_training.ipynb #ad768beb
 def trainer_arguments(
     config: Training,  # how to train
@@ -235,8 +234,9 @@ def trainer_arguments(
 ) -> dict:  # keyword arguments of TRL's configurations
     "The trainer's arguments that SFT and GRPO share."
     import torch
+    per_log = -(-config.save_every // config.log_every)  # a resumed run cannot end a log line that a killed one began
     return dict(
-        output_dir=str(Path(out) / "checkpoints"), save_steps=config.save_every, save_total_limit=2,
+        output_dir=str(Path(out) / "checkpoints"), save_steps=per_log * config.log_every, save_total_limit=2,
         logging_steps=config.log_every, report_to=[], disable_tqdm=False,
         max_steps=steps, num_train_epochs=1, train_sampling_strategy="sequential",
         per_device_train_batch_size=config.batch_size, gradient_accumulation_steps=config.gradient_accumulation_steps,
@@ -250,22 +250,36 @@ def trainer_arguments(
 def live_callback(
     out: str | Path,  # curves go to `out`/live
 ) -> "TrainerCallback":  # for the trainer's list
-    "A trainer callback that logs to DVCLive and leaves the project's `dvc.yaml` alone."
+    "A trainer callback that logs to DVCLive, from the first step on, and leaves the project's `dvc.yaml` alone."
     from dvclive import Live
     from transformers.integrations import DVCLiveCallback
     quiet = dict(dvcyaml=None, save_dvc_exp=False, report=None, monitor_system=False)
-    return DVCLiveCallback(live=Live(str(Path(out) / "live"), resume=True, **quiet))
+    class Curves(DVCLiveCallback):
+        def on_train_begin(self, args, state, control, **kwargs):
+            super().on_train_begin(args, state, control, **kwargs)
+            for line in state.log_history:  # of the checkpoint from which the run goes on
+                self.on_log(args, state, control, logs={name: line[name] for name in line if name != "step"})
+    return Curves(live=Live(str(Path(out) / "live"), **quiet))
+
+# %% ../../nbs/62_training.ipynb #5a9c17e2
+def _saved_step(
+    checkpoint: Path,  # a folder that the trainer wrote
+) -> int | None:  # None for one that a kill cut short
+    "The step of a checkpoint; each process of several writes its random state in its own time."
+    processes, states = int(os.environ.get("WORLD_SIZE", 1)), checkpoint.glob("rng_state_*.pth")
+    if 1 < processes != sum(map(is_zipfile, states)): return None
+    try: return json.loads((checkpoint / "trainer_state.json").read_text())["global_step"]
+    except (OSError, json.JSONDecodeError): return None
 
 # %% ../../nbs/62_training.ipynb #b01f272b
 def _last_checkpoint(
     folder: Path,  # where the trainer leaves `checkpoint-N`
 ) -> str | None:  # path of the newest complete checkpoint
     "Find the checkpoint to resume from, and remove those that a kill cut short."
-    whole = {}
-    for path in Path(folder).glob("checkpoint-*"):
-        try: whole[json.loads((path / "trainer_state.json").read_text())["global_step"]] = str(path)
-        except (OSError, json.JSONDecodeError): shutil.rmtree(path, ignore_errors=True)
-    return whole[max(whole)] if whole else None
+    steps = {str(path): _saved_step(path) for path in Path(folder).glob("checkpoint-*")}
+    for path in steps:
+        if steps[path] is None: shutil.rmtree(path, ignore_errors=True)
+    return max((path for path in steps if steps[path] is not None), key=steps.get, default=None)
 
 # %% ../../nbs/62_training.ipynb #fad1880f
 def _check_adapter(
@@ -293,18 +307,17 @@ def _restore_weights(
     elif checkpoint: model.load_state_dict(load_student(checkpoint)[0].state_dict())
     return checkpoint
 
-
 # %% ../../nbs/62_training.ipynb #b37ad671
-_TIMES = re.compile(r"runtime|per_second|step_time")  # logged figures that depend on the speed of the machine
+_TIMES = re.compile(r"runtime|per_second|step_time|num_tokens|train_loss")  # speed, and sums since the last resume
 
 # %% ../../nbs/62_training.ipynb #a4a016ea
 def _drop_times(
     live: Path,  # DVCLive's folder
     log: list[dict],  # log lines of the trainer
 ) -> list[dict]:  # the same without times
-    "Remove times from the curves and the `log`, so that equal runs give equal files."
+    "Remove `_TIMES` from the curves and the `log`, so that equal runs give equal files."
     for path in live.rglob("*.tsv"):
-        if _TIMES.search(path.stem): path.unlink()
+        if _TIMES.search("_".join(path.relative_to(live).with_suffix("").parts)): path.unlink()
     (live / "metrics.json").unlink(missing_ok=True)  # the last values of all curves once more
     return [{name: value for name, value in line.items() if not _TIMES.search(name)} for line in log]
 
@@ -341,7 +354,6 @@ def _idle_signs(
                      "raise temperature or num_generations, or train longer with SFT before")
     return signs
 
-
 # %% ../../nbs/62_training.ipynb #c80e3a57
 def _answers_only() -> AbstractContextManager:  # while training
     "Let TRL's language-model head skip the tokens without a loss on a CPU too; there it computes all and drops them."
@@ -374,13 +386,12 @@ def run_trainer(
     out: str | Path,  # the checkpoint's folder
     skip_prompts: bool = False,  # see `Training`
 ) -> Path:  # `out`, which `load_student` opens
-    "Train from the last complete checkpoint in `out` or from the start, save the student; warn if it learned nothing."
+    "Train from the last complete checkpoint in `out`, or anew, and save the student; warn if it learned nothing."
     if skip_prompts: _skip_prompts(getattr(trainer.model, "get_base_model", lambda: trainer.model)())
-    checkpoint = _restore_weights(trainer.model, _last_checkpoint(Path(out) / "checkpoints"))
-    with _answers_only(): trainer.train(resume_from_checkpoint=checkpoint)
+    start = _restore_weights(trainer.model, _last_checkpoint(Path(out) / "checkpoints"))
+    with _plain_errors(Path(out)), _answers_only(): trainer.train(resume_from_checkpoint=start)
     for sign in _idle_signs(trainer.state.log_history): warnings.warn(f"{out}: {sign}", stacklevel=2)
-    return _save_student(trainer, processor, Path(out))
-
+    with _plain_errors(Path(out)): return _save_student(trainer, processor, Path(out))
 
 # %% ../../nbs/62_training.ipynb #2e8592a9
 def read_training_log(

@@ -13,13 +13,15 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache
+from os.path import isfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from ...core.config import import_named
+from ...core.config import _check_value, import_named
 from ...core.records import Example, Scene
-from ...core.runs import Reject, write_text
+from ...core.runs import _DISK_ERRORS, Reject, write_text
 from ..answering import collect_answers
 from ..held_out import other_scene_indices
 from ...scenes.photos import inside_folder
@@ -53,7 +55,7 @@ def check_files(
     "ValueError if files are missing, or lie outside of `folder`."
     try: paths = [inside_folder(folder, name) for name in names]
     except ValueError as error: raise ValueError(f"{source}: {error}; do not use this file") from None
-    missing = [path for path in paths if not path.is_file()]
+    missing = [path for path in paths if not isfile(path)]
     if missing:
         raise ValueError(f"{source}: {len(missing)} of {len(paths)} files that it names are missing, the first is {missing[0]}; "
                          "fetch them or correct the folder")
@@ -65,7 +67,8 @@ def check_count(
     expected: int | None,  # how many there should be; None for any number
     source: str,  # file, for the error
 ) -> None:
-    "ValueError if their number is wrong."
+    "ValueError if their number is wrong, or if there are none."
+    if not n: raise ValueError(f"{source}: no questions; fetch it again")
     if expected is not None and n != expected:
         raise ValueError(f"{source}: {n} questions, {expected} are expected; the file is incomplete or another version "
                          "(pass `expected=None` to take it as it is)")
@@ -84,18 +87,22 @@ def _load_records(
 # %% ../../../nbs/75_benchmarks.ipynb #3e62367b
 def read_records(
     path: Path,  # .json, .jsonl or .parquet
-    fields: tuple[str, ...],  # that each record must have
+    fields: tuple[str, ...] | dict[str, Any],  # that each record must have; with their types as in settings
 ) -> list[dict]:  # records
-    "Records of a file. ValueError for a missing file, broken text or a missing field, naming it."
-    if not path.is_file(): raise ValueError(f"{path}: no such file")
-    try: records = _load_records(path)
-    except ValueError as error:
+    "Records of a file. ValueError for a missing file, broken text, a missing field or one of another type, naming it."
+    if not path.is_file(): raise ValueError(f"{path}: no such file; fetch it again")
+    import pyarrow as pa
+    try: records = list(_load_records(path))
+    except (ValueError, TypeError, OSError, RecursionError, pa.ArrowException) as error:
         raise ValueError(f"{path}: not readable as {path.suffix[1:]} ({error}); fetch it again") from None
     for number, record in enumerate(records):
         if not isinstance(record, dict):
             raise ValueError(f"{path}, record {number}: not a record but {type(record).__name__}; fetch it again")
         if lacking := [name for name in fields if name not in record]:
-            raise ValueError(f"{path}, record {number}: no field {', '.join(lacking)}; this is another version of the benchmark")
+            raise ValueError(f"{path}, record {number}: no field {', '.join(lacking)}; "
+                             "this is another version of the benchmark, fetch it again")
+        for name, kind in (fields.items() if isinstance(fields, dict) else ()):
+            _check_value(record[name], kind, f"{path}, record {number}, field {name}")
     return records
 
 # %% ../../../nbs/75_benchmarks.ipynb #2aa4bb2d
@@ -151,7 +158,8 @@ class Benchmark:
         reject: Reject = lambda name, reason: None,  # called for each question that is left out
     ) -> list[Item]:  # those whose pictures and videos can be read
         "The questions that can be asked. ValueError if there is none."
-        reasons = {item.id: _unreadable(tuple(p for p in self.prompt(item) if isinstance(p, Path)), frames) for item in items}
+        files = lambda item: tuple(piece for piece in self.prompt(item) if isinstance(piece, Path))
+        reasons = {item.id: _unreadable(files(item), frames) for item in items}
         for name, reason in reasons.items():
             if reason: reject(name, reason)
         if items and all(reasons.values()):
@@ -179,12 +187,15 @@ _HUB = {"sat": "array/SAT", "vsibench": "nyu-visionx/VSI-Bench", "mindcube": "ML
 # %% ../../../nbs/75_benchmarks.ipynb #1705e67a
 def _check_member(
     member: "ZipInfo",  # of a zip file
-    folder: Path,  # where it will be
+    archive: Path,  # the zip file, resolved; its folder is where the member will be
 ) -> None:
-    "ValueError for a member outside of `folder`, a link, or an encrypted one."
+    "ValueError for a member outside of the folder, in place of the archive, a link, or an encrypted one."
+    folder = archive.parent
     inside_folder(folder, member.orig_filename.rstrip("/") or "/")
     if member.external_attr >> 16 & 0o170000 not in (0, 0o040000, 0o100000):
         raise ValueError(f"{member.filename!r} is a link or a device")
+    if (folder / member.filename).resolve() == archive:
+        raise ValueError(f"{member.filename!r} would replace the archive")
     if member.flag_bits & 1: raise ValueError(f"{member.filename!r} is encrypted")
 
 
@@ -200,7 +211,7 @@ def _check_sizes(
         if unpacked > max_unpacked:
             raise ValueError(f"{name} unpacks to {unpacked:,} bytes, more than max_unpacked, {max_unpacked:,}")
         if unpacked > max(2**20, max_ratio * packed):
-            raise ValueError(f"{name} unpacks to {unpacked:,} bytes, more than {max_ratio:g} times its {packed:,} (max_ratio)")
+            raise ValueError(f"{name} unpacks to {unpacked:,} bytes, over {max_ratio:g} times its {packed:,} (max_ratio)")
 
 
 # %% ../../../nbs/75_benchmarks.ipynb #7e304fe9
@@ -210,14 +221,16 @@ def _unpack_zip(
     max_ratio: float,  # largest ratio of unpacked to packed bytes, from 1 MB on
 ) -> None:
     "Unpack one file beside itself. ValueError if it is damaged or hostile."
+    from lzma import LZMAError
     from zipfile import BadZipFile, ZipFile
     from zlib import error as DamagedStream
     try:
         with ZipFile(path) as archive:
-            for member in archive.infolist(): _check_member(member, path.parent)
+            for member in archive.infolist(): _check_member(member, path)
             _check_sizes(archive.infolist(), max_unpacked, max_ratio)
             archive.extractall(path.parent)
-    except (BadZipFile, DamagedStream, EOFError, NotImplementedError) as error:
+    except (BadZipFile, DamagedStream, LZMAError, EOFError, NotImplementedError, OSError) as error:
+        if isinstance(error, OSError) and error.errno in _DISK_ERRORS: raise
         raise ValueError(f"{path}: cannot be unpacked ({error}); fetch it again") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}; do not use this file, or raise the limit if you trust it") from None
@@ -272,7 +285,8 @@ def _log_rejects(
     rejects: list[dict],  # input, stage, reason
     path: Path | None,  # of the answer file
 ) -> None:
-    "Write `rejects` beside the answer file, and tell their number."
+    "Write `rejects` beside the answer file, and tell their number; those of an earlier run are removed."
+    if path: path.with_suffix(".rejects").unlink(missing_ok=True)
     if not rejects: return
     if path: write_text(path.with_suffix(".rejects"), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rejects))
     warnings.warn(f"{len(rejects)} questions are left out, the first: {rejects[0]['input']}, {rejects[0]['reason']}")
@@ -290,7 +304,8 @@ def ask_benchmark(
 ) -> list[dict]:  # rows of `Benchmark.row` with seconds and tokens
     "Ask a student a benchmark; a killed run resumes, and a question whose files cannot be read is left out and logged."
     benchmark, rejects = open_benchmark(name), []
-    items = benchmark.readable(items, frames, lambda item, reason: rejects.append(dict(input=item, stage="ask", reason=reason)))
+    reject = lambda item, reason: rejects.append(dict(input=item, stage="ask", reason=reason))
+    items = benchmark.readable(items, frames, reject)
     _log_rejects(rejects, Path(path) if path else None)
     max_new_tokens = max_new_tokens or benchmark.max_new_tokens
     settings = dict(benchmark=str(name), frames=frames, blind=blind, max_new_tokens=max_new_tokens)
@@ -328,6 +343,6 @@ def control_rows(
     middle = lambda numbers: str(np.median([float(number) for number in numbers]))
     frequent = {k: middle(g) if k in benchmark.numeric else Counter(g).most_common(1)[0][0] for k, g in golds.items()}
     def answer(item):
-        if which == "most frequent" or item.kind in benchmark.numeric: return frequent[item.kind]  # a number has no first choice
+        if which == "most frequent" or item.kind in benchmark.numeric: return frequent[item.kind]  # numbers have none
         return _choice(item, 0 if which == "first" else int(rng.integers(len(item.choices) or 4)))
     return [benchmark.row(item, answer(item)) for item in items]

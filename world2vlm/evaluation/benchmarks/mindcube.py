@@ -74,7 +74,7 @@ def _load_mindcube(
     "The questions of MindCube."
     folder, (name, official) = Path(source) / "data", _FILES[split]
     path = folder / "raw" / name
-    records = read_records(path, ("id", "question", "images", "gt_answer"))
+    records = read_records(path, dict(id=str, question=str, images=list[str], gt_answer=str))
     check_files(folder, sorted({image for record in records for image in record["images"]}, key=str), str(path))
     check_count(len(records), official if expected == 0 else expected, str(path))
     images = lambda record: tuple(str(folder / image) for image in record["images"])

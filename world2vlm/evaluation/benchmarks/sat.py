@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from .base import Benchmark, Item, check_count, check_files, read_records
+from ...core.runs import _DISK_ERRORS
 from ...scenes.photos import inside_folder
 
 # %% ../../../nbs/76_sat.ipynb #4d5ac63e
@@ -45,6 +46,9 @@ def _sat_item(
     return Item(name, record["question_type"], record["question"], tuple(choices), record["correct_answer"], images)
 
 # %% ../../../nbs/76_sat.ipynb #672689fa
+_SAT_FIELDS = dict(database_idx=int, question_type=str, question=str, answer_choices=tuple[str, str],
+                   correct_answer=str, img_paths=list[str])
+
 def _load_sat(
     source: str | Path,  # folder that holds data/test.json, data/val.json and the pictures that they name
     split: str = "test",  # "test" is SAT-Real, "val" is SAT-Synthesized
@@ -53,8 +57,7 @@ def _load_sat(
     "The questions of SAT as MindJourney asks them."
     source = Path(source)
     path = source / "data" / f"{split}.json"
-    fields = ("database_idx", "question_type", "question", "answer_choices", "correct_answer", "img_paths")
-    records = read_records(path, fields)
+    records = read_records(path, _SAT_FIELDS)
     check_files(source, [image for record in records for image in record["img_paths"]], str(path))
     check_count(len(records), {"test": 150, "val": 500}[split] if expected == 0 else expected, str(path))
     return [_sat_item(record, reverse, source, split) for record in records for reverse in (False, True)]
@@ -76,8 +79,13 @@ def _parquet_rows(
     path: str | Path,  # SAT_test.parquet or SAT_val.parquet of the hub
 ) -> Iterator[dict]:  # image_bytes, question
     "The rows of a hub file, a few at a time."
+    import pyarrow as pa
     from pyarrow.parquet import ParquetFile
-    for batch in ParquetFile(path).iter_batches(16, columns=["image_bytes", "question"]): yield from batch.to_pylist()
+    try:
+        for batch in ParquetFile(path).iter_batches(16, columns=["image_bytes", "question"]):
+            for row in batch.to_pylist(): yield {"image_bytes": [], **row}
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read ({error}); fetch it again") from None
 
 # %% ../../../nbs/76_sat.ipynb #d66d27b0
 def _picture_paths(
@@ -86,33 +94,45 @@ def _picture_paths(
 ) -> dict[int, list[Path]]:  # row of the hub's file -> files to write
     "The pictures that a split names. ValueError for one outside of `source`, or that is no picture file."
     file = source / "data" / f"{split}.json"
-    records = read_records(file, ("database_idx", "question", "img_paths"))
+    records = read_records(file, {name: _SAT_FIELDS[name] for name in ("database_idx", "question", "img_paths")})
     try: paths = {r["database_idx"]: [inside_folder(source, name) for name in r["img_paths"]] for r in records}
     except ValueError as error: raise ValueError(f"{file}: {error}; do not use this file") from None
     for path in (path for named in paths.values() for path in named):
         if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-            raise ValueError(f"{file}: {path.name}: img_paths are .png or .jpg files")
+            raise ValueError(f"{file}: {path.name}: img_paths are .png or .jpg files; fetch it again")
     return paths
 
 
 # %% ../../../nbs/76_sat.ipynb #ec992348
+def _write_picture(
+    path: Path,  # .png or .jpg to write
+    data: bytes,  # a picture
+    square: bool,  # cut and resized
+) -> None:
+    "Write one picture of a hub file."
+    from PIL import Image
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.open(io.BytesIO(data)).convert("RGB")
+    (_square_picture(image) if square else image).save(path)
+
+
 def unpack_sat(
     parquet: str | Path,  # SAT_test.parquet or SAT_val.parquet of the hub
     source: str | Path,  # folder that holds data/test.json or data/val.json
     split: str = "test",  # "test" or "val"
 ) -> int:  # pictures written
     "Write the pictures that a split names. ValueError if the files do not belong together or a path leaves `source`."
-    from PIL import Image
     pictures = _picture_paths(Path(source), split)
     written, number, advice = 0, -1, "take the file of the same split"
     for number, row in enumerate(_parquet_rows(parquet)):
-        paths = pictures.get(number, [])
-        if len(paths) > len(row["image_bytes"]):
-            raise ValueError(f"{parquet}, row {number}: {len(row['image_bytes'])} pictures, {len(paths)} are named; {advice}")
-        for path, data in zip(paths, row["image_bytes"]):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            image = Image.open(io.BytesIO(data)).convert("RGB")
-            (_square_picture(image) if split == "test" else image).save(path)
+        paths, stored = pictures.get(number, []), row["image_bytes"] or []
+        if len(paths) > len(stored):
+            raise ValueError(f"{parquet}, row {number}: {len(stored)} pictures, {len(paths)} are named; {advice}")
+        for path, data in zip(paths, stored):
+            try: _write_picture(path, data, square=split == "test")
+            except Exception as error:  # decoders raise anything
+                if isinstance(error, OSError) and error.errno in _DISK_ERRORS: raise
+                raise ValueError(f"{parquet}, row {number}: no picture for {path} ({error}); fetch it again") from None
         written += len(paths)
     if max(pictures, default=-1) > number:
         raise ValueError(f"{parquet}: {number + 1} rows, question {max(pictures)} is named; {advice}")

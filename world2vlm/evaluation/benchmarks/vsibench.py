@@ -100,16 +100,21 @@ def vsi_scores(
     return means | {"overall": float(np.mean(list(means.values()))), "micro": float(np.mean([row["score"] for row in rows]))}
 
 # %% ../../../nbs/77_vsibench.ipynb #4d3b1151
-_VSI_FIELDS = ("id", "dataset", "scene_name", "question_type", "question", "ground_truth", "options")
+_VSI_FIELDS = dict(id=int | str, dataset=str, scene_name=str, question_type=str, question=str,
+                   ground_truth=str | int | float, options=list[str] | None)
 
 # %% ../../../nbs/77_vsibench.ipynb #d1ffb9f6
 def _vsi_item(
     record: dict,  # with _VSI_FIELDS
     source: Path,  # folder of the videos
+    file: Path,  # that holds the record, for the error
 ) -> Item:  # one question
-    "One question with its video."
+    "One question with its video. ValueError for a number that is none."
     video = source / record["dataset"] / f"{record['scene_name']}.mp4"
     options, gold = tuple(record["options"] or ()), str(record["ground_truth"])
+    if record["question_type"] in NUMERIC and not re.fullmatch(r"\d+(\.\d*)?(e[+-]?\d+)?", gold):
+        problem = f"ground_truth {gold!r:.40} is no number >= 0; fetch it again"
+        raise ValueError(f"{file}, question {record['id']}: {problem}")
     return Item(str(record["id"]), record["question_type"], record["question"], options, gold, video=str(video))
 
 # %% ../../../nbs/77_vsibench.ipynb #97ed3392
@@ -121,7 +126,8 @@ def _load_vsibench(
     "The questions of VSI-Bench."
     files = sorted(path for path in Path(source).glob(f"{split}*") if path.suffix in (".jsonl", ".parquet"))
     if not files: raise ValueError(f"{source}: no {split}.jsonl and no {split}*.parquet")
-    items = [_vsi_item(record, Path(source)) for path in files for record in read_records(path, _VSI_FIELDS)]
+    items = [_vsi_item(record, Path(source), path) for path in files
+             for record in read_records(path, _VSI_FIELDS)]
     check_files(Path(source), sorted({relpath(item.video, source) for item in items}), str(files[0]))
     check_count(len(items), 5130 if expected == 0 else expected, str(files[0]))
     return items

@@ -17,7 +17,7 @@ import numpy as np
 from ...core.config import ConfigError, repo_root
 from ...core.actions import Trajectory
 from ...core.records import keyframe_poses, Rollout, Scene
-from ...core.runs import _check_keys, Reject
+from ...core.runs import _check_keys, _check_stored, _opening, Reject
 from ..base import collect_rollouts
 from ..reprojection import collision_in_depth, fill_mirror, fill_smooth, reproject
 
@@ -63,14 +63,10 @@ def _check_weights(
     folder: Path,  # of one network in a checkpoint; not checked where it has no weights, as a name on the hub
     network: "torch.nn.Module | None",  # as opened
 ) -> None:
-    "ValueError that names the weights in which a file and its network differ: diffusers fills them with random numbers."
-    from safetensors import safe_open
-    stored = set()
-    for path in folder.glob("*.safetensors"):
-        with safe_open(path, framework="pt") as file: stored |= set(file.keys())
+    "ValueError that names the weights in which file and network differ: diffusers fills them with random numbers."
+    stored = _check_stored(folder, 0)
     needed = set(network.state_dict()) if stored else set()
     _check_keys(folder, needed - stored, stored - needed)
-
 
 # %% ../../../nbs/35_svc_teacher.ipynb #0c50a679
 def _shipped_checkpoint() -> Path:  # folder
@@ -102,10 +98,10 @@ class SVC:
 
     @cached_property
     def pipeline(self) -> "StableVirtualCameraPipeline":  # ready to be called
-        "The opened checkpoint."
+        "The opened checkpoint. ValueError if it is damaged or a weight is missing."
         from world2vlm.teachers.svc.pipeline import StableVirtualCameraPipeline
         checkpoint = self.checkpoint or _shipped_checkpoint()
-        pipe = StableVirtualCameraPipeline.from_pretrained(checkpoint, use_safetensors=True)
+        with _opening(checkpoint): pipe = StableVirtualCameraPipeline.from_pretrained(checkpoint, use_safetensors=True)
         for part in ("unet", "vae"): _check_weights(Path(checkpoint) / part, getattr(pipe, part, None))
         pipe = pipe.to(self.device)
         pipe.unet.eval()

@@ -15,7 +15,7 @@ from typing import Annotated, Literal, NamedTuple
 import numpy as np
 
 from ...core.config import Count, FieldOfView, NotNegative, Positive, Seed, Settings, Share, Side, Workers
-from ...core.runs import rng_for, write_json, write_text
+from ...core.runs import _plain_errors, rng_for, write_json, write_text
 
 # %% ../../../nbs/36_svc_training.ipynb #50cfe9a3
 @dataclass(frozen=True)
@@ -255,7 +255,7 @@ def _save_state(
 ) -> Path:  # of the checkpoint
     "Write a checkpoint, complete as soon as its log exists, and remove the older ones."
     folder = out / "checkpoints" / str(step)
-    accelerator.save_state(folder)
+    with _plain_errors(out): accelerator.save_state(folder)
     write_json(folder / "log.json", log)
     for other in {*folder.parent.iterdir()} - {folder}: shutil.rmtree(other)
     return folder
