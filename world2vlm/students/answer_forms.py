@@ -15,14 +15,14 @@ from ..tasks.answers import BOX_ANSWER, BOX_FORMATS, format_box, letter_options,
 from ..tasks.rewards import BOX_PATTERN
 from ..tasks.tasks import TASKS
 
-# %% ../../nbs/65_answer_forms.ipynb #b9ab008c
+# %% ../../nbs/65_answer_forms.ipynb #5d87d209
 def _with_article(
     label: str,  # "orange chair"
 ) -> str:  # "an orange chair"
     "The label as a sentence has it."
     return f"{'an' if label[0] in 'aeiou' else 'a'} {label}"
 
-# %% ../../nbs/65_answer_forms.ipynb #a533b723
+# %% ../../nbs/65_answer_forms.ipynb #c35e6270
 class _VisibleObject(NamedTuple):
     "An object as one view shows it."
     id: int  # instance id in its room
@@ -39,7 +39,7 @@ class _VisibleObject(NamedTuple):
     @property
     def place(self) -> str: return format_box(self.box)
 
-# %% ../../nbs/65_answer_forms.ipynb #c3ad7709
+# %% ../../nbs/65_answer_forms.ipynb #80cda5f2
 def _objects_in_view(
     view: "View",  # image, depth and ids
     labels: dict[int, str],  # instance id -> label
@@ -55,24 +55,24 @@ def _objects_in_view(
             objects.append(_VisibleObject(int(i), labels[int(i)], box, float(np.median(view.depth[ys, xs]))))
     return sorted(objects, key=lambda o: (o.box[0] + o.box[2], o.id))
 
-# %% ../../nbs/65_answer_forms.ipynb #ee06e3b0
+# %% ../../nbs/65_answer_forms.ipynb #492ac719
 class _Asked(NamedTuple):
     "A question with its answer."
     question: str  # boxes in norm1000
     answer: str  # likewise
     target: tuple[int, int] | None = None  # picture (0 or 1) and id of the object in question, if it is one
 
-# %% ../../nbs/65_answer_forms.ipynb #e8d14e77
+# %% ../../nbs/65_answer_forms.ipynb #714c45b4
 _LETTER = "Answer with a letter."  # as the tasks ask for it
 
-# %% ../../nbs/65_answer_forms.ipynb #89e30583
+# %% ../../nbs/65_answer_forms.ipynb #3d118af9
 def _stated(
     question: str,  # about boxes or not
 ) -> str:  # the same, with the line that says how boxes are written where it has one
     "`question` as the tasks put it."
     return f"{BOX_FORMATS['norm1000']} {question}" if BOX_PATTERN.search(question) or "box" in question else question
 
-# %% ../../nbs/65_answer_forms.ipynb #185f7ac4
+# %% ../../nbs/65_answer_forms.ipynb #c9335929
 def _phrased(
     rng: np.random.Generator,  # draws the form and the letters
     question: str,  # without the line that says how to answer
@@ -87,7 +87,7 @@ def _phrased(
     options, letter = letter_options([answer, *wrong], rng)
     return _stated("\n".join([question, *(f"{k}. {v}" for k, v in options.items()), _LETTER])), letter
 
-# %% ../../nbs/65_answer_forms.ipynb #a0623d3f
+# %% ../../nbs/65_answer_forms.ipynb #14128103
 def _in_form(
     rng: np.random.Generator,  # draws the form
     practice: float,  # share of the questions in the forms of the tasks
@@ -99,12 +99,12 @@ def _in_form(
     if rng.random() < practice: return _Asked(*_phrased(rng, question, *form), target)
     return _Asked(question, form[1], target)
 
-# %% ../../nbs/65_answer_forms.ipynb #27dea4da
+# %% ../../nbs/65_answer_forms.ipynb #a96ad2b3
 _BOX_HINTS = BOX_ANSWER.instruction, BOX_ANSWER.sentence_instruction
 _SHORT_HINTS = "Answer in a few words.", ONE_SENTENCE
 _VERDICT_HINTS = YES_NO.instruction, TASKS["D2"].sentence_instruction
 
-# %% ../../nbs/65_answer_forms.ipynb #7f731c2a
+# %% ../../nbs/65_answer_forms.ipynb #2aec850a
 def _pick(
     objects: list,  # at least one
     rng: np.random.Generator,  # draws it
@@ -112,7 +112,7 @@ def _pick(
     "Any of `objects`."
     return objects[rng.integers(len(objects))]
 
-# %% ../../nbs/65_answer_forms.ipynb #026cfc9f
+# %% ../../nbs/65_answer_forms.ipynb #372e6c83
 def _wrong_boxes(
     target: _VisibleObject,  # with the right box
     objects: list[_VisibleObject],  # of the same view
@@ -126,7 +126,7 @@ def _wrong_boxes(
     pool = list(dict.fromkeys([others[i] for i in rng.permutation(len(others))] + moved))
     return [text for text in pool if text != target.place][:3]
 
-# %% ../../nbs/65_answer_forms.ipynb #acf07500
+# %% ../../nbs/65_answer_forms.ipynb #a2d853ef
 def _absent_label(
     objects: list[_VisibleObject],  # of one view
     rng: np.random.Generator,  # draws colour and furniture

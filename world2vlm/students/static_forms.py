@@ -13,11 +13,11 @@ from .answer_forms import _absent_label, _pick, _VisibleObject
 from .static_questions import _RANGES, _relation
 from ..core.actions import format_actions, Ranges, sample_actions
 
-# %% ../../nbs/66_static_forms.ipynb #f8790184
+# %% ../../nbs/66_static_forms.ipynb #b24b25ce
 SAT_SYSTEM = ("You are an AI assistant designed to help with spatial reasoning in a 3D indoor scene. You must analyze any "
               "provided images or observations and answer the question.\n\n")
 
-# %% ../../nbs/66_static_forms.ipynb #3c1824c7
+# %% ../../nbs/66_static_forms.ipynb #2b341823
 def _sat_pieces(
     images: list,  # pictures, or paths of pictures
     question: str,  # about them
@@ -30,7 +30,7 @@ def _sat_pieces(
     pieces.append("Answer Choices:\n" + "\n".join(choices) + "\n")
     return [*pieces, "Output the exact answer from the choices.\nAnswer: "]
 
-# %% ../../nbs/66_static_forms.ipynb #42d140bd
+# %% ../../nbs/66_static_forms.ipynb #5cc79c40
 SCORE_CRITERIA = {
     "exploration": ("Score every imagined image from 0 to 9: how suitable is this place for exploring further, "
                     "so that the question can be answered?"),
@@ -40,7 +40,7 @@ SCORE_CRITERIA = {
 _SCORER_SYSTEM = ("You are an AI assistant that analyzes and scores imagined images of a 3D indoor scene. {criterion} "
                   "Answer with whole numbers separated by commas, one for each image.\n\n")
 
-# %% ../../nbs/66_static_forms.ipynb #e4022c27
+# %% ../../nbs/66_static_forms.ipynb #8519e43b
 def _scoring_prompt(
     pictures: list[np.ndarray],  # of the question
     question: str,  # to be answered
@@ -55,7 +55,7 @@ def _scoring_prompt(
     return Prompt([*pictures, asked, "Below are the imagined views after taking actions.\n", *candidates,
                    "Output a list of scores.\nOutput: "], _SCORER_SYSTEM.format(criterion=SCORE_CRITERIA[criterion]))
 
-# %% ../../nbs/66_static_forms.ipynb #226f8bfc
+# %% ../../nbs/66_static_forms.ipynb #6113eaa1
 def _view_score(
     label: str,  # of the object that the question is about
     objects: list[_VisibleObject],  # that the view shows
@@ -64,7 +64,7 @@ def _view_score(
     boxes = [o.box for o in objects if o.label == label]
     return max((9 if 0 < x1 and 0 < y1 and x2 < 1 and y2 < 1 else 5 for x1, y1, x2, y2 in boxes), default=0)
 
-# %% ../../nbs/66_static_forms.ipynb #2e0a2b5e
+# %% ../../nbs/66_static_forms.ipynb #90c71e8f
 def _random_caption(
     rng: np.random.Generator,  # draws it
 ) -> str:  # "move forward 0.4 meters, and then turn left 30 degrees"
@@ -72,7 +72,7 @@ def _random_caption(
     actions = sample_actions(rng, str(rng.choice(["single", "forward_turn", "turn_forward"])), Ranges(*_RANGES))
     return format_actions(actions).replace("; ", ", and then ")
 
-# %% ../../nbs/66_static_forms.ipynb #dba3bf22
+# %% ../../nbs/66_static_forms.ipynb #1b5b3a71
 def _ask_scores(
     images: list[np.ndarray],  # views of a room, and of others
     objects: list[list[_VisibleObject]],  # of each
@@ -88,7 +88,7 @@ def _ask_scores(
     scores = ", ".join(str(_view_score(label, view)) for view in objects[1:])
     return _scoring_prompt(images[:1], question, choices, views, criterion), scores
 
-# %% ../../nbs/66_static_forms.ipynb #4afa821d
+# %% ../../nbs/66_static_forms.ipynb #1eec3490
 def _static_choice(
     objects: list[_VisibleObject],  # of the first picture, at least one
     second: list[_VisibleObject] | None,  # of the second picture, if there is one
@@ -106,7 +106,7 @@ def _static_choice(
     right, sides = (a.box[0] + a.box[2]) / 2 - .5, ("on the left", "on the right")
     return (f"On which side is the {a.label}?", *sides[::1 if right < 0 else -1]) if abs(right) > .1 else None
 
-# %% ../../nbs/66_static_forms.ipynb #0c1ea634
+# %% ../../nbs/66_static_forms.ipynb #b9caf5cb
 def _ask_sat(
     images: list[np.ndarray],  # one or two views of a room
     objects: list[list[_VisibleObject]],  # of each
