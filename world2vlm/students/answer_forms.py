@@ -29,6 +29,7 @@ class _VisibleObject(NamedTuple):
     label: str  # "red chair"
     box: tuple[float, float, float, float]  # xyxy, share of the picture, [0, 1]
     distance: float  # median z-depth of its visible pixels, metres
+    in_room: tuple[str, ...] = ()  # labels of all objects of its room
 
     @property
     def kind(self) -> str: return self.label.split()[-1]
@@ -52,7 +53,8 @@ def _objects_in_view(
         ys, xs = np.nonzero(view.ids == i)
         if i and len(xs) >= min_area * h * w:
             box = (xs.min() / w, ys.min() / h, (xs.max() + 1) / w, (ys.max() + 1) / h)
-            objects.append(_VisibleObject(int(i), labels[int(i)], box, float(np.median(view.depth[ys, xs]))))
+            distance = float(np.median(view.depth[ys, xs]))
+            objects.append(_VisibleObject(int(i), labels[int(i)], box, distance, tuple(labels.values())))
     return sorted(objects, key=lambda o: (o.box[0] + o.box[2], o.id))
 
 # %% ../../nbs/65_answer_forms.ipynb #492ac719
@@ -65,12 +67,14 @@ class _Asked(NamedTuple):
 # %% ../../nbs/65_answer_forms.ipynb #714c45b4
 _LETTER = "Answer with a letter."  # as the tasks ask for it
 
-# %% ../../nbs/65_answer_forms.ipynb #3d118af9
+# %% ../../nbs/65_answer_forms.ipynb #c57b644c
 def _stated(
     question: str,  # about boxes or not
-) -> str:  # the same, with the line that says how boxes are written where it has one
-    "`question` as the tasks put it."
-    return f"{BOX_FORMATS['norm1000']} {question}" if BOX_PATTERN.search(question) or "box" in question else question
+    hint: str = "",  # how to answer
+) -> str:  # with the line that says how boxes are written, where one is read or asked for
+    "`question` and `hint` as the tasks put them."
+    text = f"{question} {hint}".strip()
+    return f"{BOX_FORMATS['norm1000']} {text}" if BOX_PATTERN.search(text) or "box" in hint else text
 
 # %% ../../nbs/65_answer_forms.ipynb #c9335929
 def _phrased(
@@ -83,7 +87,7 @@ def _phrased(
 ) -> tuple[str, str]:  # question, answer
     "Ask in one of the tasks' three forms: a short answer, a sentence, a letter."
     form = rng.integers(3 if len(wrong) in (1, 3) else 2)
-    if form < 2: return _stated(f"{question} {hints[form]}"), (answer, sentence)[form]
+    if form < 2: return _stated(question, hints[form]), (answer, sentence)[form]
     options, letter = letter_options([answer, *wrong], rng)
     return _stated("\n".join([question, *(f"{k}. {v}" for k, v in options.items()), _LETTER])), letter
 
@@ -126,13 +130,13 @@ def _wrong_boxes(
     pool = list(dict.fromkeys([others[i] for i in rng.permutation(len(others))] + moved))
     return [text for text in pool if text != target.place][:3]
 
-# %% ../../nbs/65_answer_forms.ipynb #a2d853ef
+# %% ../../nbs/65_answer_forms.ipynb #be382cd9
 def _absent_label(
     objects: list[_VisibleObject],  # of one view
     rng: np.random.Generator,  # draws colour and furniture
-) -> str:  # a label of the simulator that names none of `objects`
-    "Draw the name of an object that is not in the view, in half of the cases one with a kind or colour that is."
-    present = {o.label for o in objects}
+) -> str:  # a label of the simulator
+    "Draw the name of an object that is not in the room, in half of the cases with a kind or colour of one in view."
+    present = {label for o in objects for label in (o.label, *o.in_room)}
     colours, kinds = list(OBJECT_COLOURS), list(FURNITURE)
     while True:
         colour, kind = str(rng.choice(colours)), str(rng.choice(kinds))

@@ -15,7 +15,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration, Trainer
 
 from .dense_targets import COLOURS, KINDS
 
-# %% ../../nbs/68_dense_heads.ipynb #b2be6083
+# %% ../../nbs/68_dense_heads.ipynb #91947012
 _DESCRIPTOR = 32  # numbers that describe a patch
 _SHARPNESS = 10.0  # of the comparison of two descriptors
 _PICTURE_PARTS = dict(kind=len(KINDS), colour=len(COLOURS), depth=1, box=4, descriptor=_DESCRIPTOR)
@@ -23,7 +23,7 @@ _PAIR_PARTS = dict(flow=2, visible=1, other_box=4)
 LOSS_WEIGHTS = dict(text=1.0, number=.1, point=1.0, kind=1.0, colour=1.0, depth=1.0, box=4.0, match=1.0, flow=4.0,
                     visible=1.0, other_box=4.0)
 
-# %% ../../nbs/68_dense_heads.ipynb #42ce7a0a
+# %% ../../nbs/68_dense_heads.ipynb #27cc27b4
 def _by_patch(
     tokens: torch.Tensor,  # [N, T, merge * merge * C] one line for each merged token
     merge: int,  # patches per side of a token
@@ -33,7 +33,7 @@ def _by_patch(
     cells = tokens.reshape(len(tokens), side, side, merge, merge, -1).transpose(2, 3)
     return cells.reshape(len(tokens), side * merge, side * merge, -1)
 
-# %% ../../nbs/68_dense_heads.ipynb #436dc262
+# %% ../../nbs/68_dense_heads.ipynb #6a56d09c
 class _DenseHeads(nn.Module):
     "Linear layers on the vision tower's tokens, on the last hidden states at the second picture, and one that points."
     def __init__(self, hidden: int, merge: int):  # width of the student, patches per side of a token
@@ -53,7 +53,7 @@ class _DenseHeads(nn.Module):
         cells = _by_patch(getattr(self, name)(tokens).float(), self.merge)
         return dict(zip(parts, cells.split(list(parts.values()), -1)))
 
-# %% ../../nbs/68_dense_heads.ipynb #9baad8cf
+# %% ../../nbs/68_dense_heads.ipynb #ad343899
 def _known_mean(
     errors: torch.Tensor,  # any shape
     known: torch.Tensor,  # bool, the same shape
@@ -61,7 +61,7 @@ def _known_mean(
     "Mean of the `errors` where the truth is known."
     return torch.where(known, errors, 0).sum() / known.sum().clamp(min=1)
 
-# %% ../../nbs/68_dense_heads.ipynb #eb3984d2
+# %% ../../nbs/68_dense_heads.ipynb #000e34e9
 def _share_loss(
     logits: torch.Tensor,  # [..., C]
     shares: torch.Tensor,  # [..., C] that sum to one, NaN where unknown
@@ -70,7 +70,7 @@ def _share_loss(
     known = ~shares[..., 0].isnan()
     return _known_mean(-(shares.nan_to_num() * logits.log_softmax(-1)).sum(-1), known)
 
-# %% ../../nbs/68_dense_heads.ipynb #c6ceafef
+# %% ../../nbs/68_dense_heads.ipynb #73113c2f
 def _distance_loss(
     values: torch.Tensor,  # [..., C]
     truth: torch.Tensor,  # [..., C], NaN where unknown
@@ -78,7 +78,7 @@ def _distance_loss(
     "Mean absolute error."
     return _known_mean((values - truth.nan_to_num()).abs(), ~truth.isnan())
 
-# %% ../../nbs/68_dense_heads.ipynb #4fe8760d
+# %% ../../nbs/68_dense_heads.ipynb #7fec581f
 def _match_loss(
     descriptors: torch.Tensor,  # [B, 2, P, P, D] of first and second picture, of length one
     flow: torch.Tensor,  # [B, P, P, 2] shares of the picture
@@ -93,7 +93,7 @@ def _match_loss(
     loss = F.cross_entropy(logits.transpose(1, 2), index, reduction="none")
     return _known_mean(loss, known), _known_mean((logits.argmax(-1) == index).float(), known)
 
-# %% ../../nbs/68_dense_heads.ipynb #0e06bbf9
+# %% ../../nbs/68_dense_heads.ipynb #69ba3f4e
 def _picture_losses(
     parts: dict[str, torch.Tensor],  # of the head, [N, P, P, C]
     targets: dict[str, torch.Tensor],  # kind, colour, depth, box of each picture
@@ -103,7 +103,7 @@ def _picture_losses(
     depth = _distance_loss(parts["depth"][..., 0], targets["depth"])
     return shares | dict(depth=depth, box=_distance_loss(parts["box"], targets["box"]))
 
-# %% ../../nbs/68_dense_heads.ipynb #86d17294
+# %% ../../nbs/68_dense_heads.ipynb #3f717bd2
 def _pair_losses(
     parts: dict[str, torch.Tensor],  # of the head, [B, P, P, C]
     targets: dict[str, torch.Tensor],  # flow, visible, other_box of each pair
@@ -113,7 +113,7 @@ def _pair_losses(
                 visible=F.binary_cross_entropy_with_logits(parts["visible"][..., 0], targets["visible"]),
                 other_box=_distance_loss(parts["other_box"], targets["other_box"]))
 
-# %% ../../nbs/68_dense_heads.ipynb #a9918fdc
+# %% ../../nbs/68_dense_heads.ipynb #95868b98
 def _point_loss(
     queries: torch.Tensor,  # [Q, D] of the pointing head
     descriptors: torch.Tensor,  # [Q, P * P, D] of the picture that each question is about
@@ -124,7 +124,7 @@ def _point_loss(
     hit = shares.gather(1, logits.argmax(1, keepdim=True))[:, 0] > 0
     return -(shares * logits.log_softmax(-1)).sum(-1).mean(), hit.float().mean()
 
-# %% ../../nbs/68_dense_heads.ipynb #ffb36953
+# %% ../../nbs/68_dense_heads.ipynb #d6700b90
 def _number_loss(
     logits: torch.Tensor,  # [n, N] of the tokens of 0, 1, ..., N - 1 where a coordinate is to be written
     truth: torch.Tensor,  # [n] the coordinates
@@ -133,7 +133,7 @@ def _number_loss(
     reached = torch.arange(logits.shape[1], device=truth.device) >= truth[:, None]
     return (logits.softmax(-1).cumsum(-1) - reached.float()).square().sum(-1).mean()
 
-# %% ../../nbs/68_dense_heads.ipynb #7a363894
+# %% ../../nbs/68_dense_heads.ipynb #629e8639
 def _read_tokens(
     student: Qwen2_5_VLForConditionalGeneration,  # with or without heads
     batch: dict[str, torch.Tensor],  # of `_pack`
@@ -148,7 +148,7 @@ def _read_tokens(
                                           attention_mask=bias.masked_fill(~batch["attention_mask"], -1e9))[0]
     return merged.reshape(len(batch["image_grid_thw"]), -1, merged.shape[-1]), states
 
-# %% ../../nbs/68_dense_heads.ipynb #94907c8d
+# %% ../../nbs/68_dense_heads.ipynb #ab72b85d
 def _text_losses(
     logits: torch.Tensor,  # [n, vocabulary]
     batch: dict[str, torch.Tensor],  # labels, numbers, number_ids
@@ -162,7 +162,7 @@ def _text_losses(
         watch["pixels_off"] = (scores.argmax(-1) - truth).abs().float().mean()
     return losses, watch
 
-# %% ../../nbs/68_dense_heads.ipynb #a6fc5f30
+# %% ../../nbs/68_dense_heads.ipynb #e239d5ba
 def _seen_losses(
     heads: _DenseHeads,  # of the student
     parts: dict[str, torch.Tensor],  # of the head for pictures
@@ -181,7 +181,7 @@ def _seen_losses(
         losses["point"], watch["pointed"] = _point_loss(queries, descriptors, batch["point_shares"])
     return losses, watch
 
-# %% ../../nbs/68_dense_heads.ipynb #1498932c
+# %% ../../nbs/68_dense_heads.ipynb #78dedd52
 class _DenseStudent(Qwen2_5_VLForConditionalGeneration):
     "A student with heads; `forward` gives the losses of one packed batch."
     def __init__(self, config: "Qwen2_5_VLConfig"):  # of the plain student
@@ -205,7 +205,7 @@ class _DenseStudent(Qwen2_5_VLForConditionalGeneration):
         loss = nothing + sum(LOSS_WEIGHTS[name] * part for name, part in losses.items())
         return dict(loss=loss) | {name: part.detach() for name, part in (losses | watch).items()}
 
-# %% ../../nbs/68_dense_heads.ipynb #1eb3f998
+# %% ../../nbs/68_dense_heads.ipynb #9db593c2
 def _without_heads(
     student: _DenseStudent,  # after training
 ) -> Qwen2_5_VLForConditionalGeneration:  # with the same weights
@@ -215,7 +215,7 @@ def _without_heads(
     plain.generation_config = student.generation_config
     return plain.eval()
 
-# %% ../../nbs/68_dense_heads.ipynb #ed663837
+# %% ../../nbs/68_dense_heads.ipynb #9e303472
 def _with_heads(
     student: Qwen2_5_VLForConditionalGeneration,  # a plain student
     seed: int = 0,  # of the heads' initial weights
@@ -228,7 +228,21 @@ def _with_heads(
     dense.generation_config = student.generation_config
     return dense
 
-# %% ../../nbs/68_dense_heads.ipynb #7c1e220f
+# %% ../../nbs/68_dense_heads.ipynb #0a8bc392
+def _order_numbers(
+    student: Qwen2_5_VLForConditionalGeneration,  # before training
+    ids: list[int],  # tokens of 0, 1, 2, ...
+    seed: int = 0,  # of the directions
+    waves: int = 9,  # cosines of growing frequency
+) -> None:
+    "Start the embeddings of numbers as smooth functions of the number, so that neighbours are alike from the first step."
+    directions = torch.randn(waves, student.config.text_config.hidden_size, generator=torch.Generator().manual_seed(seed))
+    frequency, number = torch.arange(waves), torch.linspace(0, 1, len(ids))
+    curves = torch.cos(torch.pi * frequency * number[:, None]) @ (directions / (1 + frequency[:, None]) ** .5)
+    weight = student.get_input_embeddings().weight
+    with torch.no_grad(): weight[ids] = .15 * weight[ids] + 1.5 * weight.std() * curves / curves.std()
+
+# %% ../../nbs/68_dense_heads.ipynb #8c7fd354
 class _DenseTrainer(Trainer):
     "Logs every part of the loss, and checks the heads on fixed batches."
     def __init__(self, *args, **kwargs):

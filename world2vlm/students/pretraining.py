@@ -21,7 +21,7 @@ from ..core.config import Count, FieldOfView, LearningRate, NotNegative, Seed, S
 from ..core.records import iou
 from ..core.runs import write_text
 from .models import BoxFormat, mini_student, MiniConfig, Prompt, Student
-from .packing import _pack, _PackedRow, _Packer
+from .packing import _number_tokens, _pack, _PackedRow, _Packer
 from .static_forms import _ask_sat, _ask_scores
 from .static_questions import QUESTIONS
 from .training import _last_checkpoint, _save_student, live_callback, read_training_log, Training, trainer_arguments
@@ -31,7 +31,7 @@ from ..tasks.answers import BOX_FORMATS, convert_boxes
 from ..tasks.rewards import BOX_PATTERN
 from ..tasks.tasks import TASKS
 
-# %% ../../nbs/69_pretraining.ipynb #0bda881a
+# %% ../../nbs/69_pretraining.ipynb #010d42d2
 @dataclass(frozen=True)
 class Phase(Settings):
     "One run of the trainer on fresh rooms, with a learning rate that rises and falls."
@@ -42,12 +42,12 @@ class Phase(Settings):
     prompts_every: Whole = 0  # each n-th batch holds prompts of a benchmark or of the search; 0 for none
     learning_rate: LearningRate = 1.0e-3  # peak of the cosine
 
-# %% ../../nbs/69_pretraining.ipynb #d0d666fe
+# %% ../../nbs/69_pretraining.ipynb #cc492cda
 @dataclass(frozen=True)
 class Base(Settings):
     "How the base student is trained from random weights."
     curriculum: tuple[Phase, ...] = (  # one after the other
-        Phase(1000, questions=0, learning_rate=2.0e-3), Phase(3600),
+        Phase(700, questions=0, learning_rate=2.0e-3), Phase(3600),
         Phase(2400, practice=.7, prompts_every=12, learning_rate=7.0e-4))
     processes: Annotated[int, ">= 1", "<= 1024"] = 2  # that train together
     workers: Workers = 1  # processes that render ahead of each
@@ -63,13 +63,13 @@ class Base(Settings):
     check_pairs: Count = 48  # of rooms, and of real places
     probe_rooms: Count = 128  # unseen rooms in which the result is probed
 
-# %% ../../nbs/69_pretraining.ipynb #7101f60d
+# %% ../../nbs/69_pretraining.ipynb #4213b5b5
 _BLANKS = {
     "motion": "move left 0.4 meters; turn right 30 degrees", "object": "the red chair", "label": "blue table",
     "class": "sofa", "before": "[1, 2, 3, 4]", "after": "[2, 3, 4, 5]", "there": "[2, 3, 4, 5]", "place": "left of the view",
     "answer": "false", "truth": "moved backward 0.4 meters, then turned left 30 degrees"}
 
-# %% ../../nbs/69_pretraining.ipynb #02cb321a
+# %% ../../nbs/69_pretraining.ipynb #58b9c531
 def _task_texts() -> list[str]:  # with numbers and names filled in
     "How the tasks put their questions and write their answers."
     lines = []
@@ -80,7 +80,7 @@ def _task_texts() -> list[str]:  # with numbers and names filled in
         lines += [sentence.format(**_BLANKS) for sentence in task.sentences]
     return lines
 
-# %% ../../nbs/69_pretraining.ipynb #cf6c814b
+# %% ../../nbs/69_pretraining.ipynb #be616cbd
 def _tokenizer_texts(
     config: Base,  # seed, box format
     pairs: int = 160,  # whose questions are read
@@ -92,9 +92,10 @@ def _tokenizer_texts(
     for k in range(prompts):
         asked, answer = _prompt_row(stream, k)[3:]
         lines += [asked.system, answer, *(piece for piece in asked.pieces if isinstance(piece, str))]
-    return [convert_boxes(text, config.box_format, (64, 64)) for text in lines + _task_texts() * 30]
+    lines += [*_task_texts(), "system\nuser\nassistant\n"] * 30  # the last are the speakers of a chat
+    return [convert_boxes(text, config.box_format, (64, 64)) for text in lines]
 
-# %% ../../nbs/69_pretraining.ipynb #6fde5cac
+# %% ../../nbs/69_pretraining.ipynb #0b104cb8
 @dataclass(frozen=True)
 class _PhaseRows:
     "The rows of one phase, each by its number alone; every loading process meets rooms of its own."
@@ -121,7 +122,7 @@ class _PhaseRows:
         if every and batch % every == every - 1: return _prompt_row(self.streams[stream], number)
         return self.streams[stream][number]
 
-# %% ../../nbs/69_pretraining.ipynb #ce6474ef
+# %% ../../nbs/69_pretraining.ipynb #4280d6c4
 def _check_batches(
     config: Base,  # fov, number of pairs
     packer: _Packer,  # of the student
@@ -132,7 +133,7 @@ def _check_batches(
     streams = {name: make(mix) for name, mix in mixes.items()}
     return {name: _pack(packer, [stream[k] for k in range(config.check_pairs)]) for name, stream in streams.items()}
 
-# %% ../../nbs/69_pretraining.ipynb #5cb18e1a
+# %% ../../nbs/69_pretraining.ipynb #62695b5d
 def _phase_settings(
     config: Base,  # how the student is trained
     phase: Phase,  # one of its curriculum
@@ -143,7 +144,7 @@ def _phase_settings(
         weight_decay=config.weight_decay, gradient_checkpointing=False, save_every=config.save_every,
         processes=config.processes, workers=config.workers, seed=config.seed)
 
-# %% ../../nbs/69_pretraining.ipynb #2050a3d2
+# %% ../../nbs/69_pretraining.ipynb #44c5ed60
 def _train_phase(
     student: "_DenseStudent",  # to be trained
     processor: "ProcessorMixin",  # of the student
@@ -163,7 +164,7 @@ def _train_phase(
     trainer.train(resume_from_checkpoint=_last_checkpoint(out / "checkpoints"))
     return _save_student(trainer, processor, out)
 
-# %% ../../nbs/69_pretraining.ipynb #d983e71e
+# %% ../../nbs/69_pretraining.ipynb #243fee55
 def _joined_log(
     folders: list[Path],  # of finished phases
 ) -> list[dict]:  # lines with "phase", and steps that count on
@@ -175,7 +176,7 @@ def _joined_log(
         before += log[-1]["step"]
     return lines
 
-# %% ../../nbs/69_pretraining.ipynb #96ff63d1
+# %% ../../nbs/69_pretraining.ipynb #f34599cc
 def _join_phases(
     folders: list[Path],  # of finished phases
     processor: "ProcessorMixin",  # of the student
@@ -189,16 +190,17 @@ def _join_phases(
     for folder in folders: shutil.rmtree(folder)
     return out
 
-# %% ../../nbs/69_pretraining.ipynb #e2da169a
+# %% ../../nbs/69_pretraining.ipynb #5254f846
 def train_base(
     config: Base,  # how the student is trained
     out: str | Path,  # folder of the checkpoint
 ) -> Path:  # `out`, which `load_student` opens
     "Train the base student from random weights; a killed run resumes."
     from accelerate import PartialState
-    from world2vlm.students.dense_heads import _with_heads, _DenseStudent
+    from world2vlm.students.dense_heads import _DenseStudent, _order_numbers, _with_heads
     plain, processor = mini_student(_tokenizer_texts(config), seed=config.seed)
     student = _with_heads(plain, config.seed)
+    _order_numbers(student, list(_number_tokens(processor.tokenizer, MiniConfig().image_size)), config.seed)
     folders = [Path(out) / f"phase-{number}" for number in range(len(config.curriculum))]
     for number, folder in enumerate(folders):
         if (folder / "log.jsonl").is_file(): continue
@@ -209,14 +211,14 @@ def train_base(
     process.wait_for_everyone()
     return Path(out)
 
-# %% ../../nbs/69_pretraining.ipynb #c07e70c8
+# %% ../../nbs/69_pretraining.ipynb #007cf0c3
 class _ProbeQuestion(NamedTuple):
     "A question whose answer is measured."
     kind: str  # a key of `QUESTIONS`, "choice" or "scores"
     prompt: Prompt  # boxes in norm1000
     answer: str  # likewise
 
-# %% ../../nbs/69_pretraining.ipynb #dee91bba
+# %% ../../nbs/69_pretraining.ipynb #273114c8
 def _room_probe(
     room: "_RoomViews",  # unseen
     rng: np.random.Generator,  # draws views and questions
@@ -232,7 +234,7 @@ def _room_probe(
     if choice: asked.append(_ProbeQuestion("choice", *choice))
     return [*asked, _ProbeQuestion("scores", *_ask_scores(images, objects, rng))]
 
-# %% ../../nbs/69_pretraining.ipynb #0d629b03
+# %% ../../nbs/69_pretraining.ipynb #2ae59035
 def probe_examples(
     n: int = 128,  # rooms
     first: int = 1_000_000,  # number of the first room
@@ -242,7 +244,7 @@ def probe_examples(
     return [question for k in range(first, first + n)
             for question in _room_probe(_sample_room(k, fov_deg=fov_deg), np.random.default_rng(k))]
 
-# %% ../../nbs/69_pretraining.ipynb #286886e2
+# %% ../../nbs/69_pretraining.ipynb #098c676b
 def _part_right(
     answer: str,  # "red chair [1, 2, 3, 4]", a box, a number or words
     truth: str,  # likewise
@@ -254,7 +256,7 @@ def _part_right(
     if all(metres): return abs(float(metres[0][1]) / float(metres[1][1]) - 1) < .25
     return words[0] == words[1] and len(boxes[0]) == len(boxes[1]) and all(iou(a, b) >= .5 for a, b in zip(*boxes))
 
-# %% ../../nbs/69_pretraining.ipynb #3bc894ff
+# %% ../../nbs/69_pretraining.ipynb #88ff715c
 def _score_answer(
     answer: str,  # the student's
     truth: str,  # the right one, boxes in the same format
@@ -265,7 +267,7 @@ def _score_answer(
     if len(right) > 1 and mark == "," and len(given) != len(right): return 0.0
     return sum(_part_right(a, b) for a, b in zip(given, right)) / max(len(given), len(right))
 
-# %% ../../nbs/69_pretraining.ipynb #aa98bea7
+# %% ../../nbs/69_pretraining.ipynb #980c2ab7
 def _answers(
     student: Student,  # to be asked
     questions: list[_ProbeQuestion],  # in order
@@ -275,7 +277,7 @@ def _answers(
     batches = [questions[i:i + batch_size] for i in range(0, len(questions), batch_size)]
     return [reply.text for batch in batches for reply in student.reply([q.prompt for q in batch], 96)]
 
-# %% ../../nbs/69_pretraining.ipynb #b8bc5046
+# %% ../../nbs/69_pretraining.ipynb #59358896
 def _with_pictures_of(
     question: _ProbeQuestion,  # keeps its texts
     other: _ProbeQuestion,  # of the same kind
@@ -285,7 +287,7 @@ def _with_pictures_of(
     pieces = [piece if isinstance(piece, str) else next(pictures) for piece in question.prompt.pieces]
     return question._replace(prompt=question.prompt._replace(pieces=pieces))
 
-# %% ../../nbs/69_pretraining.ipynb #e88f1106
+# %% ../../nbs/69_pretraining.ipynb #5980e174
 def _mean_score(
     texts: list[str],  # what the student wrote
     questions: list[_ProbeQuestion],  # in the same order
@@ -293,7 +295,7 @@ def _mean_score(
     "Mean of `_score_answer`."
     return round(float(np.mean([_score_answer(text, q.answer) for text, q in zip(texts, questions)])), 4)
 
-# %% ../../nbs/69_pretraining.ipynb #b567212c
+# %% ../../nbs/69_pretraining.ipynb #d0731f81
 def _readable_share(
     texts: list[str],  # what the student wrote
     questions: list[_ProbeQuestion],  # that ask for lists of numbers
@@ -304,7 +306,7 @@ def _readable_share(
     good = [len(parts) == n and all(map(str.isdigit, parts)) for parts, n in zip(lists, counts)]
     return round(float(np.mean(good)), 4)
 
-# %% ../../nbs/69_pretraining.ipynb #7278ab06
+# %% ../../nbs/69_pretraining.ipynb #678a2647
 def probe(
     student: Student,  # to be asked
     questions: list[_ProbeQuestion],  # of `probe_examples`

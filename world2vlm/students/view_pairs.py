@@ -23,7 +23,7 @@ from ..core.runs import rng_for, seed_for
 from ..scenes.panoramas import crop_panorama, read_panorama
 from ..scenes.room import nearby_pose, Room, start_pose
 
-# %% ../../nbs/68_view_pairs.ipynb #071576c0
+# %% ../../nbs/68_view_pairs.ipynb #7e7ff0c2
 @dataclass(frozen=True)
 class _RoomViews:
     "Views of one room, all near the first, with all that is known of them."
@@ -33,7 +33,7 @@ class _RoomViews:
     objects: list[list[_VisibleObject]]  # of each view, from left to right
     K: np.ndarray  # [3, 3] pixels
 
-# %% ../../nbs/68_view_pairs.ipynb #d70f36e8
+# %% ../../nbs/68_view_pairs.ipynb #3d71fd59
 def _view_poses(
     room: Room,  # where the cameras stand
     K: np.ndarray,  # [3, 3] pixels
@@ -50,7 +50,7 @@ def _view_poses(
         if len(poses) < views and room.clear(pose): poses.append(pose)
     return poses
 
-# %% ../../nbs/68_view_pairs.ipynb #b66bcc95
+# %% ../../nbs/68_view_pairs.ipynb #960bc75e
 def _sample_room(
     seed: int,  # of room and poses
     size: tuple[int, int] = (64, 64),  # width and height, pixels
@@ -70,7 +70,7 @@ def _sample_room(
                          [_objects_in_view(view, room.instances) for view in rendered], K)
     raise RuntimeError(f"room {seed}: none of {tries} rooms has a start pose; give a larger fov_deg")
 
-# %% ../../nbs/68_view_pairs.ipynb #4887ae55
+# %% ../../nbs/68_view_pairs.ipynb #b04d61f5
 def _jitter_colours(
     picture: np.ndarray,  # uint8 [H, W, 3]
     rng: np.random.Generator,  # draws the change
@@ -81,7 +81,7 @@ def _jitter_colours(
     bright = (picture / np.float32(255)) ** np.float32(np.exp(strength * gamma))
     return (np.clip(bright * np.exp(strength * (brightness + tint)), 0, 1) * 255 + .5).astype(np.uint8)
 
-# %% ../../nbs/68_view_pairs.ipynb #219e4eac
+# %% ../../nbs/68_view_pairs.ipynb #95fdd890
 @lru_cache
 def _places(
     names: tuple[str, ...],  # of panoramas
@@ -91,7 +91,7 @@ def _places(
     pictures = [read_panorama(Path(folder) / f"{name}.png") for name in names]
     return [np.ascontiguousarray(picture[:, ::step]) for picture in pictures for step in (1, -1)]
 
-# %% ../../nbs/68_view_pairs.ipynb #a8fc2673
+# %% ../../nbs/68_view_pairs.ipynb #058edfeb
 def _panorama_pair(
     places: list[np.ndarray],  # panoramas
     rng: np.random.Generator,  # draws place, directions and colours
@@ -106,7 +106,7 @@ def _panorama_pair(
     pictures = [_jitter_colours(_jitter_colours(p, np.random.default_rng(together)), rng, .4) for p in pictures]
     return pictures, _turn_targets(size, K, yaw(turn)[:3, :3])
 
-# %% ../../nbs/68_view_pairs.ipynb #4662484a
+# %% ../../nbs/68_view_pairs.ipynb #7eed4ac7
 def _patch_shares(
     ids: np.ndarray,  # [H, W] instance ids of a view
     target: int,  # one of them
@@ -117,7 +117,7 @@ def _patch_shares(
     share = (ids == target).reshape(h // patch, patch, w // patch, patch).mean((1, 3), dtype=np.float32)
     return (share / share.sum()).ravel()
 
-# %% ../../nbs/68_view_pairs.ipynb #f19e7c62
+# %% ../../nbs/68_view_pairs.ipynb #63d9d954
 def _as_branch(
     asked: _Asked,  # a question
     pictures: int,  # how many it is about
@@ -127,14 +127,14 @@ def _as_branch(
     return _Branch(asked.question, asked.answer, pictures,
                   asked.target and (asked.target[0], _patch_shares(ids[asked.target[0]], asked.target[1])))
 
-# %% ../../nbs/68_view_pairs.ipynb #f6567cd6
+# %% ../../nbs/68_view_pairs.ipynb #d7329894
 def _same_place(
     same: bool,  # the answer
 ) -> _Branch:
     "Ask whether two pictures show the same place."
     return _Branch("Do both pictures show the same place?", "yes" if same else "no", 2)
 
-# %% ../../nbs/68_view_pairs.ipynb #55e5df34
+# %% ../../nbs/68_view_pairs.ipynb #48a3b9b6
 @dataclass(frozen=True)
 class _PairMix:
     "What a stream of pairs consists of."
@@ -144,7 +144,7 @@ class _PairMix:
     apart: float = .05  # share of the pairs that show two rooms
     from_start: float = .5  # share of the pairs of a room whose first view is the one that all others are near to
 
-# %% ../../nbs/68_view_pairs.ipynb #81e2936e
+# %% ../../nbs/68_view_pairs.ipynb #b54e3d3b
 def _room_row(
     room: _RoomViews,  # of the first picture
     other: _RoomViews,  # of the second
@@ -165,7 +165,7 @@ def _room_row(
     targets = _apart_targets(known) if apart else room_targets(known, depths, (room.poses[i], room.poses[j]), room.K)
     return _PackedRow(list(pictures), branches, targets)
 
-# %% ../../nbs/68_view_pairs.ipynb #cf7d5232
+# %% ../../nbs/68_view_pairs.ipynb #d27eb0e5
 @dataclass(frozen=True)
 class PairStream:
     "Pairs by number: the same seed and number give the same pair, whatever was read before."
@@ -194,7 +194,7 @@ class PairStream:
         first, other = (number // self.per_room + int(k) for k in rng.permutation(self.rooms)[:2])
         return _room_row(self.room(first), self.room(other if rng.random() < self.mix.apart else first), self.mix, rng)
 
-# %% ../../nbs/68_view_pairs.ipynb #28dd5d44
+# %% ../../nbs/68_view_pairs.ipynb #0befc969
 def _prompt_row(
     stream: PairStream,  # of rooms
     number: int,  # of a prompt
