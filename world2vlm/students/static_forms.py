@@ -40,8 +40,8 @@ SCORE_CRITERIA = {
 _SCORER_SYSTEM = ("You are an AI assistant that analyzes and scores imagined images of a 3D indoor scene. {criterion} "
                   "Answer with whole numbers separated by commas, one for each image.\n\n")
 
-# %% ../../nbs/66_static_forms.ipynb #8519e43b
-def _scoring_prompt(
+# %% ../../nbs/66_static_forms.ipynb #1457fbfa
+def _scoring_pieces(
     pictures: list[np.ndarray],  # of the question
     question: str,  # to be answered
     choices: list[str] | tuple[str, ...],  # its answers; may be empty
@@ -86,7 +86,7 @@ def _ask_scores(
     views = [(_random_caption(rng), image) for image in images[1:]]
     criterion = _pick(tuple(SCORE_CRITERIA), rng)
     scores = ", ".join(str(_view_score(label, view)) for view in objects[1:])
-    return _scoring_prompt(images[:1], question, choices, views, criterion), scores
+    return _scoring_pieces(images[:1], question, choices, views, criterion), scores
 
 # %% ../../nbs/66_static_forms.ipynb #1eec3490
 def _static_choice(
