@@ -149,7 +149,6 @@ def _load_processor(
     if max_pixels is not None: _qwen_processor(processor, "max_pixels").size["longest_edge"] = max_pixels
     return processor
 
-
 # %% ../../nbs/60_models.ipynb #2a6b2814
 def load_student(
     checkpoint: str,  # a folder made by `save_pretrained`, or the name of a model on the hub
@@ -169,7 +168,6 @@ def load_student(
     misshapen = {key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]}
     _check_keys(checkpoint, report["missing_keys"] - misshapen, report["unexpected_keys"], misshapen)
     return model.eval(), _load_processor(checkpoint, max_pixels)
-
 
 # %% ../../nbs/60_models.ipynb #c579cacf
 class Prompt(NamedTuple):
