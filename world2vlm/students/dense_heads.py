@@ -15,10 +15,10 @@ from transformers import Qwen2_5_VLForConditionalGeneration, Trainer
 
 from .dense_targets import COLOURS, KINDS
 
-# %% ../../nbs/68_dense_heads.ipynb #91947012
-_DESCRIPTOR = 32  # numbers that describe a patch
+# %% ../../nbs/68_dense_heads.ipynb #aaba7d74
+_DESCRIPTOR = 32  # numbers that describe a patch: as a surface that another view may show, as a key for questions
 _SHARPNESS = 10.0  # of the comparison of two descriptors
-_PICTURE_PARTS = dict(kind=len(KINDS), colour=len(COLOURS), depth=1, box=4, descriptor=_DESCRIPTOR)
+_PICTURE_PARTS = dict(kind=len(KINDS), colour=len(COLOURS), depth=1, box=4, descriptor=_DESCRIPTOR, key=_DESCRIPTOR)
 _PAIR_PARTS = dict(flow=2, visible=1, other_box=4)
 LOSS_WEIGHTS = dict(text=1.0, number=.1, point=1.0, kind=1.0, colour=1.0, depth=1.0, box=4.0, match=1.0, flow=4.0,
                     visible=1.0, other_box=4.0)
@@ -113,14 +113,14 @@ def _pair_losses(
                 visible=F.binary_cross_entropy_with_logits(parts["visible"][..., 0], targets["visible"]),
                 other_box=_distance_loss(parts["other_box"], targets["other_box"]))
 
-# %% ../../nbs/68_dense_heads.ipynb #95868b98
+# %% ../../nbs/68_dense_heads.ipynb #0bd50401
 def _point_loss(
     queries: torch.Tensor,  # [Q, D] of the pointing head
-    descriptors: torch.Tensor,  # [Q, P * P, D] of the picture that each question is about
+    keys: torch.Tensor,  # [Q, P * P, D] of the picture that each question is about
     shares: torch.Tensor,  # [Q, P * P] how the object in question covers its patches, sums to one
 ) -> tuple[torch.Tensor, torch.Tensor]:  # loss, share of the questions that point at their object
     "The end of a question must point at the object that it is about."
-    logits = _SHARPNESS * torch.einsum("qd,qpd->qp", F.normalize(queries, dim=-1), descriptors)
+    logits = torch.einsum("qd,qpd->qp", queries, keys) / keys.shape[-1] ** .5
     hit = shares.gather(1, logits.argmax(1, keepdim=True))[:, 0] > 0
     return -(shares * logits.log_softmax(-1)).sum(-1).mean(), hit.float().mean()
 
@@ -177,8 +177,8 @@ def _seen_losses(
         losses["match"], watch["matched"] = _match_loss(pairs, batch["flow"], batch["visible"])
     if len(batch["point_at"]):
         queries = heads.pointer(states.flatten(0, 1)[batch["point_at"]]).float()
-        descriptors = parts["descriptor"].flatten(1, 2)[batch["point_picture"]]
-        losses["point"], watch["pointed"] = _point_loss(queries, descriptors, batch["point_shares"])
+        keys = parts["key"].flatten(1, 2)[batch["point_picture"]]
+        losses["point"], watch["pointed"] = _point_loss(queries, keys, batch["point_shares"])
     return losses, watch
 
 # %% ../../nbs/68_dense_heads.ipynb #78dedd52
