@@ -31,7 +31,7 @@ SECOND = [answer_forms._VisibleObject(1, "red box", (.4, .5, .6, .7), 2), answer
 
 
 @pytest.fixture(scope="module")
-def rows(): return [row for row in map(PairStream(3, view_pairs._PairMix(1200, .5, 0), rooms=4, per_room=8).__getitem__, range(60))]
+def rows(): return [row for row in map(PairStream(3, view_pairs._PairMix(1200, .5), rooms=4, per_room=8).__getitem__, range(60))]
 
 
 def test_base_teaches_no_motion(rows):

@@ -19,13 +19,13 @@ import numpy as np
 
 from ..core.config import Count, FieldOfView, LearningRate, NotNegative, Seed, Settings, Share, Whole, Workers
 from ..core.records import iou
-from ..core.runs import write_text
+from ..core.runs import rng_for, write_text
 from .models import BoxFormat, mini_student, MiniConfig, Prompt, Student
 from .packing import _number_tokens, _pack, _PackedRow, _Packer
 from .static_forms import _ask_sat, _ask_scores
 from .static_questions import QUESTIONS
 from .training import _last_checkpoint, _save_student, live_callback, read_training_log, Training, trainer_arguments
-from .view_pairs import _PairMix, _prompt_row, _sample_room, PairStream
+from .view_pairs import _PairMix, _prompt_row, _sample_room, _turn_row, PairStream
 from ..scenes.panoramas import TRAINING_PLACES, VALIDATION_PLACES
 from ..tasks.answers import BOX_FORMATS, convert_boxes
 from ..tasks.rewards import BOX_PATTERN
@@ -53,7 +53,7 @@ class Base(Settings):
     workers: Workers = 1  # processes that render ahead of each
     weight_decay: NotNegative = 0.01  # AdamW
     fov_deg: FieldOfView = 90.0  # horizontal field of view of the views
-    panoramas: Share = 0.25  # share of the pairs that are real turns
+    panoramas: Share = 0.25  # share of the batches that are real turns
     rooms: Count = 64  # from which each process draws at a time
     per_room: Count = 24  # pairs of each room
     box_format: BoxFormat = "pixels"  # how boxes are written
@@ -87,7 +87,7 @@ def _tokenizer_texts(
     prompts: int = 80,  # likewise
 ) -> list[str]:  # texts for `mini_student`
     "What the tokenizer learns from: static questions with their answers, prompts, and the wording of the tasks."
-    stream = PairStream(config.seed, _PairMix(600, .5, 0), fov_deg=config.fov_deg, rooms=8)
+    stream = PairStream(config.seed, _PairMix(600, .5), fov_deg=config.fov_deg, rooms=8)
     lines = [text for k in range(pairs) for b in stream[k].branches for text in (b.question, b.answer)]
     for k in range(prompts):
         asked, answer = _prompt_row(stream, k)[3:]
@@ -104,7 +104,7 @@ class _PhaseRows:
 
     def __post_init__(self):
         config, phase = self.config, self.config.curriculum[self.number]
-        mix = _PairMix(phase.questions, phase.practice, config.panoramas)
+        mix = _PairMix(phase.questions, phase.practice)
         seeds = [config.seed + 1 + self.number + 1000 * k for k in range(config.processes * max(1, config.workers))]
         rooms = dict(fov_deg=config.fov_deg, rooms=config.rooms, per_room=config.per_room)
         streams = [PairStream(seed, mix, TRAINING_PLACES, **rooms) for seed in seeds]
@@ -117,10 +117,11 @@ class _PhaseRows:
 
     def __getitem__(self, number: int) -> _PackedRow:
         batch, row = divmod(int(number), self.phase.batch_size)
-        batch, stream = divmod(batch, len(self.streams))
-        every, number = self.phase.prompts_every, batch * self.phase.batch_size + row
-        if every and batch % every == every - 1: return _prompt_row(self.streams[stream], number)
-        return self.streams[stream][number]
+        turn, stream = divmod(batch, len(self.streams))  # batches that are read at the same time are of one kind
+        every, number = self.phase.prompts_every, turn * self.phase.batch_size + row
+        if every and turn % every == every - 1: return _prompt_row(self.streams[stream], number)
+        real = rng_for(self.config.seed, "kind", turn).random() < self.config.panoramas
+        return _turn_row(self.streams[stream], number) if real else self.streams[stream][number]
 
 # %% ../../nbs/69_pretraining.ipynb #4280d6c4
 def _check_batches(
@@ -128,10 +129,9 @@ def _check_batches(
     packer: _Packer,  # of the student
 ) -> dict[str, dict]:  # "rooms" and "places" -> one batch
     "Pairs of unseen rooms with questions, and unseen real turns."
-    mixes = {"rooms": _PairMix(450, .3, 0, 0), "places": _PairMix(0, 0, 1)}
-    make = lambda mix: PairStream(10**6, mix, VALIDATION_PLACES, fov_deg=config.fov_deg, rooms=2, per_room=1)
-    streams = {name: make(mix) for name, mix in mixes.items()}
-    return {name: _pack(packer, [stream[k] for k in range(config.check_pairs)]) for name, stream in streams.items()}
+    stream = PairStream(10**6, _PairMix(450, .3, 0), VALIDATION_PLACES, fov_deg=config.fov_deg, rooms=2, per_room=1)
+    rows = {"rooms": stream.__getitem__, "places": partial(_turn_row, stream)}
+    return {name: _pack(packer, [read(k) for k in range(config.check_pairs)]) for name, read in rows.items()}
 
 # %% ../../nbs/69_pretraining.ipynb #62695b5d
 def _phase_settings(

@@ -140,7 +140,6 @@ class _PairMix:
     "What a stream of pairs consists of."
     questions: int = 0  # characters of questions and answers about each pair
     practice: float = 0.0  # share of the questions in the forms of the tasks
-    panoramas: float = .3  # share of the pairs that are real turns
     apart: float = .05  # share of the pairs that show two rooms
     from_start: float = .5  # share of the pairs of a room whose first view is the one that all others are near to
 
@@ -165,10 +164,10 @@ def _room_row(
     targets = _apart_targets(known) if apart else room_targets(known, depths, (room.poses[i], room.poses[j]), room.K)
     return _PackedRow(list(pictures), branches, targets)
 
-# %% ../../nbs/68_view_pairs.ipynb #d27eb0e5
+# %% ../../nbs/68_view_pairs.ipynb #28c77d62
 @dataclass(frozen=True)
 class PairStream:
-    "Pairs by number: the same seed and number give the same pair, whatever was read before."
+    "Pairs of rooms by number: the same seed and number give the same pair, whatever was read before."
     seed: int  # of rooms, views and questions
     mix: _PairMix  # what the pairs are
     places: tuple[str, ...] = ()  # names of panoramas
@@ -185,16 +184,23 @@ class PairStream:
             self._kept[number] = _sample_room(seed_for(self.seed, "room", number), fov_deg=self.fov_deg)
         return self._kept[number]
 
-    def __getitem__(self, number: int) -> _PackedRow:  # `number` of a pair
+    def __getitem__(self, number: int) -> _PackedRow:  # `number` of a pair of rooms
         rng = rng_for(self.seed, "pair", number)
-        if self.places and rng.random() < self.mix.panoramas:
-            places = _places(self.places, str(repo_root() / self.folder))
-            pictures, targets = _panorama_pair(places, rng, fov_deg=self.fov_deg)
-            return _PackedRow(pictures, [_same_place(True)] * bool(self.mix.questions and rng.random() < .3), targets)
         first, other = (number // self.per_room + int(k) for k in rng.permutation(self.rooms)[:2])
         return _room_row(self.room(first), self.room(other if rng.random() < self.mix.apart else first), self.mix, rng)
 
-# %% ../../nbs/68_view_pairs.ipynb #0befc969
+# %% ../../nbs/68_view_pairs.ipynb #06288d11
+def _turn_row(
+    stream: PairStream,  # with places
+    number: int,  # of a turn
+) -> _PackedRow:
+    "Two crops of a panorama, at times with a question."
+    rng = rng_for(stream.seed, "turn", number)
+    places = _places(stream.places, str(repo_root() / stream.folder))
+    pictures, targets = _panorama_pair(places, rng, fov_deg=stream.fov_deg)
+    return _PackedRow(pictures, [_same_place(True)] * bool(stream.mix.questions and rng.random() < .3), targets)
+
+# %% ../../nbs/68_view_pairs.ipynb #247659b2
 def _prompt_row(
     stream: PairStream,  # of rooms
     number: int,  # of a prompt
