@@ -36,19 +36,19 @@ from ..tasks.tasks import TASKS
 class Phase(Settings):
     "One run of the trainer on fresh rooms, with a learning rate that rises and falls."
     steps: Count  # optimizer steps
-    batch_size: Count = 16  # pairs in one forward pass
+    batch_size: Count = 8  # pairs in one forward pass
     questions: Whole = 450  # characters of questions and answers about each pair; 0 trains the heads alone
     practice: Share = 0.2  # share of the questions in the forms of the tasks
     prompts_every: Whole = 0  # each n-th batch holds prompts of a benchmark or of the search; 0 for none
     learning_rate: LearningRate = 1.0e-3  # peak of the cosine
 
-# %% ../../nbs/69_pretraining.ipynb #cc492cda
+# %% ../../nbs/69_pretraining.ipynb #469b2f4c
 @dataclass(frozen=True)
 class Base(Settings):
     "How the base student is trained from random weights."
     curriculum: tuple[Phase, ...] = (  # one after the other
-        Phase(700, questions=0, learning_rate=2.0e-3), Phase(3600),
-        Phase(2400, practice=.7, prompts_every=12, learning_rate=7.0e-4))
+        Phase(700, 16, questions=0, learning_rate=2.0e-3), Phase(9000),
+        Phase(6000, practice=.7, prompts_every=12, learning_rate=7.0e-4))
     processes: Annotated[int, ">= 1", "<= 1024"] = 2  # that train together
     workers: Workers = 1  # processes that render ahead of each
     weight_decay: NotNegative = 0.01  # AdamW
