@@ -20,7 +20,7 @@ import numpy as np
 from ..core.config import Count, FieldOfView, LearningRate, NotNegative, Seed, Settings, Share, Whole, Workers
 from ..core.records import iou
 from ..core.runs import rng_for, write_text
-from .models import BoxFormat, mini_student, MiniConfig, Prompt, Student
+from .models import _load_processor, BoxFormat, mini_student, MiniConfig, Prompt, Student
 from .packing import _number_tokens, _pack, _PackedRow, _Packer
 from .static_forms import _ask_sat, _ask_scores
 from .static_questions import QUESTIONS
@@ -176,49 +176,57 @@ def _joined_log(
         before += log[-1]["step"]
     return lines
 
-# %% ../../nbs/69_pretraining.ipynb #f34599cc
+# %% ../../nbs/69_pretraining.ipynb #c42afbcc
+def _open_phase(
+    folder: Path,  # of a finished phase
+) -> tuple:  # student with its heads, processor
+    "What a phase has left for the next."
+    from world2vlm.students.dense_heads import _DenseStudent
+    return _DenseStudent.from_pretrained(folder), _load_processor(str(folder))
+
+# %% ../../nbs/69_pretraining.ipynb #263afae6
 def _join_phases(
     folders: list[Path],  # of finished phases
-    processor: "ProcessorMixin",  # of the student
     out: Path,  # where the student goes, with the log of all
 ) -> Path:  # `out`
     "Save the last phase's student without its heads, write one log, remove the `folders`."
-    from world2vlm.students.dense_heads import _without_heads, _DenseStudent
-    _without_heads(_DenseStudent.from_pretrained(folders[-1])).save_pretrained(out)
+    from world2vlm.students.dense_heads import _without_heads
+    student, processor = _open_phase(folders[-1])
+    _without_heads(student).save_pretrained(out)
     processor.save_pretrained(out)
     write_text(out / "log.jsonl", "".join(json.dumps(line, sort_keys=True) + "\n" for line in _joined_log(folders)))
     for folder in folders: shutil.rmtree(folder)
     return out
 
-# %% ../../nbs/69_pretraining.ipynb #5254f846
+# %% ../../nbs/69_pretraining.ipynb #1f36d0ef
 def train_base(
     config: Base,  # how the student is trained
     out: str | Path,  # folder of the checkpoint
 ) -> Path:  # `out`, which `load_student` opens
     "Train the base student from random weights; a killed run resumes."
     from accelerate import PartialState
-    from world2vlm.students.dense_heads import _DenseStudent, _order_numbers, _with_heads
+    from world2vlm.students.dense_heads import _order_numbers, _with_heads
     plain, processor = mini_student(_tokenizer_texts(config), seed=config.seed)
     student = _with_heads(plain, config.seed)
     _order_numbers(student, list(_number_tokens(processor.tokenizer, MiniConfig().image_size)), config.seed)
     folders = [Path(out) / f"phase-{number}" for number in range(len(config.curriculum))]
     for number, folder in enumerate(folders):
         if (folder / "log.jsonl").is_file(): continue
-        if number: student = _DenseStudent.from_pretrained(folders[number - 1])
+        if number: student, processor = _open_phase(folders[number - 1])
         student.set_attn_implementation(dict(text_config="sdpa", vision_config="sdpa"))
         _train_phase(student, processor, config, number, folder)
-    if (process := PartialState()).is_main_process: _join_phases(folders, processor, Path(out))
+    if (process := PartialState()).is_main_process: _join_phases(folders, Path(out))
     process.wait_for_everyone()
     return Path(out)
 
-# %% ../../nbs/69_pretraining.ipynb #007cf0c3
+# %% ../../nbs/69_pretraining.ipynb #ebfc3ada
 class _ProbeQuestion(NamedTuple):
     "A question whose answer is measured."
     kind: str  # a key of `QUESTIONS`, "choice" or "scores"
     prompt: Prompt  # boxes in norm1000
     answer: str  # likewise
 
-# %% ../../nbs/69_pretraining.ipynb #273114c8
+# %% ../../nbs/69_pretraining.ipynb #ad00ec0b
 def _room_probe(
     room: "_RoomViews",  # unseen
     rng: np.random.Generator,  # draws views and questions
@@ -234,7 +242,7 @@ def _room_probe(
     if choice: asked.append(_ProbeQuestion("choice", *choice))
     return [*asked, _ProbeQuestion("scores", *_ask_scores(images, objects, rng))]
 
-# %% ../../nbs/69_pretraining.ipynb #2ae59035
+# %% ../../nbs/69_pretraining.ipynb #49e5e3c2
 def probe_examples(
     n: int = 128,  # rooms
     first: int = 1_000_000,  # number of the first room
@@ -244,7 +252,7 @@ def probe_examples(
     return [question for k in range(first, first + n)
             for question in _room_probe(_sample_room(k, fov_deg=fov_deg), np.random.default_rng(k))]
 
-# %% ../../nbs/69_pretraining.ipynb #098c676b
+# %% ../../nbs/69_pretraining.ipynb #964da059
 def _part_right(
     answer: str,  # "red chair [1, 2, 3, 4]", a box, a number or words
     truth: str,  # likewise
@@ -256,7 +264,7 @@ def _part_right(
     if all(metres): return abs(float(metres[0][1]) / float(metres[1][1]) - 1) < .25
     return words[0] == words[1] and len(boxes[0]) == len(boxes[1]) and all(iou(a, b) >= .5 for a, b in zip(*boxes))
 
-# %% ../../nbs/69_pretraining.ipynb #88ff715c
+# %% ../../nbs/69_pretraining.ipynb #9efa9c60
 def _score_answer(
     answer: str,  # the student's
     truth: str,  # the right one, boxes in the same format
@@ -267,7 +275,7 @@ def _score_answer(
     if len(right) > 1 and mark == "," and len(given) != len(right): return 0.0
     return sum(_part_right(a, b) for a, b in zip(given, right)) / max(len(given), len(right))
 
-# %% ../../nbs/69_pretraining.ipynb #980c2ab7
+# %% ../../nbs/69_pretraining.ipynb #bd2b7262
 def _answers(
     student: Student,  # to be asked
     questions: list[_ProbeQuestion],  # in order
@@ -277,7 +285,7 @@ def _answers(
     batches = [questions[i:i + batch_size] for i in range(0, len(questions), batch_size)]
     return [reply.text for batch in batches for reply in student.reply([q.prompt for q in batch], 96)]
 
-# %% ../../nbs/69_pretraining.ipynb #59358896
+# %% ../../nbs/69_pretraining.ipynb #6bf16db4
 def _with_pictures_of(
     question: _ProbeQuestion,  # keeps its texts
     other: _ProbeQuestion,  # of the same kind
@@ -287,7 +295,7 @@ def _with_pictures_of(
     pieces = [piece if isinstance(piece, str) else next(pictures) for piece in question.prompt.pieces]
     return question._replace(prompt=question.prompt._replace(pieces=pieces))
 
-# %% ../../nbs/69_pretraining.ipynb #5980e174
+# %% ../../nbs/69_pretraining.ipynb #3582a9e3
 def _mean_score(
     texts: list[str],  # what the student wrote
     questions: list[_ProbeQuestion],  # in the same order
@@ -295,7 +303,7 @@ def _mean_score(
     "Mean of `_score_answer`."
     return round(float(np.mean([_score_answer(text, q.answer) for text, q in zip(texts, questions)])), 4)
 
-# %% ../../nbs/69_pretraining.ipynb #d0731f81
+# %% ../../nbs/69_pretraining.ipynb #ec199038
 def _readable_share(
     texts: list[str],  # what the student wrote
     questions: list[_ProbeQuestion],  # that ask for lists of numbers
@@ -306,7 +314,7 @@ def _readable_share(
     good = [len(parts) == n and all(map(str.isdigit, parts)) for parts, n in zip(lists, counts)]
     return round(float(np.mean(good)), 4)
 
-# %% ../../nbs/69_pretraining.ipynb #678a2647
+# %% ../../nbs/69_pretraining.ipynb #7bc3e8fe
 def probe(
     student: Student,  # to be asked
     questions: list[_ProbeQuestion],  # of `probe_examples`

@@ -296,18 +296,18 @@ class _Question(NamedTuple):
     pictures: int  # 1 or 2
     share: float  # how often it is drawn
 
-# %% ../../nbs/65_static_questions.ipynb #4f7c6915
+# %% ../../nbs/65_static_questions.ipynb #80f3b29e
 QUESTIONS = {
     # about one view
-    "locate": _Question(_ask_location, 1, .18), "identify": _Question(_ask_identity, 1, .06),
-    "listing": _Question(_ask_listing, 1, .08), "far": _Question(_ask_distance, 1, .05),
-    "present": _Question(_ask_presence, 1, .08), "claim": _Question(_ask_claim, 1, .06),
-    "suppose": _Question(_ask_imagined_shift, 1, .11),
+    "locate": _Question(_ask_location, 1, .20), "identify": _Question(_ask_identity, 1, .05),
+    "listing": _Question(_ask_listing, 1, .14), "far": _Question(_ask_distance, 1, .03),
+    "present": _Question(_ask_presence, 1, .07), "claim": _Question(_ask_claim, 1, .05),
+    "suppose": _Question(_ask_imagined_shift, 1, .08),
     # about two views
-    "pairing": _Question(_ask_pairing, 2, .05), "refind": _Question(_ask_second_box, 2, .16),
-    "same": _Question(_ask_same, 2, .06), "slide": _Question(_ask_change, 2, .07),
+    "pairing": _Question(_ask_pairing, 2, .08), "refind": _Question(_ask_second_box, 2, .16),
+    "same": _Question(_ask_same, 2, .06), "slide": _Question(_ask_change, 2, .05),
     # words only
-    "repeat": _Question(_repeat_motion, 2, .04)}
+    "repeat": _Question(_repeat_motion, 2, .03)}
 
 # %% ../../nbs/65_static_questions.ipynb #c0376f23
 def _draw_question(
