@@ -74,7 +74,7 @@ def test_packed_questions_stand_alone(student):
     packer = packing._Packer(processor)
     row = next(row for row in map(PairStream(3, MIX, rooms=2).__getitem__, range(9)) if len({b.pictures for b in row.branches}) == 2)
     batch, sequence = packing._pack(packer, [row]), packing._pack_branches(packer, row)
-    with torch.no_grad(): _, states = dense_heads._read_tokens(model, batch)
+    with torch.no_grad(): _, states, _ = dense_heads._read_tokens(model, batch)
     for branch, (start, end, seen) in zip(row.branches, sequence.blocks[1:]):
         prompt = _for_student(Prompt([*row.pictures[:branch.pictures], branch.question]), "pixels", processor)
         inputs = _batch_inputs(processor, [prompt])
@@ -82,6 +82,28 @@ def test_packed_questions_stand_alone(student):
         n = inputs["input_ids"].shape[1] - seen
         assert inputs["input_ids"][0, seen:].tolist() == sequence.ids[start:start + n]
         assert torch.allclose(alone[seen:], states[0, start:start + n], atol=2e-5)
+
+
+def test_the_head_that_is_taught_is_the_one_that_looks(student):
+    "The share on the object is that of the model's own attention."
+    model, processor = student
+    stream = PairStream(3, MIX, rooms=2)
+    batch = packing._pack(packing._Packer(processor), [stream[k] for k in range(2)])
+    model.set_attn_implementation(dict(text_config="eager", vision_config="sdpa"))
+    try:
+        with torch.no_grad():
+            merged = model.model.visual(batch["pixel_values"], grid_thw=batch["image_grid_thw"]).pooler_output
+            embeds = model.model.get_input_embeddings()(batch["input_ids"])
+            embeds = embeds.masked_scatter((batch["input_ids"] == model.config.image_token_id)[..., None], merged)
+            bias = torch.zeros(batch["attention_mask"].shape).masked_fill(~batch["attention_mask"], -1e9)
+            output = model.model.language_model(inputs_embeds=embeds, position_ids=batch["position_ids"], use_cache=False,
+                                                attention_mask=bias, output_attentions=True)
+            _, looked = dense_heads._look_loss(model, dense_heads._read_tokens(model, batch)[2], batch)
+    finally: model.set_attn_implementation("sdpa")
+    attention = output.attentions[dense_heads._LOOKING][:, 0].flatten(0, 1)[batch["look_at"]]
+    tokens = batch["picture_at"][batch["point_picture"][batch["look_point"]] % 2]
+    on_object = attention.gather(1, tokens) * (batch["token_shares"][batch["look_point"]] > 0)
+    assert float(looked) == pytest.approx(float(on_object.sum(1).mean()), abs=1e-5) and len(batch["look_at"]) > 20
 
 
 def test_labels_are_the_answers(student):

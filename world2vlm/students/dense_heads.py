@@ -20,8 +20,8 @@ _DESCRIPTOR = 32  # numbers that describe a patch: as a surface that another vie
 _SHARPNESS = 10.0  # of the comparison of two descriptors
 _PICTURE_PARTS = dict(kind=len(KINDS), colour=len(COLOURS), depth=1, box=4, descriptor=_DESCRIPTOR, key=_DESCRIPTOR)
 _PAIR_PARTS = dict(flow=2, visible=1, other_box=4)
-LOSS_WEIGHTS = dict(text=1.0, number=.1, point=1.0, kind=1.0, colour=1.0, depth=1.0, box=4.0, match=1.0, flow=4.0,
-                    visible=1.0, other_box=4.0)
+LOSS_WEIGHTS = dict(text=1.0, number=.1, point=1.0, look=.5, kind=1.0, colour=1.0, depth=1.0, box=4.0, match=1.0,
+                    flow=4.0, visible=1.0, other_box=4.0)
 
 # %% ../../nbs/68_dense_heads.ipynb #27cc27b4
 def _by_patch(
@@ -133,22 +133,48 @@ def _number_loss(
     reached = torch.arange(logits.shape[1], device=truth.device) >= truth[:, None]
     return (logits.softmax(-1).cumsum(-1) - reached.float()).square().sum(-1).mean()
 
-# %% ../../nbs/68_dense_heads.ipynb #629e8639
+# %% ../../nbs/68_dense_heads.ipynb #b1b99a6b
 def _read_tokens(
     student: Qwen2_5_VLForConditionalGeneration,  # with or without heads
     batch: dict[str, torch.Tensor],  # of `_pack`
-) -> tuple[torch.Tensor, torch.Tensor]:  # merged tokens [N, tokens, D] of all pictures, last hidden states [B, T, D]
+) -> tuple[torch.Tensor, ...]:  # tokens of the pictures [N, t, D], last states [B, T, D], those that `_LOOKING` reads
     "One forward pass."
     merged = student.model.visual(batch["pixel_values"], grid_thw=batch["image_grid_thw"]).pooler_output
     embeds = student.model.get_input_embeddings()(batch["input_ids"])
     pictures = (batch["input_ids"] == student.config.image_token_id)[..., None]
     embeds = embeds.masked_scatter(pictures, merged.to(embeds.dtype))
     bias = torch.zeros(batch["attention_mask"].shape, dtype=embeds.dtype, device=embeds.device)
-    states = student.model.language_model(inputs_embeds=embeds, position_ids=batch["position_ids"], use_cache=False,
-                                          attention_mask=bias.masked_fill(~batch["attention_mask"], -1e9))[0]
-    return merged.reshape(len(batch["image_grid_thw"]), -1, merged.shape[-1]), states
+    output = student.model.language_model(
+        inputs_embeds=embeds, position_ids=batch["position_ids"], use_cache=False, output_hidden_states=True,
+        attention_mask=bias.masked_fill(~batch["attention_mask"], -1e9))
+    pictures = merged.reshape(len(batch["image_grid_thw"]), -1, merged.shape[-1])
+    return pictures, output.last_hidden_state, output.hidden_states[_LOOKING]
 
-# %% ../../nbs/68_dense_heads.ipynb #ab72b85d
+# %% ../../nbs/68_dense_heads.ipynb #a1e04933
+_LOOKING = 2  # layer of the language model whose first head is taught where to look
+
+# %% ../../nbs/68_dense_heads.ipynb #2f051d31
+def _look_loss(
+    student: Qwen2_5_VLForConditionalGeneration,  # with or without heads
+    states: torch.Tensor,  # [B, T, D] that layer `_LOOKING` reads
+    batch: dict[str, torch.Tensor],  # of `_pack`
+) -> tuple[torch.Tensor, torch.Tensor]:  # loss, share of the attention on the object
+    "While an answer is written, one attention head must look at the object that the question is about."
+    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb
+    layer, width = student.model.language_model.layers[_LOOKING], states.shape[1]
+    read, normed = layer.self_attn, layer.input_layernorm(states)
+    first_head = lambda p: F.linear(normed, p.weight[:read.head_dim], p.bias[:read.head_dim])[:, None]
+    turns = student.model.language_model.rotary_emb(normed, batch["position_ids"])
+    query, key = apply_rotary_pos_emb(first_head(read.q_proj), first_head(read.k_proj), *turns)
+    at, point = batch["look_at"], batch["look_point"]
+    logits = torch.einsum("nd,ntd->nt", query.flatten(0, 2)[at].float(), key[at // width, 0].float()) * read.scaling
+    logits = logits.masked_fill(~batch["attention_mask"].flatten(0, 2)[at], -1e9)
+    pictures = batch["picture_at"][batch["point_picture"][point] % 2]  # [n, tokens of a picture]
+    share = torch.zeros_like(logits).scatter(1, pictures, batch["token_shares"][point])
+    log = logits.log_softmax(-1)
+    return -(share * log).sum(-1).mean(), (log.exp() * (share > 0)).sum(-1).mean()
+
+# %% ../../nbs/68_dense_heads.ipynb #7ef59e66
 def _text_losses(
     logits: torch.Tensor,  # [n, vocabulary]
     batch: dict[str, torch.Tensor],  # labels, numbers, number_ids
@@ -162,7 +188,7 @@ def _text_losses(
         watch["pixels_off"] = (scores.argmax(-1) - truth).abs().float().mean()
     return losses, watch
 
-# %% ../../nbs/68_dense_heads.ipynb #e239d5ba
+# %% ../../nbs/68_dense_heads.ipynb #382e2be0
 def _seen_losses(
     heads: _DenseHeads,  # of the student
     parts: dict[str, torch.Tensor],  # of the head for pictures
@@ -181,7 +207,7 @@ def _seen_losses(
         losses["point"], watch["pointed"] = _point_loss(queries, keys, batch["point_shares"])
     return losses, watch
 
-# %% ../../nbs/68_dense_heads.ipynb #78dedd52
+# %% ../../nbs/68_dense_heads.ipynb #e2f60319
 class _DenseStudent(Qwen2_5_VLForConditionalGeneration):
     "A student with heads; `forward` gives the losses of one packed batch."
     def __init__(self, config: "Qwen2_5_VLConfig"):  # of the plain student
@@ -194,10 +220,11 @@ class _DenseStudent(Qwen2_5_VLForConditionalGeneration):
         **batch: torch.Tensor,  # of `_pack`
     ) -> dict[str, torch.Tensor]:  # loss, its parts and figures to watch
         "The weighted sum of all losses."
-        pictures, states = _read_tokens(self, batch)
+        pictures, states, looking = _read_tokens(self, batch)
         parts = self.heads.read("pictures", pictures)
         parts = parts | dict(descriptor=F.normalize(parts["descriptor"], dim=-1), box=parts["box"].sigmoid())
         losses, watch = _seen_losses(self.heads, parts, states, batch)
+        if len(batch["look_at"]): losses["look"], watch["looked"] = _look_loss(self, looking, batch)
         if len(batch["labels"]):
             text, more = _text_losses(self.lm_head(states.flatten(0, 1)[batch["label_at"]]).float(), batch)
             losses, watch = losses | text, watch | more
@@ -205,7 +232,7 @@ class _DenseStudent(Qwen2_5_VLForConditionalGeneration):
         loss = nothing + sum(LOSS_WEIGHTS[name] * part for name, part in losses.items())
         return dict(loss=loss) | {name: part.detach() for name, part in (losses | watch).items()}
 
-# %% ../../nbs/68_dense_heads.ipynb #9db593c2
+# %% ../../nbs/68_dense_heads.ipynb #3b3fc1c3
 def _without_heads(
     student: _DenseStudent,  # after training
 ) -> Qwen2_5_VLForConditionalGeneration:  # with the same weights
@@ -215,7 +242,7 @@ def _without_heads(
     plain.generation_config = student.generation_config
     return plain.eval()
 
-# %% ../../nbs/68_dense_heads.ipynb #9e303472
+# %% ../../nbs/68_dense_heads.ipynb #9a8311af
 def _with_heads(
     student: Qwen2_5_VLForConditionalGeneration,  # a plain student
     seed: int = 0,  # of the heads' initial weights
@@ -228,21 +255,22 @@ def _with_heads(
     dense.generation_config = student.generation_config
     return dense
 
-# %% ../../nbs/68_dense_heads.ipynb #0a8bc392
+# %% ../../nbs/68_dense_heads.ipynb #374ae414
 def _order_numbers(
     student: Qwen2_5_VLForConditionalGeneration,  # before training
     ids: list[int],  # tokens of 0, 1, 2, ...
     seed: int = 0,  # of the directions
     waves: int = 9,  # cosines of growing frequency
 ) -> None:
-    "Start the embeddings of numbers as smooth functions of the number, so that neighbours are alike from the first step."
-    directions = torch.randn(waves, student.config.text_config.hidden_size, generator=torch.Generator().manual_seed(seed))
+    "Start the embeddings of numbers as smooth functions of the number, so that neighbours are alike."
+    generator = torch.Generator().manual_seed(seed)
+    directions = torch.randn(waves, student.config.text_config.hidden_size, generator=generator)
     frequency, number = torch.arange(waves), torch.linspace(0, 1, len(ids))
     curves = torch.cos(torch.pi * frequency * number[:, None]) @ (directions / (1 + frequency[:, None]) ** .5)
     weight = student.get_input_embeddings().weight
     with torch.no_grad(): weight[ids] = .15 * weight[ids] + 1.5 * weight.std() * curves / curves.std()
 
-# %% ../../nbs/68_dense_heads.ipynb #8c7fd354
+# %% ../../nbs/68_dense_heads.ipynb #43a3b111
 class _DenseTrainer(Trainer):
     "Logs every part of the loss, and checks the heads on fixed batches."
     def __init__(self, *args, **kwargs):

@@ -58,7 +58,7 @@ class _Sequence(NamedTuple):
     positions: np.ndarray  # int [3, T]
     blocks: list[tuple[int, int, int]]  # start, end, and how many tokens of the start of the row it sees
     labels: list[tuple[int, int, int]]  # where a token is predicted, which, and its number in a box or -1
-    points: list[tuple[int, int, np.ndarray]]  # where a question ends, picture, share of each patch
+    points: list[tuple[int, int, int, np.ndarray]]  # where a question and its answer end, picture, share of each patch
 
 # %% ../../nbs/67_packing.ipynb #de9356ea
 def _number_tokens(
@@ -133,7 +133,7 @@ def _pack_branches(
         positions.append(np.tile(np.arange(at, at + len(ids) - start), (3, 1)))
         blocks.append((start, len(ids), len(packer.prefixes[n])))
         labels += _labels(packer, end, written)
-        points += [(end, *target)] if target else []
+        points += [(end, len(ids), *target)] if target else []
     return _Sequence(ids, np.concatenate(positions, 1), blocks, labels, points)
 
 # %% ../../nbs/67_packing.ipynb #286d0c24
@@ -171,14 +171,27 @@ def _gathered(
     "Labels and points, with their places in the flattened batch."
     first = np.cumsum([0, *pictures])
     labels = [(k * length + at, token, value) for k, s in enumerate(sequences) for at, token, value in s.labels]
-    points = [(k * length + at, first[k] + picture) for k, s in enumerate(sequences) for at, picture, _ in s.points]
+    spans = [(k * length, *point) for k, s in enumerate(sequences) for point in s.points]
+    points = [(start + at, first[start // length] + picture) for start, at, _, picture, _ in spans]
+    looks = [(start + at, n) for n, (start, begin, end, *_) in enumerate(spans) for at in range(begin, end)]
     shares = [share for s in sequences for *_, share in s.points]
     at, token, value = np.array(labels, int).reshape(-1, 3).T
     ends, rows = np.array(points, int).reshape(-1, 2).T
-    return dict(label_at=at, labels=token, numbers=value, point_at=ends, point_picture=rows,
+    look_at, look_point = np.array(looks, int).reshape(-1, 2).T
+    return dict(label_at=at, labels=token, numbers=value, point_at=ends, point_picture=rows, look_at=look_at,
+                look_point=look_point,
                 point_shares=np.array(shares, np.float32).reshape(len(points), patches))
 
-# %% ../../nbs/67_packing.ipynb #e93ee563
+# %% ../../nbs/67_packing.ipynb #da2095e8
+def _token_shares(
+    shares: np.ndarray,  # float32 [Q, P * P] of patches
+    cells: int,  # tokens per side of a picture
+) -> np.ndarray:  # float32 [Q, cells * cells] of merged tokens
+    "How objects are spread over the tokens that the language model reads."
+    merge = int(shares.shape[1] ** .5) // cells
+    return shares.reshape(len(shares), cells, merge, cells, merge).sum((2, 4)).reshape(len(shares), cells**2)
+
+# %% ../../nbs/67_packing.ipynb #dd33a7f7
 def _stack_targets(
     rows: list[_PackedRow],  # of a batch
 ) -> dict[str, np.ndarray]:  # [pictures, ...] what each shows, [rows, ...] what is known of each pair
@@ -186,7 +199,7 @@ def _stack_targets(
     parts = {name: [row.targets[name] for row in rows] for name in rows[0].targets}
     return {name: (np.stack if name in PAIR_TARGETS else np.concatenate)(arrays) for name, arrays in parts.items()}
 
-# %% ../../nbs/67_packing.ipynb #9b145a45
+# %% ../../nbs/67_packing.ipynb #57c64099
 def _pack(
     packer: _Packer,  # gives the tokens
     rows: list[_PackedRow],  # all with branches, or all with prompts
@@ -204,6 +217,7 @@ def _pack(
     numbers = np.array(list(packer.value_of), int)
     arrays = dict(input_ids=ids, position_ids=positions, attention_mask=mask, number_ids=numbers)
     arrays |= _gathered(sequences, length, counts, patches) | _stack_targets(rows)
-    second = np.flatnonzero(np.array(packer.prefixes[2]) == packer.image_id)[-packer.cells**2:]
-    if "flow" in arrays: arrays["second_at"] = second  # where the language model reads the second picture
+    at = np.flatnonzero(np.array(packer.prefixes[2]) == packer.image_id).reshape(2, -1)  # where a pair is read
+    arrays |= dict(picture_at=at, token_shares=_token_shares(arrays["point_shares"], packer.cells))
+    if "flow" in arrays: arrays["second_at"] = at[1]
     return {name: torch.from_numpy(array) for name, array in arrays.items()} | dict(images)
