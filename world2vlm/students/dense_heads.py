@@ -167,7 +167,7 @@ def _look_loss(
     turns = student.model.language_model.rotary_emb(normed, batch["position_ids"])
     query, key = apply_rotary_pos_emb(first_head(read.q_proj), first_head(read.k_proj), *turns)
     at, point = batch["look_at"], batch["look_point"]
-    logits = torch.einsum("nd,ntd->nt", query.flatten(0, 2)[at].float(), key[at // width, 0].float()) * read.scaling
+    logits = torch.einsum("nd,ntd->nt", query.flatten(0, 2)[at], key[at // width, 0]).float() * read.scaling
     logits = logits.masked_fill(~batch["attention_mask"].flatten(0, 2)[at], -1e9)
     pictures = batch["picture_at"][batch["point_picture"][point] % 2]  # [n, tokens of a picture]
     share = torch.zeros_like(logits).scatter(1, pictures, batch["token_shares"][point])
