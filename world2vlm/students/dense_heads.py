@@ -15,8 +15,9 @@ from transformers import Qwen2_5_VLForConditionalGeneration, Trainer
 
 from .dense_targets import COLOURS, KINDS
 
-# %% ../../nbs/68_dense_heads.ipynb #aaba7d74
+# %% ../../nbs/68_dense_heads.ipynb #38fa4597
 _DESCRIPTOR = 32  # numbers that describe a patch: as a surface that another view may show, as a key for questions
+_LOOKING = 2  # layer of the language model whose first head is taught where to look
 _SHARPNESS = 10.0  # of the comparison of two descriptors
 _PICTURE_PARTS = dict(kind=len(KINDS), colour=len(COLOURS), depth=1, box=4, descriptor=_DESCRIPTOR, key=_DESCRIPTOR)
 _PAIR_PARTS = dict(flow=2, visible=1, other_box=4)
@@ -150,10 +151,7 @@ def _read_tokens(
     pictures = merged.reshape(len(batch["image_grid_thw"]), -1, merged.shape[-1])
     return pictures, output.last_hidden_state, output.hidden_states[_LOOKING]
 
-# %% ../../nbs/68_dense_heads.ipynb #a1e04933
-_LOOKING = 2  # layer of the language model whose first head is taught where to look
-
-# %% ../../nbs/68_dense_heads.ipynb #2f051d31
+# %% ../../nbs/68_dense_heads.ipynb #36c16d1c
 def _look_loss(
     student: Qwen2_5_VLForConditionalGeneration,  # with or without heads
     states: torch.Tensor,  # [B, T, D] that layer `_LOOKING` reads
@@ -174,7 +172,7 @@ def _look_loss(
     log = logits.log_softmax(-1)
     return -(share * log).sum(-1).mean(), (log.exp() * (share > 0)).sum(-1).mean()
 
-# %% ../../nbs/68_dense_heads.ipynb #7ef59e66
+# %% ../../nbs/68_dense_heads.ipynb #a9ac21cb
 def _text_losses(
     logits: torch.Tensor,  # [n, vocabulary]
     batch: dict[str, torch.Tensor],  # labels, numbers, number_ids
@@ -188,7 +186,7 @@ def _text_losses(
         watch["pixels_off"] = (scores.argmax(-1) - truth).abs().float().mean()
     return losses, watch
 
-# %% ../../nbs/68_dense_heads.ipynb #382e2be0
+# %% ../../nbs/68_dense_heads.ipynb #b33133d0
 def _seen_losses(
     heads: _DenseHeads,  # of the student
     parts: dict[str, torch.Tensor],  # of the head for pictures
@@ -207,7 +205,7 @@ def _seen_losses(
         losses["point"], watch["pointed"] = _point_loss(queries, keys, batch["point_shares"])
     return losses, watch
 
-# %% ../../nbs/68_dense_heads.ipynb #e2f60319
+# %% ../../nbs/68_dense_heads.ipynb #0658dac4
 class _DenseStudent(Qwen2_5_VLForConditionalGeneration):
     "A student with heads; `forward` gives the losses of one packed batch."
     def __init__(self, config: "Qwen2_5_VLConfig"):  # of the plain student
@@ -232,7 +230,7 @@ class _DenseStudent(Qwen2_5_VLForConditionalGeneration):
         loss = nothing + sum(LOSS_WEIGHTS[name] * part for name, part in losses.items())
         return dict(loss=loss) | {name: part.detach() for name, part in (losses | watch).items()}
 
-# %% ../../nbs/68_dense_heads.ipynb #3b3fc1c3
+# %% ../../nbs/68_dense_heads.ipynb #97e86f70
 def _without_heads(
     student: _DenseStudent,  # after training
 ) -> Qwen2_5_VLForConditionalGeneration:  # with the same weights
@@ -242,7 +240,7 @@ def _without_heads(
     plain.generation_config = student.generation_config
     return plain.eval()
 
-# %% ../../nbs/68_dense_heads.ipynb #9a8311af
+# %% ../../nbs/68_dense_heads.ipynb #bb2a26e9
 def _with_heads(
     student: Qwen2_5_VLForConditionalGeneration,  # a plain student
     seed: int = 0,  # of the heads' initial weights
@@ -255,7 +253,7 @@ def _with_heads(
     dense.generation_config = student.generation_config
     return dense
 
-# %% ../../nbs/68_dense_heads.ipynb #374ae414
+# %% ../../nbs/68_dense_heads.ipynb #e3a20807
 def _order_numbers(
     student: Qwen2_5_VLForConditionalGeneration,  # before training
     ids: list[int],  # tokens of 0, 1, 2, ...
@@ -270,7 +268,7 @@ def _order_numbers(
     weight = student.get_input_embeddings().weight
     with torch.no_grad(): weight[ids] = .15 * weight[ids] + 1.5 * weight.std() * curves / curves.std()
 
-# %% ../../nbs/68_dense_heads.ipynb #43a3b111
+# %% ../../nbs/68_dense_heads.ipynb #b4169e81
 class _DenseTrainer(Trainer):
     "Logs every part of the loss, and checks the heads on fixed batches."
     def __init__(self, *args, **kwargs):
