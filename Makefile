@@ -22,7 +22,7 @@ comparison: .venv/installed  ## the main arm alone and against a world model at 
 quality: .venv/installed  ## the teacher's views against the truth, and the student that reprojection taught instead
 	dvc repro teacher_quality evaluate@reprojection_teacher
 
-base: .venv/installed  ## train the shipped base student again (two and a half hours on two cores)
+base: .venv/installed  ## train the shipped base student again (three hours on two cores)
 	mkdir -p data/mini/notebooks
 	$(NOTEBOOK) -p out data/base nbs/pipeline/base.ipynb data/mini/notebooks/base.ipynb
 

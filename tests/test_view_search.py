@@ -11,9 +11,10 @@ from world2vlm.dataset.synthesis import Imagine, Scenes, Supervise
 from world2vlm.evaluation.benchmarks.base import ask_benchmark, Item, open_benchmark
 from world2vlm.evaluation.benchmarks.rooms import load_rooms, make_rooms_benchmark, RoomsBenchmark
 from world2vlm.evaluation.view_search import (
-    _answer_with_search, _best_views, _CRITERIA, _extend_path, _imagine_paths, _path_steps, _path_trajectory, _read_scores,
+    _answer_with_search, _best_views, _extend_path, _imagine_paths, _path_steps, _path_trajectory, _read_scores,
     _scene_of_item, _Search, _search_views, ask_with_search, search_cost, ViewSearch)
 from world2vlm.students.models import Reply
+from world2vlm.students.static_forms import SCORE_CRITERIA
 from world2vlm.teachers.base import load_teacher
 
 ACTIONS = st.builds(Action, st.sampled_from(["forward", "turn_left", "turn_right"]), st.sampled_from([9., 18., 27.]))
@@ -52,7 +53,7 @@ class Scripted:
     def reply(self, prompts, max_new_tokens): return [Reply(self.answer(prompt), 7) for prompt in prompts]
 
     def answer(self, prompt):
-        criterion = next((name for name, text in _CRITERIA.items() if text in prompt.system), None)
+        criterion = next((name for name, text in SCORE_CRITERIA.items() if text in prompt.system), None)
         if criterion is None:
             self.final.append(prompt)
             return self.text

@@ -23,6 +23,7 @@ from ..core.records import Scene
 from ..core.runs import rng_for
 from ..teachers.base import WorldModel
 from ..students.models import load_piece, Prompt, Student
+from ..students.static_forms import _scoring_pieces, SCORE_CRITERIA
 from .answering import collect_answers
 from ..tasks.answers import final_answer
 from .benchmarks.base import Benchmark, Item, open_benchmark
@@ -138,16 +139,6 @@ def _imagine_paths(
     return views
 
 # %% ../../nbs/80_view_search.ipynb #baea61bc
-_CRITERIA = {
-    "exploration": ("Score every imagined image from 0 to 9: how suitable is this place for exploring further, "
-                    "so that the question can be answered?"),
-    "helpful": ("Score every imagined image from 0 to 9: how helpful is it for answering the question? "
-                "An image that only rules out a wrong answer is helpful too. An image of poor quality is not."),
-}
-_SCORER_SYSTEM = ("You are an AI assistant that analyzes and scores imagined images of a 3D indoor scene. {criterion} "
-                  "Answer with whole numbers separated by commas, one for each image.\n\n")
-
-
 def _scoring_prompt(
     item: Item,  # the question
     views: list[_ImaginedView],  # to be scored
@@ -155,11 +146,8 @@ def _scoring_prompt(
 ) -> Prompt:  # question, views, request for scores
     "The question, and all views with their captions."
     pictures = [load_piece(Path(image) if isinstance(image, str) else image) for image in item.images]
-    question = f"\nQuestion: {item.question}\n" + "".join(f"  - {choice}\n" for choice in item.choices)
-    captions = [f"Imagined image of index {k} if you {view.caption}:\n" for k, view in enumerate(views)]
-    candidates = [piece for caption, view in zip(captions, views) for piece in (caption, view.image)]
-    return Prompt([*pictures, question, "Below are the imagined views after taking actions.\n", *candidates,
-                   "Output a list of scores.\nOutput: "], _SCORER_SYSTEM.format(criterion=_CRITERIA[criterion]))
+    captioned = [(view.caption, view.image) for view in views]
+    return _scoring_pieces(pictures, item.question, item.choices, captioned, criterion)
 
 # %% ../../nbs/80_view_search.ipynb #65417809
 def _read_scores(

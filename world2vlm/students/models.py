@@ -43,8 +43,9 @@ _SPECIAL_TOKENS = (
 # %% ../../nbs/60_models.ipynb #668a640e
 def _train_tokenizer(
     texts: list[str],  # sentences to learn the merges from
-    size: int = 1024,  # tokens in all
-) -> "Qwen2Tokenizer":  # splits text as Qwen2 does, each digit by itself
+    size: int = 1024,  # tokens in all, without those of `numbers`
+    numbers: int = 64,  # the largest number that is one token: coordinates are; 9 adds none
+) -> "Qwen2Tokenizer":  # splits text as Qwen2 does, but for numbers
     "Learn a small byte-level BPE `Qwen2Tokenizer` of `size` tokens from `texts`."
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import Qwen2Tokenizer
@@ -54,10 +55,12 @@ def _train_tokenizer(
         vocab_size=size, special_tokens=list(_SPECIAL_TOKENS), show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
     learned = json.loads(bpe.to_str())["model"]
-    return Qwen2Tokenizer(
+    tokenizer = Qwen2Tokenizer(
         vocab=learned["vocab"], merges=[tuple(pair) for pair in learned["merges"]], model_max_length=1024,
         eos_token="<|im_end|>", pad_token="<|endoftext|>", unk_token="<|endoftext|>",
         additional_special_tokens=list(_SPECIAL_TOKENS[1:]))
+    tokenizer.add_tokens([", ", *(str(number) for number in range(10, numbers + 1))])
+    return tokenizer
 
 # %% ../../nbs/60_models.ipynb #d2b637ed
 _CHAT_TEMPLATE = """{% for message in messages %}<|im_start|>{{ message['role'] }}
@@ -116,7 +119,7 @@ def mini_student(
     "Build a small, untrained Qwen2.5-VL with its own tokenizer and processor."
     import torch
     from transformers import Qwen2_5_VLForConditionalGeneration
-    words = _train_tokenizer(texts, config.vocabulary)
+    words = _train_tokenizer(texts, config.vocabulary, config.image_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen2_5_VLForConditionalGeneration(_mini_model_config(words, config))
