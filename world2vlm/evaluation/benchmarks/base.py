@@ -211,7 +211,7 @@ def _check_sizes(
         if unpacked > max_unpacked:
             raise ValueError(f"{name} unpacks to {unpacked:,} bytes, more than max_unpacked, {max_unpacked:,}")
         if unpacked > max(2**20, max_ratio * packed):
-            raise ValueError(f"{name} unpacks to {unpacked:,} bytes, over {max_ratio:g} times its {packed:,} (max_ratio)")
+            raise ValueError(f"{name} unpacks to {unpacked:,} bytes, more than {max_ratio:g} times its {packed:,} (max_ratio)")
 
 
 # %% ../../../nbs/75_benchmarks.ipynb #7e304fe9
