@@ -58,14 +58,14 @@ docs: .venv/installed  ## the notebooks as a static site: _docs/site/index.html
 lab: .venv/installed  ## JupyterLab on the notebooks
 	jupyter lab nbs
 
-lock:      ## the two lists of pinned packages, from pyproject.toml
+lock:      ## the two lists of pinned packages, from pyproject.toml (needs uv)
 	uv pip compile $(RESOLVE) -o requirements.lock
 	cp requirements.lock requirements-cpu.lock
 	uv pip compile $(RESOLVE) $$($(GPU_PACKAGES) | sed 's/^/--no-emit-package /') -o requirements-cpu.lock
 RESOLVE = pyproject.toml --quiet --extra dev --universal --python-version 3.11 --generate-hashes --no-emit-index-url --custom-compile-command "make lock"
 GPU_PACKAGES = { echo torch; echo torchvision; sed -nE 's/^((cuda|nvidia|triton)[a-z0-9-]*)==.*linux.*/\1/p' requirements.lock; }
 
-# PyPI's torch for Linux brings 4 GB for NVIDIA GPUs. `make CPU=1 ...` takes torch from PyTorch's own list of CPU wheels instead; macOS needs neither.
+# PyPI's torch for Linux brings NVIDIA's libraries. `make CPU=1 ...` takes torch from PyTorch's own list of CPU wheels instead; macOS needs neither.
 TORCH_WHEELS ?= https://download.pytorch.org/whl/cpu
 LOCK = requirements$(if $(CPU),-cpu).lock
 .venv/installed: $(LOCK) pyproject.toml
