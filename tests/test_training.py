@@ -1,5 +1,6 @@
 "What both stages of training share: which rows are read, in which order."
 import resource
+import shutil
 import signal
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -35,6 +36,15 @@ def test_reading_order_is_a_permutation_for_each_epoch():
     assert len(order) == 125 and sorted(order[:50]) == sorted(order[50:100]) == list(range(50)) and len(set(order[100:])) == 25
     assert (order == training._reading_order(50, epochs=2.5, seed=3)).all()
     assert (order != training._reading_order(50, epochs=2.5, seed=4)).any()
+
+
+def test_a_damaged_shard_trains_nothing(home, tmp_path):
+    "A shard of another checksum than stats.json lists is refused, also where every page of it can be read."
+    folder = tmp_path / "examples"
+    shutil.copytree(home / "examples", folder)
+    [shard] = (folder / "data").glob("*.parquet")
+    with shard.open("ab") as file: file.write(b"x")
+    with pytest.raises(ValueError, match="damaged shard .*another checksum.*again"): training_rows(folder, Training())
 
 
 def test_both_directions_or_one(home, tmp_path):

@@ -143,8 +143,7 @@ def _check_columns(
     "ValueError naming the columns of a shard that are not those of `kind`."
     expected, actual = ({f.name: f.type for f in s} for s in (dataset_features(kind).arrow_schema, schema))
     if wrong := sorted(name for name in expected.keys() | actual.keys() if expected.get(name) != actual.get(name)):
-        raise ValueError(f"{path}: this is no shard of {kind}, wrong columns: {', '.join(wrong)}; "
-                         "read it as the kind it holds, or run its stage again")
+        raise ValueError(f"{path}: this is no shard of {kind}, wrong columns: {', '.join(wrong)}; run its stage again")
 
 # %% ../../nbs/51_shards.ipynb #aad40a47
 def _obstacle(
@@ -257,8 +256,7 @@ def _drop_strays(
     "Remove the shards of a run with another number of shards, and temporary files of killed runs; log their names."
     shard, temporary = rf"{kind}-\d{{5,}}-of-\d{{5,}}\.(parquet|tmp)", r"\.\d+\.tmp"
     own = {folder / "data": rf"{shard}|\.{shard}{temporary}", folder: rf"\.(stats\.json|rejects\.jsonl|README\.md){temporary}"}
-    paths = [path for place, pattern in own.items() for path in sorted(place.iterdir())
-             if re.fullmatch(pattern, path.name)]
+    paths = [p for place, pattern in own.items() for p in sorted(place.iterdir()) if re.fullmatch(pattern, p.name)]
     strays = [path for path in paths if path.name not in names]
     for path in strays: path.unlink()
     if strays: logging.warning("%s: removed what other runs left: %s", folder, ", ".join(path.name for path in strays))
@@ -366,9 +364,16 @@ def _checksums(
 ) -> dict[str, str]:  # file name -> SHA-256; empty without a readable stats.json, as before a data set is closed
     "Those of the shards that stats.json lists: pages of parquet have checksums too, but their headers have none."
     try:
-        shards = json.loads((folder / "stats.json").read_text(encoding="utf-8"))["shards"]
-        return {shard["file"]: shard["sha256"] for shard in shards}
+        stats = json.loads((folder / "stats.json").read_text(encoding="utf-8"))
+        return {shard["file"]: shard["sha256"] for shard in stats["shards"]}
     except (OSError, ValueError, KeyError, TypeError): return {}
+
+def _check_checksum(
+    path: Path,  # a shard of a data set
+) -> None:
+    "ValueError if stats.json lists another checksum of the shard."
+    if _checksums(path.parent.parent).get(path.name) not in (None, _sha256(path)):
+        raise _damaged_shard(path, ValueError("another checksum than in stats.json"))
 
 # %% ../../nbs/51_shards.ipynb #6efb0d12
 _OPTIONAL = ("depth", "instances", "room", "ids", "choices")  # columns whose cells may be empty
@@ -381,8 +386,7 @@ def read_shard(
     "The records of one shard; ValueError with the file and the remedy when it is damaged or of another kind."
     import pyarrow as pa
     import pyarrow.parquet as pq
-    if _checksums(path.parent.parent).get(path.name) not in (None, _sha256(path)):
-        raise _damaged_shard(path, ValueError("another checksum than in stats.json"))
+    _check_checksum(path)
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             _check_columns(kind, path, file.schema_arrow)
@@ -410,9 +414,8 @@ def _check_stats(
     paths: list[Path],  # its shards
 ) -> list[str]:  # problems
     "Missing files, and shards that `stats.json` does not list or lists with another checksum."
-    stats, again = folder / "stats.json", "run the stage again"
-    missing = [folder / name for name in ("rejects.jsonl", "README.md") if not (folder / name).exists()]
-    problems = [f"{path} is missing; {again}" for path in missing]
+    stats, again, files = folder / "stats.json", "run the stage again", (folder / "rejects.jsonl", folder / "README.md")
+    problems = [f"{path} is missing; {again}" for path in files if not path.exists()]
     if not (checksums := _checksums(folder)): return [*problems, f"{stats} is missing or unreadable; {again}"]
     if checksums.keys() != {path.name for path in paths}:
         problems.append(f"{stats} lists other shards than there are; {again}")

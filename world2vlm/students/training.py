@@ -142,8 +142,9 @@ def training_rows(
 ) -> "datasets.Dataset":  # in reading order
     "The training examples of `folder` as a lazy TRL data set. Raises `ValueError` if `config.directions` leaves none."
     from datasets import Dataset
-    from world2vlm.dataset.shards import shard_paths
-    data = Dataset.from_parquet([str(path) for path in shard_paths("examples", folder)], cache_dir=cache)
+    from world2vlm.dataset.shards import _check_checksum, shard_paths
+    for path in (paths := shard_paths("examples", folder)): _check_checksum(path)
+    data = Dataset.from_parquet([str(path) for path in paths], cache_dir=cache)
     rows = _selected_rows(data, config, step)
     if not len(rows):
         raise ValueError(f"{folder}: no training example has a direction of {config.directions}; correct `directions`")
