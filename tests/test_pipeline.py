@@ -271,10 +271,10 @@ def test_second_repro_does_nothing(clone):
 
 @pytest.mark.parametrize("how", ["Ctrl-C", "kill -9 papermill"])
 def test_a_stopped_stage_leaves_no_process_and_is_made_again(clone, how):
-    "One moment of one stage; test_kills.py has a hundred moments of all stages."
-    out, before = clone / "data/smoke/scenes", made(clone / "data/smoke/scenes")
-    stopped = stop_stage(clone, "scenes", how, 1.5)
-    assert not (stopped["late"] or stopped["left"] or out.exists()), stopped
+    "One moment of one stage; test_kills.py has a hundred moments of all stages. A fast machine may end the stage before the signal: then stop it earlier."
+    out, before, moment = clone / "data/smoke/scenes", made(clone / "data/smoke/scenes"), 1.5
+    while (stopped := stop_stage(clone, "scenes", how, moment))["late"]: moment *= .6
+    assert not stopped["left"] and (not out.exists() or made(out) == before), stopped
     run(clone, *stage_command("scenes"))
     assert made(out) == before and not out.with_name("scenes.partial").exists()
 
