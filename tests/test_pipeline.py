@@ -249,7 +249,7 @@ def test_metrics_and_plots_fit_a_screen(clone):
 def test_smoke_comparison_asks_the_student_alone_and_with_a_world_model(clone):
     run(clone, "dvc", "repro", f"comparison@{ARM}")
     found = figures(clone, f"comparison-{ARM}")["results"]
-    assert set(found) == {"rooms"} and {"base", "SFT", "SFT + GRPO", "blind", "view search 1"} <= set(found["rooms"])
+    assert set(found) == {"rooms"} and {"base", "SFT", "SFT + GRPO", "blind", "view search 1, svc"} <= set(found["rooms"])
     page = (clone / f"data/smoke/comparison/{ARM}/index.html").read_text()
     assert 'id="paper"' in page and "72.67" in page and "data:image/png" in page
 

@@ -25,7 +25,7 @@ from ..evaluation.view_search import ViewSearch, ask_with_search, search_cost
 from .page import Picture, Section, render_page, write_page
 from .tables import Table, format_interval, format_points
 from ..students.models import Attention, BoxFormat, Engine, open_student, Student
-from ..teachers.base import load_teacher, TeacherOptions
+from ..teachers.base import load_teacher, TeacherName, TeacherOptions
 
 # %% ../../nbs/89_comparison.ipynb #19e67295
 COLUMNS = {  # column -> benchmark, split
@@ -44,6 +44,7 @@ class Comparison(Settings):
     "Which benchmarks are asked, and how."
     sources: _Sources = field(default_factory=dict)  # benchmark -> its folder; others are not run
     depths: tuple[Annotated[int, ">= 1", "<= 10"], ...] = (1, 3)  # steps of the view search; () leaves it out
+    worldmodels: tuple[TeacherName, ...] = ("svc",)  # that the view search asks
     view_search: ViewSearch = ViewSearch()  # other settings of the view search
     options: TeacherOptions = field(default_factory=dict)  # world model -> its settings
     engine: Engine = "transformers"  # what runs the student: "transformers" | "vllm" | `module:Class`
@@ -101,6 +102,14 @@ def _ask_alone(
     return alone | {"blind": ask("blind", final, blind=True)}
 
 # %% ../../nbs/89_comparison.ipynb #7d0e0822
+def _search_run(
+    worldmodel: str,  # a teacher
+    depth: int,  # of the search
+) -> str:  # "view search 3, svc"
+    "The name of a run with a world model."
+    return f"view search {depth}, {worldmodel}"
+
+
 def _search_part(
     part: int,  # index of the part, from 0
     parts: int,  # how many there are
@@ -115,30 +124,28 @@ def _search_part(
     student, teacher = _open_student(checkpoint, config), load_teacher(worldmodel, **config.options.get(worldmodel, {}))
     name, search = _columns(config)[column][0], replace(config.view_search, depth=depth)
     items = open_benchmark(name).readable(_load_items(column, config), config.frames)[part::parts]
-    path = out / f"view search {depth}-{part}.jsonl"
+    path = out / f"{_search_run(worldmodel, depth)}-{part}.jsonl"
     return ask_with_search(student, teacher, name, items, path, search)
 
 # %% ../../nbs/89_comparison.ipynb #b20e4995
 def _ask_searching(
     column: str,  # a key of `_columns`
-    config: Comparison,  # depths, workers and other settings
+    config: Comparison,  # depths, world models, workers and other settings
     checkpoint: str,  # of the student
-    worldmodel: str,  # a teacher, see `load_teacher`
     out: Path,  # folder of answer files
-) -> dict[str, list[dict]]:  # "view search 1" ... -> rows of `ask_with_search`
-    "The answers of one student with the world model, for each depth of the search."
-    def ask(depth):
+) -> dict[str, list[dict]]:  # "view search 1, svc" ... -> rows of `ask_with_search`
+    "The answers of one student with each world model, for each depth of the search."
+    def ask(worldmodel, depth):
         options = dict(column=column, config=config, checkpoint=checkpoint, worldmodel=worldmodel, depth=depth, out=out)
         part = partial(_search_part, parts=config.workers, **options)
-        return sum(parallel_map(part, config.workers, config.workers, f"view search {depth}"), [])
-    return {f"view search {depth}": ask(depth) for depth in config.depths}
+        return sum(parallel_map(part, config.workers, config.workers, _search_run(worldmodel, depth)), [])
+    return {_search_run(name, depth): ask(name, depth) for name in config.worldmodels for depth in config.depths}
 
 # %% ../../nbs/89_comparison.ipynb #2cdc4bd6
 def _ask_column(
     column: str,  # a key of `_columns`
     config: Comparison,  # settings
-    students: dict[str, str],  # run -> checkpoint; the first one also answers with the world model
-    worldmodel: str,  # a teacher, see `load_teacher`
+    students: dict[str, str],  # run -> checkpoint; the first one also answers with each world model
     out: Path,  # folder of answer files
 ) -> dict[str, list[dict]]:  # run -> rows; {} for a benchmark without a source
     "All runs on one benchmark. The view search starts from a picture, so it is left out for videos."
@@ -146,7 +153,7 @@ def _ask_column(
     if not loaded: return {}
     items = open_benchmark(name).readable(loaded, config.frames)
     rows = _ask_alone(column, config, students, loaded, out)
-    if not items[0].video: rows |= _ask_searching(column, config, first, worldmodel, out)
+    if not items[0].video: rows |= _ask_searching(column, config, first, out)
     rows |= {f"control: {which}": control_rows(name, items, which) for which in CONTROLS}
     left_out = {"left_out": len(loaded) - len(items)} if len(items) < len(loaded) else {}  # for the tables: n of N
     return {run: [row | left_out for row in answers] for run, answers in rows.items()}
@@ -154,24 +161,27 @@ def _ask_column(
 # %% ../../nbs/89_comparison.ipynb #d659d501
 def _run_summary(
     rows: list[dict],  # answers of one run
-    reference: list[dict],  # answers of the first run
     score: Callable[[list[dict]], dict],  # of the benchmark: rows -> rule -> table with "overall"
-) -> dict:  # rules, kinds, over, account
-    "The scores of one run by every rule, those of its kinds of questions, its difference to the reference, its cost."
+    reference: list[dict],  # answers of the first run
+    final: list[dict] | None,  # answers of the final student
+) -> dict:  # rules, kinds, over, final over, account
+    "The scores of one run by every rule, those of its kinds of questions, two paired differences, its cost."
     account = search_cost(rows) if "tokens" in rows[0] else {}
-    return dict(rules=score_with_interval(rows, score), kinds=next(iter(score(rows).values())),
-                over=None if rows is reference else paired_scores(rows, reference, score),
-                account={name: value for name, value in account.items() if name != "seconds"} or None,
-                **({"left_out": rows[0]["left_out"]} if rows[0].get("left_out") else {}))
+    return {"rules": score_with_interval(rows, score), "kinds": next(iter(score(rows).values())),
+            "over": None if rows is reference else paired_scores(rows, reference, score),
+            "final over": None if final is None or rows is final else paired_scores(final, rows, score),
+            "account": {name: value for name, value in account.items() if name != "seconds"} or None,
+            **({"left_out": rows[0]["left_out"]} if rows[0].get("left_out") else {})}
 
 # %% ../../nbs/89_comparison.ipynb #61b019d8
 def summarise_runs(
     name: str,  # of the benchmark, see `open_benchmark`
     rows: dict[str, list[dict]],  # run -> answers, the reference first
-) -> dict[str, dict]:  # run -> rules (with intervals), kinds, over (the first run), account (means for one question)
+    final: str = "",  # run whose difference to each other run is measured
+) -> dict[str, dict]:  # run -> rules (with intervals), kinds, over (the first run), final over (this run), account (means)
     "What the tables show of each run; times are not part of it."
-    reference = next(iter(rows.values()))
-    return {run: _run_summary(answers, reference, open_benchmark(name).score) for run, answers in rows.items()}
+    reference, score = next(iter(rows.values())), open_benchmark(name).score
+    return {run: _run_summary(answers, score, reference, rows.get(final)) for run, answers in rows.items()}
 
 # %% ../../nbs/89_comparison.ipynb #00775a5c
 def _seconds_per_question(
@@ -195,11 +205,13 @@ def _order_runs(
 def _score_cells(
     summary: dict,  # of `summarise_runs`
     rule: str,  # of the benchmark
-) -> list[str]:  # score, interval, difference to the first run
+) -> list[str]:  # score, interval, difference to the first run, difference of the final student to this one
     "One run by one rule."
-    result, over = summary["rules"][rule], (summary["over"] or {}).get(rule)
-    difference = f"{format_points(over['difference'], True)} ({format_interval(over, True)})" if over else ""
-    return [format_points(result["overall"]), format_interval(result), difference]
+    def difference(name):
+        over = (summary.get(name) or {}).get(rule)
+        return f"{format_points(over['difference'], True)} ({format_interval(over, True)})" if over else ""
+    result = summary["rules"][rule]
+    return [format_points(result["overall"]), format_interval(result), *map(difference, ("over", "final over"))]
 
 # %% ../../nbs/89_comparison.ipynb #4fb67ac0
 def comparison_table(
@@ -209,7 +221,8 @@ def comparison_table(
 ) -> Table:  # one row per run
     "One benchmark: scores, paired differences to the first run, and what a question costs."
     summaries, counts = _order_runs(summaries), ("tokens", "calls", "views")
-    heads = ["student", rule, "95 % interval", f"over {next(iter(summaries))}", *["seconds"] * bool(seconds), *counts]
+    differences = f"over {next(iter(summaries))}", "final student over it"
+    heads = ["student", rule, "95 % interval", *differences, *["seconds"] * bool(seconds), *counts]
     time = lambda run: [f"{seconds[run]:.3f}" if run in seconds else ""] if seconds else []
     cost = lambda account: [f"{account[name]:,.1f}" if account else "" for name in counts]
     cells = lambda run, summary: [run, *_score_cells(summary, rule), *time(run), *cost(summary["account"])]
@@ -294,17 +307,17 @@ def _comparison_page(
 # %% ../../nbs/89_comparison.ipynb #e1d5ffdb
 def make_comparison(
     config: Comparison,  # settings
-    students: dict[str, str],  # run -> checkpoint; the first one also answers with the world model
-    worldmodel: str,  # a teacher, see `load_teacher`
+    students: dict[str, str],  # run -> checkpoint; the first one also answers with each world model, the last is the final one
     out: Path | str,  # folder of answer files, results.json and index.html
 ) -> tuple[dict[str, dict], dict[str, dict]]:  # column -> run -> `summarise_runs`, and -> seconds for one question
     "The stage `comparison`. The files in `out` hold no times."
     parts = [Path(source, kind) for source in config.sources.values() for kind in ("scenes", "examples")]
     inputs = [path for path in parts if (path / "stats.json").is_file()]
     with atomic_dir(out, fingerprint(config, *students.values(), *inputs, f"{config.workers} parts")) as work:
-        ask = lambda column: _ask_column(column, config, students, worldmodel, work / column)
+        ask = lambda column: _ask_column(column, config, students, work / column)
         columns = {column: rows for column in _columns(config) if (rows := ask(column))}
-        results = {column: summarise_runs(_columns(config)[column][0], rows) for column, rows in columns.items()}
+        summarise = lambda column, rows: summarise_runs(_columns(config)[column][0], rows, [*students][-1])
+        results = {column: summarise(column, rows) for column, rows in columns.items()}
         write_json(work / "results.json", results)
         write_page(work / "index.html", _comparison_page(results))
     return results, {column: _seconds_per_question(rows) for column, rows in columns.items()}
