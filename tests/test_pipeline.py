@@ -204,13 +204,14 @@ def figures(clone: Path, name: str, kind: str = "metrics") -> dict: return json.
 def test_smoke_makes_report_and_metrics(clone):
     page = (clone / f"data/smoke/report/{ARM}/index.html").read_text()
     assert page.startswith("<!DOCTYPE html>") and "Not part of this run" not in page
-    expected = {"scenes", f"imagine-{TEACHER}", f"supervise-{TEACHER}", "held_out", "label_audit", f"sft-{ARM}", f"grpo-{ARM}", "evaluate_base", f"evaluate-{ARM}"}
+    expected = {"scenes", f"imagine-{TEACHER}", f"supervise-{TEACHER}", "held_out", "label_audit", "rooms_benchmark", "real_turns",
+                f"sft-{ARM}", f"grpo-{ARM}", "evaluate_base", f"evaluate-{ARM}", f"transfer-{ARM}"}
     assert {p.stem for p in (clone / "data/smoke/metrics").glob("*.json")} == expected
     assert {p.stem for p in (clone / "data/smoke/costs").glob("*.json")} == expected | {f"report-{ARM}"}
     assert all(figures(clone, name, "costs")["seconds"] > 0 for name in expected)
-    assert set(figures(clone, f"evaluate-{ARM}")) == {"majority", "sft", "grpo", "blind"} and set(figures(clone, "evaluate_base")) == {"base"}
+    assert set(figures(clone, f"evaluate-{ARM}")) == {"majority", "random", "sft", "grpo", "blind"} and set(figures(clone, "evaluate_base")) == {"base"}
     assert {"base", "majority", "sft", "grpo", "blind", "questions"} <= set(figures(clone, ARM, "headline"))
-    assert {"headline.png", "scores.png", "imagined.png"} <= {p.name for p in (clone / f"data/smoke/pictures/{ARM}").iterdir()}
+    assert {"headline.png", "scores.png", "imagined.png", "errors.png"} <= {p.name for p in (clone / f"data/smoke/pictures/{ARM}").iterdir()}
 
 
 def test_smoke_leaves_git_alone(clone):
@@ -283,7 +284,7 @@ def test_a_setting_reruns_what_it_concerns(clone):
     "A GRPO setting of one arm leaves its SFT alone; a setting of SFT reruns both; neither touches the data."
     path = clone / "params.yaml"
     text, line = path.read_text(), re.search(rf"  {ARM}: .*\n", (clone / "params.yaml").read_text())[0]
-    after = {"evaluate", "report"}
+    after = {"evaluate", "transfer", "report"}
     for section, stages_of in (("grpo", {"grpo"} | after), ("sft", {"sft", "grpo"} | after)):
         path.write_text(text.replace(line, line.replace(f"{section}: {{seed: 0", f"{section}: {{seed: 7")))
         assert changed(clone) <= {f"{name}@{ARM}" for name in stages_of} and f"{section}@{ARM}" in changed(clone)

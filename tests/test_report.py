@@ -18,8 +18,8 @@ from world2vlm.report.figures import (
 from world2vlm.report.curves import _smooth_series, curve_figure, read_curves
 from world2vlm.report.page import Section, render_page, write_page
 from world2vlm.report.results import (
-    RUNS, ArmReport, ablation_page, ablation_results, arm_page, headline, headline_metrics, save_pictures)
-from world2vlm.report.tables import Table, format_duration, format_interval, format_points, score_table, share_of_gain, task_table
+    RUNS, ArmReport, arm_page, headline, headline_metrics, save_pictures)
+from world2vlm.report.tables import Table, format_duration, format_interval, format_points, motion_table, score_table, task_table
 
 GROUPS = {"Controls": {"majority": "majority"}, "Students": {"base": "base", "grpo": "SFT & <GRPO>"}, "Arms": {"forward_only": "forward only"}}
 
@@ -46,8 +46,10 @@ def full(results) -> ArmReport:
     steps = np.arange(1, 30)
     log = {"loss": np.stack([steps, 1 / steps], 1), "reward": np.stack([steps, steps / 30], 1)}
     checks = [dict(task="D1", evidence="warped", n=10, measure="mean IoU", value=0.9, errors={"hidden": 2})]
-    return ArmReport("smoke", "one & only", results, [ViewPair(view(), view(), view(), "move forward 0.5 meters")] * 2, [asked],
-                     {"D2": {"yes": 3, "no": 4}}, {"sft": log, "grpo": log}, checks)
+    motions = {"grpo": dict(n=9, direction=.9, low=.8, high=.95, metres=.04, degrees=None)}
+    return ArmReport("smoke", "one & only", results, pairs=[ViewPair(view(), view(), view(), "move forward 0.5 meters")] * 2, questions=[asked],
+                     errors=[asked], motions=motions, as_sat=results, real_turns={"grpo": {"all places": motions["grpo"]}},
+                     balance={"D2": {"yes": 3, "no": 4}}, curves={"sft": log, "grpo": log}, checks=checks)
 
 
 @pytest.fixture(scope="module")
@@ -96,12 +98,17 @@ def test_text_is_escaped(page):
     assert not re.search(r"<x>|<h>|<i>|<GRPO>|A & B", shown) and "SFT &amp; &lt;GRPO&gt;" in shown
 
 
+def test_motions_at_a_place(full, page):
+    table = motion_table({"unseen rooms": full.motions, "forest": {}}, {"base": "base", "grpo": "after"})
+    assert table.rows == [["unseen rooms", "after", "9", "90.0", "80.0 to 95.0", "0.04 m", ""]] and "real: all places" in page
+
+
 def test_same_content_same_bytes(full, page): assert arm_page(full) == page
 
 
 def test_what_was_not_run_stays_empty(results):
     empty = ArmReport("smoke", "main", {})
-    assert arm_page(empty).count("Not part of this run.") == 6
+    assert arm_page(empty).count("Not part of this run.") == 8
     assert "not been evaluated" in headline(empty) and headline_metrics(empty) == {"questions": 0}
     assert "forward only" not in score_table(results, GROUPS).markdown()
 
@@ -143,21 +150,11 @@ def test_figures_are_pure(full, results):
 
 
 def test_headline_picture_is_wide(tmp_path, full):
-    assert {"answers", "headline", "imagined", "means", "scores", "curve-sft", "curve-grpo"} == set(save_pictures(full, tmp_path))
+    assert {"answers", "errors", "headline", "imagined", "means", "scores", "curve-sft", "curve-grpo"} == set(save_pictures(full, tmp_path))
     assert Image.open(tmp_path / "headline.png").size[0] >= 1200
     first = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     save_pictures(full, tmp_path)
     assert first == {p.name: p.read_bytes() for p in tmp_path.iterdir()}
-
-
-def test_ablation_counts_what_was_run(tmp_path):
-    for name, skill in (("base/base", 0.2), ("bidirectional/majority", 0.3), ("bidirectional/grpo", 0.6), ("oracle_teacher/grpo", 0.7)):
-        path = tmp_path / f"answers/{name}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows(skill, 1)))
-    found = ablation_results(tmp_path, ["bidirectional", "oracle_teacher"])
-    assert set(found) == {"base", "majority", "bidirectional/grpo", "oracle_teacher/grpo"} and 0.6 < share_of_gain(found) < 1.1
-    assert "oracle teacher" in ablation_page(found, ["bidirectional", "oracle_teacher"])
 
 
 def test_write_is_atomic(tmp_path, monkeypatch):

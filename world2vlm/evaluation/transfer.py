@@ -39,10 +39,10 @@ def _ask_both(
     run: str,  # "blind" for the shuffled-image control
 ) -> None:
     "Put both examinations to one student; what was answered before a kill is not asked again."
-    blind, size = run == "blind", config.batch_size
-    ask_benchmark(student, "rooms", items, folder / f"as_sat/{run}.jsonl", size, blind=blind)
+    blind, size, tokens = run == "blind", config.batch_size, config.max_new_tokens
+    ask_benchmark(student, "rooms", items, folder / f"as_sat/{run}.jsonl", size, blind=blind, max_new_tokens=tokens)
     asked = _shuffle_images(turns, config.seed) if blind else turns
-    answer_examples(student, asked, folder / f"real_turns/{run}.jsonl", size, config.max_new_tokens)
+    answer_examples(student, asked, folder / f"real_turns/{run}.jsonl", size, tokens)
 
 # %% ../../nbs/81_transfer.ipynb #0a0f888a
 def ask_transfer(
