@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from toy_training import PLAIN, home, one_thread, picture  # noqa: F401 (fixtures among them)
+from toy_training import PLAIN, colour_examples, home, one_thread, picture  # noqa: F401 (fixtures among them)
 
+from world2vlm.dataset.shards import write_shards
 from world2vlm.students import training
 from world2vlm.students.sft import train_sft
 from world2vlm.students.training import Training, training_row, training_rows
@@ -51,6 +52,15 @@ def test_both_directions_or_one(home, tmp_path):
     with pytest.raises(ValueError, match="inverse.*directions"):
         training_rows(home / "examples", replace(PLAIN, directions=("inverse",)), cache=str(tmp_path))
     assert len(training_rows(home / "examples", replace(PLAIN, limit=10), cache=str(tmp_path))) == 10
+
+
+def test_chosen_tasks(tmp_path):
+    examples = [replace(example, task=f"D{1 + k % 3}") for k, example in enumerate(colour_examples(9))]
+    write_shards("examples", tmp_path / "examples", lambda shard, reject: examples)
+    rows = lambda *tasks: training_rows(tmp_path / "examples", replace(PLAIN, tasks=tasks), cache=str(tmp_path))
+    assert (len(rows()), len(rows("D1", "D3"))) == (9, 6)
+    for tasks in (("D1", "E9"), ("E9",)):
+        with pytest.raises(ValueError, match="E9.*correct .*tasks"): rows(*tasks)
 
 
 def test_boxes_in_pixels_are_those_of_the_resized_picture(home):

@@ -40,6 +40,7 @@ _Beta = Annotated[float, ">= 0", "< 1"]
 class Training(Settings):
     "How a student is trained: what SFT and GRPO share."
     directions: tuple[_Direction, ...] = ("forward", "inverse")  # of the questions; an arm may take one
+    tasks: tuple[str, ...] = ()  # of the questions, by name; () for all
     box_format: BoxFormat = "norm1000"  # how boxes are written: "norm1000" | "pixels"
     limit: Whole = 0  # examples at most, 0 for all
     epochs: Positive = 1.0  # passes over the examples
@@ -121,11 +122,13 @@ def _text_lengths(
 # %% ../../nbs/62_training.ipynb #0da13f98
 def _selected_rows(
     data: "datasets.Dataset",  # examples with direction, split, question and answer
-    config: Training,  # directions, limit, epochs, seed
+    config: Training,  # directions, tasks, limit, epochs, seed
     step: tuple[int, int, int] = (1, 1, 1),  # batch size, accumulation, processes: see `_sort_within_steps`
 ) -> np.ndarray:  # int indices in reading order; empty where no row fits
-    "The training rows of `config.directions`, in the order in which they are read."
-    rows = np.flatnonzero(np.isin(data["direction"][:], config.directions) & (np.array(data["split"][:]) == "train"))
+    "The training rows of `config.directions` and `config.tasks`, in the order in which they are read."
+    fits = np.isin(data["direction"][:], config.directions) & (np.array(data["split"][:]) == "train")
+    if config.tasks: fits &= np.isin(data["task"][:], config.tasks)
+    rows = np.flatnonzero(fits)
     if not len(rows): return rows
     rows = np.random.default_rng(config.seed).permutation(rows)[:config.limit or None]
     lengths = _text_lengths(data)
@@ -140,14 +143,17 @@ def training_rows(
     cache: str | None = None,  # folder of the memory map; None leaves it to `datasets`
     step: tuple[int, int, int] = (1, 1, 1),  # batch size, accumulation, processes: see `_sort_within_steps`
 ) -> "datasets.Dataset":  # in reading order
-    "The training examples of `folder` as a lazy TRL data set. Raises `ValueError` if `config.directions` leaves none."
+    "The training examples of `folder` as a lazy TRL data set. `ValueError` if `directions` or `tasks` leave none."
     from datasets import Dataset
     from world2vlm.dataset.shards import _check_checksum, shard_paths
     for path in (paths := shard_paths("examples", folder)): _check_checksum(path)
     data = Dataset.from_parquet([str(path) for path in paths], cache_dir=cache)
     rows = _selected_rows(data, config, step)
     if not len(rows):
-        raise ValueError(f"{folder}: no training example has a direction of {config.directions}; correct `directions`")
+        raise ValueError(f"{folder}: no training example has a direction of {config.directions} and a task of "
+                         f"{config.tasks or 'any kind'}; correct `directions` or `tasks`")
+    if unknown := set(config.tasks) - set(data["task"][:]):
+        raise ValueError(f"{folder}: no example of the task {', '.join(sorted(unknown))}; correct `tasks`")
     resized = processor and config.box_format == "pixels"
     if resized: model_picture_size(processor, (64, 64))  # another family of students is an error now, not at a row
     size = lambda example: model_picture_size(processor, example["images"][0].size) if resized else None
