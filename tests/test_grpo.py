@@ -21,6 +21,12 @@ def test_reward_is_the_score_of_the_task():
     assert [grpo._reward_function(part).__name__ for part in grpo._REWARD_PARTS] == list(grpo._REWARD_PARTS)
 
 
+def test_weights_of_the_reward_add_up_to_one():
+    weights = lambda **given: dict(zip(grpo._REWARD_PARTS, grpo._reward_weights(GRPO(**given))))
+    assert weights(exact_weight=.5)["exact"] == .5 and all(sum(weights(exact_weight=w).values()) == pytest.approx(1) for w in (0, .5, .9))
+    with pytest.raises(ValueError, match="exact_weight.*lower"): weights(format_weight=.6, exact_weight=.6)
+
+
 def test_boxes_in_pixels_are_rewarded_in_the_pixels_of_the_student():
     question = replace(colour_examples(1)[0], task="D1", answer="[500, 0, 1000, 500]", target={"actions": None, "box": [.5, 0., 1., .5], "yes": None})
     line = json.dumps({name: value for name, value in vars(question).items() if name != "images"})

@@ -35,10 +35,11 @@ class GRPO(Training):
     temperature: Positive = 1.0  # of the answers
     beta: NotNegative = 0.01  # weight of the KL term (low-variance estimate)
     max_completion_length: Count = 256  # tokens of one answer
-    format_weight: Share = 0.1  # of the part "format" in the reward; the task's own score has the rest
+    format_weight: Share = 0.1  # of the part "format" in the reward
+    exact_weight: Share = 0.0  # of the part "exact", 1 for an exactly right answer; the task's own score has the rest
 
 # %% ../../nbs/64_grpo.ipynb #792d4fb5
-_REWARD_PARTS = ("overall", "format", "action", "order", "number", "iou", "center", "accuracy")
+_REWARD_PARTS = ("overall", "format", "exact", "action", "order", "number", "iou", "center", "accuracy")
 
 
 def _score_completions(
@@ -52,7 +53,8 @@ def _score_completions(
     for chat, line, wh, name in zip(completions, example, size, box_format):
         question = Example(**json.loads(line), images=[])
         text = convert_boxes(chat[0]["content"], name, tuple(wh), back=True)
-        scores.append(open_task(question.task).score(text, question))
+        task = open_task(question.task)
+        scores.append(task.score(text, question) | {"exact": float(task.exact(text, question))})
     return scores
 
 # %% ../../nbs/64_grpo.ipynb #4886cc6c
@@ -67,10 +69,12 @@ def _reward_function(
 
 # %% ../../nbs/64_grpo.ipynb #051577c1
 def _reward_weights(
-    config: GRPO,  # `format_weight`
+    config: GRPO,  # `format_weight`, `exact_weight`
 ) -> list[float]:  # one for each of `_REWARD_PARTS`
-    "How much each part counts; those with weight 0 are only logged."
-    weights = {"overall": 1 - config.format_weight, "format": config.format_weight}
+    "How much each part counts; those with weight 0 are only logged. ValueError where they exceed 1."
+    weights = {"format": config.format_weight, "exact": config.exact_weight}
+    weights["overall"] = 1 - sum(weights.values())
+    if weights["overall"] < 0: raise ValueError("GRPO.exact_weight: with format_weight it exceeds 1; lower one of them")
     return [weights.get(part, 0.0) for part in _REWARD_PARTS]
 
 # %% ../../nbs/64_grpo.ipynb #9e04bf2b

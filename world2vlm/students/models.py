@@ -294,7 +294,6 @@ def _model_digest(
 # %% ../../nbs/60_models.ipynb #ecd9d10c
 _GREEDY = dict(do_sample=False, temperature=None, top_p=None, top_k=None, repetition_penalty=1.0)  # greedy
 
-
 @dataclass(frozen=True)
 class HFStudent:
     "A student of transformers, on the device of its model."
@@ -425,13 +424,12 @@ def _video_frames(
     video = cv2.VideoCapture(str(path))
     total = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
     n = max(2, min(max_frames, total) // 2 * 2)
-    picked, frames = set(np.linspace(0, total - 1, n).round().astype(int).tolist()) if total > 0 else set(), []
-    lost = 0
+    picked = set(np.linspace(0, total - 1, n).round().astype(int).tolist()) if total > 0 else set()
+    frames, lost = [], 0
     for number in range(total):
         good, frame = video.read()
         if good and number in picked: frames.append(frame[..., ::-1])
-        lost += not good
-        if lost > 100: break  # a header may promise any number of frames
+        if (lost := lost + (not good)) > 100: break  # a header may promise any number of frames
     if len(frames) < max(1, len(picked)):
         raise ValueError(f"{path}: {len(frames)} of {len(picked)} frames can be read; fetch the video again")
     return np.stack(frames)
