@@ -7,7 +7,7 @@ import pytest
 from toy_training import PLAIN, REINFORCE, colour_examples, curve, home, kill_at, logs, one_thread, weights  # noqa: F401 (fixtures among them)
 
 from world2vlm.students import grpo
-from world2vlm.students.grpo import train_grpo
+from world2vlm.students.grpo import GRPO, train_grpo
 from world2vlm.students.sft import train_sft
 
 
