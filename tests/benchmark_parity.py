@@ -2,9 +2,9 @@
 import json
 import sys
 
-from world2vlm.evaluation.benchmarks.mindcube import mindcube_letter, _mindcube_setting
+from world2vlm.evaluation.benchmarks.mindcube import _mindcube_letter, _mindcube_setting
 from world2vlm.evaluation.benchmarks.sat import sat_verdict
-from world2vlm.evaluation.benchmarks.vsibench import vsi_score, vsi_scores
+from world2vlm.evaluation.benchmarks.vsibench import _vsi_score, vsi_scores
 
 VSI = {"fork": "official", "lmms_eval_v0_7_1": "official", "lmms_eval_2026_08": "lmms-eval 2026-07"}  # column of the file -> rule
 
@@ -14,7 +14,7 @@ def sat(rows, aggregate):
 
 
 def mindcube(rows, aggregate):
-    letters = [mindcube_letter(r["raw"]) for r in rows]
+    letters = [_mindcube_letter(r["raw"]) for r in rows]
     return {"letter": sum(letter != r["extract_clean"] for letter, r in zip(letters, rows)),
             "setting": sum(_mindcube_setting(r["id"]) != r["setting"] for r in rows),
             "score": sum(float(letter == r["gt_answer"]) != r["score_official"] for letter, r in zip(letters, rows))}
@@ -22,9 +22,9 @@ def mindcube(rows, aggregate):
 
 def vsibench(rows, aggregate):
     "Scores bit by bit; an aggregate is {column: overall, or {task: score}}, the fork's in percent."
-    wrong = {column: sum(vsi_score(r["raw"] or "", r["question_type"], r["ground_truth"], rule) != r[column] for r in rows if column in r) for column, rule in VSI.items()}
+    wrong = {column: sum(_vsi_score(r["raw"] or "", r["question_type"], r["ground_truth"], rule) != r[column] for r in rows if column in r) for column, rule in VSI.items()}
     for column, official in aggregate.items():
-        scored = [dict(r, score=vsi_score(r["raw"] or "", r["question_type"], r["ground_truth"], VSI[column])) for r in rows]
+        scored = [dict(r, score=_vsi_score(r["raw"] or "", r["question_type"], r["ground_truth"], VSI[column])) for r in rows]
         ours, unit = vsi_scores(scored), 100 if column == "fork" else 1
         official = official if isinstance(official, dict) else {"overall": official}
         tasks = {name.split("_accuracy")[0].split("_MRA")[0]: value for name, value in official.items()}

@@ -4,8 +4,8 @@ import time
 import pytest
 from hypothesis import given, strategies as st
 
-from world2vlm.evaluation.benchmarks.mindcube import _SETTINGS, mindcube_letter, mindcube_scores, _mindcube_setting
-from world2vlm.evaluation.benchmarks.vsibench import _number_anywhere, _relative_accuracy, VSI_RULES, vsi_score, vsi_scores
+from world2vlm.evaluation.benchmarks.mindcube import _SETTINGS, _mindcube_letter, mindcube_scores, _mindcube_setting
+from world2vlm.evaluation.benchmarks.vsibench import _number_anywhere, _relative_accuracy, VSI_RULES, _vsi_score, vsi_scores
 from world2vlm.evaluation.benchmarks.sat import sat_verdict
 
 SAT = {"Left.": "correct", "**left**": "correct", "The answer is left": "correct", "left\n": "wrong", "right\nleft": "correct", "left\nright": "wrong",
@@ -33,25 +33,25 @@ def test_relative_accuracy_is_a_share(gold, answer):
 
 @pytest.mark.parametrize("raw,first,anywhere", [("3 chairs", 1, 1), ("3.", 1, 1), ("three", 0, 1), ("There are 3", 0, 1), ("~3", 0, 1), ("3m", 0, 1), ("", 0, 0), ("-3", 0, 0)])
 def test_numbers_by_both_rules(raw, first, anywhere):
-    assert vsi_score(raw, "object_counting", "3") == first and vsi_score(raw, "object_counting", "3", "lmms-eval 2026-07") == anywhere
+    assert _vsi_score(raw, "object_counting", "3") == first and _vsi_score(raw, "object_counting", "3", "lmms-eval 2026-07") == anywhere
 
 
 @pytest.mark.parametrize("text,number", [("twenty-one", 21), ("one hundred", 100), ("two hundred and five", 205), ("Twenty one chairs", 21), ("about one hundred fifty", 150),
                                          ("one thousand two hundred and thirty-four", 1234), ("seventeen", 17), ("one and two", 1), ("two, three", 2), ("zero", 0), ("someone", None)])
 def test_compound_number_words_count_as_one_number(text, number):
     assert _number_anywhere(text) == number
-    if number: assert vsi_score(text, "object_counting", str(number), "lmms-eval 2026-07") == 1 and vsi_score(text, "object_counting", str(number)) == 0
+    if number: assert _vsi_score(text, "object_counting", str(number), "lmms-eval 2026-07") == 1 and _vsi_score(text, "object_counting", str(number)) == 0
 
 
 @pytest.mark.parametrize("rule", VSI_RULES)
 @pytest.mark.parametrize("raw,gold,score", [("0", "0", 1), ("0.0", "0.0", 1), ("3", "0", 0), ("nothing", "0", 0), ("nan", "0", 0)])
-def test_a_true_count_of_zero_has_a_score(raw, gold, score, rule): assert vsi_score(raw, "object_counting", gold, rule) == score
+def test_a_true_count_of_zero_has_a_score(raw, gold, score, rule): assert _vsi_score(raw, "object_counting", gold, rule) == score
 
 
 @pytest.mark.parametrize("junk", ["twenty-", "one hundred and ", "1", "-", "1.", "<Answer>", "A. ", "A ", "*A", "\n", "answer is ", "\u0130"])
 def test_official_rules_stay_linear(junk):
     text = (junk * 10**6)[:10**6] + "x"
-    for read in (lambda: _number_anywhere(text), lambda: mindcube_letter(text), lambda: sat_verdict(text, ["left", "right"], "left"), lambda: vsi_score(text, "route_planning", "B")):
+    for read in (lambda: _number_anywhere(text), lambda: _mindcube_letter(text), lambda: sat_verdict(text, ["left", "right"], "left"), lambda: _vsi_score(text, "route_planning", "B")):
         start = time.process_time()
         read()
         assert time.process_time() - start < 1
@@ -61,7 +61,7 @@ def test_number_words(): assert [_number_anywhere(text) for text in ("eleven cha
 
 
 @pytest.mark.parametrize("raw,score", [("B", 1), ("b", 1), ("B.", 1), ("B. chair", 1), ("\nB", 1), ("(B)", 0), ("B)", 0), (" B", 0), ("B\nbecause", 0), ("The answer is B", 0)])
-def test_letters(raw, score): assert vsi_score(raw, "route_planning", "B") == score
+def test_letters(raw, score): assert _vsi_score(raw, "route_planning", "B") == score
 
 
 def test_overall_is_the_mean_of_tasks():
@@ -75,11 +75,11 @@ MINDCUBE = {"<answer>B. Chair</answer>": "B", "(B)": "B", "**B**": "B", "The ans
 
 
 @pytest.mark.parametrize("raw,letter", MINDCUBE.items())
-def test_mindcube(raw, letter): assert mindcube_letter(raw) == letter
+def test_mindcube(raw, letter): assert _mindcube_letter(raw) == letter
 
 
 @given(st.text(max_size=60))
-def test_any_text_has_a_letter_or_none(raw): assert mindcube_letter(raw) in {*"ABCDE", None}
+def test_any_text_has_a_letter_or_none(raw): assert _mindcube_letter(raw) in {*"ABCDE", None}
 
 
 def test_mindcube_leaves_translation_out():

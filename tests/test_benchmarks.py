@@ -15,7 +15,7 @@ from PIL import Image
 from world2vlm.evaluation.benchmarks.vsibench import NUMERIC
 from world2vlm.core.config import ConfigError, repo_root
 from world2vlm.evaluation.benchmarks import base
-from world2vlm.evaluation.benchmarks.base import BENCHMARKS, CONTROLS, Benchmark, Item, ask_benchmark, control_rows, open_benchmark, shuffle_pictures
+from world2vlm.evaluation.benchmarks.base import BENCHMARKS, CONTROLS, Benchmark, Item, ask_benchmark, control_rows, open_benchmark, _shuffle_pictures
 from world2vlm.students.models import HFStudent, Prompt, Reply, VLLMStudent, _video_frames, load_piece, open_student
 from world2vlm.evaluation.benchmarks.sat import _published_order, _score_sat
 from world2vlm.evaluation.statistics import paired_scores, score_with_interval
@@ -125,19 +125,19 @@ def test_a_number_is_guessed_by_the_median(home):
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_shuffled_pictures_are_of_other_places(home, name):
     items = load(home, name)
-    shuffled = shuffle_pictures(items)
+    shuffled = _shuffle_pictures(items)
     pictures = lambda item: [np.asarray(image).tobytes() for image in item.images] + [item.video]
     assert [(i.id, i.question, i.choices, i.gold) for i in items] == [(i.id, i.question, i.choices, i.gold) for i in shuffled]
     of_place = {}
     for item in items: of_place.setdefault(item.place, []).append(pictures(item))
     assert all(pictures(new) not in of_place[old.place] and len(new.images) == len(old.images) for old, new in zip(items, shuffled))
-    with pytest.raises(ValueError, match="two scenes"): shuffle_pictures([i for i in items if i.place == items[0].place])
+    with pytest.raises(ValueError, match="two scenes"): _shuffle_pictures([i for i in items if i.place == items[0].place])
 
 
 def test_blind_asks_with_the_shuffled_pictures_and_keeps_its_own_file(home, student, tmp_path):
     items = load(home, "rooms")
     blind, alone = (ask_benchmark(student, "rooms", items, tmp_path / f"{b}.jsonl", max_new_tokens=8, blind=b) for b in (True, False))
-    again = ask_benchmark(student, "rooms", shuffle_pictures(items), max_new_tokens=8)
+    again = ask_benchmark(student, "rooms", _shuffle_pictures(items), max_new_tokens=8)
     assert [r["response"] for r in blind] == [r["response"] for r in again] and [r["id"] for r in blind] == [r["id"] for r in alone]
     with pytest.raises(ValueError, match="other settings"): ask_benchmark(student, "rooms", items, tmp_path / "True.jsonl", max_new_tokens=8)
 

@@ -9,6 +9,7 @@ from hypothesis import given, settings, strategies as st
 
 from world2vlm.core.actions import Ranges
 from world2vlm.core.config import ConfigError, Settings, _annotations, load_params, load_settings
+from world2vlm.dataset.real_turns import RealTurns
 from world2vlm.dataset.synthesis import HeldOut, Imagine, Scenes, Supervise
 from world2vlm.evaluation.benchmarks.rooms import RoomsBenchmark
 from world2vlm.evaluation.held_out import Evaluate
@@ -26,7 +27,7 @@ from world2vlm.teachers.base import TEACHERS
 from world2vlm.teachers.filters import Filter
 from world2vlm.teachers.svc.training import SVCTraining
 
-SECTIONS = dict(scenes=Scenes, imagine=Imagine, supervise=Supervise, held_out=HeldOut, label_audit=LabelAudit, teacher_quality=TeacherQuality,
+SECTIONS = dict(scenes=Scenes, imagine=Imagine, supervise=Supervise, real_turns=RealTurns, held_out=HeldOut, label_audit=LabelAudit, teacher_quality=TeacherQuality,
                 student=StudentConfig, base=Base, svc=SVCTraining, sft=SFT, grpo=GRPO, evaluate=Evaluate, rooms_benchmark=RoomsBenchmark, comparison=Comparison)
 CLASSES = [*SECTIONS.values(), Ranges, Filter, Rules, ViewSearch, Training, MiniConfig, Phase]
 
@@ -63,8 +64,8 @@ def test_all_profiles_and_arms_pass_settings(section, cls, profile):
 
 # Case 25 and its kind: path in params.yaml, wrong value, what the message says after the path.
 WRONG = [
-    ("imagine/filters/scv", {}, "expected one of simulator, reprojection, svc, module:Class, got 'scv' (str); did you mean svc?"),
-    ("imagine/options/svcc", {"bf16": True}, "expected one of simulator, reprojection, svc, module:Class, got 'svcc' (str); did you mean svc?"),
+    ("imagine/filters/scv", {}, "expected one of simulator, reprojection, svc, panorama, module:Class, got 'scv' (str); did you mean svc?"),
+    ("imagine/options/svcc", {"bf16": True}, "expected one of simulator, reprojection, svc, panorama, module:Class, got 'svcc' (str); did you mean svc?"),
     ("teacher_quality/options/simulater", {}, "did you mean simulator?"),
     ("comparison/options/svcc", {}, "did you mean svc?"),
     ("imagine/presets/singel", 3, "expected one of single, forward_turn, turn_forward, shift_forward_turn, got 'singel' (str); did you mean single?"),
@@ -89,6 +90,8 @@ WRONG = [
     ("scenes/fov_deg", float("nan"), "expected a number > 0 and < 180, got nan"),
     ("scenes/seed", -1, "expected a number >= 0"),
     ("scenes/workers", 10**9, "expected a number >= 0 and <= 1024"),
+    ("real_turns/anchors", 0, "expected a number >= 1, got 0"),
+    ("real_turns/supervise/tasks", ["A9"], "expected one of A1"),
     ("held_out/scenes/fov_deg", 0, "expected a number > 0 and < 180"),
     ("label_audit/transitions", 0, "expected a number >= 1"),
     ("teacher_quality/turns", [10, -20], "expected a number > 0 and <= 180, got -20.0"),

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Groups', 'ViewPair', 'imagined_figure', 'AnsweredQuestion', 'question_figure', 'stated_in_question',
            'answered_question', 'headline_figure', 'answers_figure', 'balance_figure', 'run_colours', 'run_names',
-           'exactly_right', 'limits_in_points', 'task_figure', 'mean_figure']
+           'exactly_right', 'task_figure', 'mean_figure']
 
 # %% ../../nbs/85_figures.ipynb #0a2a253c
 import re
@@ -347,7 +347,7 @@ def exactly_right(
     return result.get("exactly right", nothing)
 
 # %% ../../nbs/85_figures.ipynb #a8615e49
-def limits_in_points(
+def _limits_in_points(
     result: dict,  # score, low and high in [0, 1]; a limit that does not exist is None
 ) -> np.ndarray:  # [3] score, low, high in points of 100, NaN for None
     "A score and its interval as numbers to draw."
@@ -359,7 +359,7 @@ def _task_bars(
     tasks: list[str],  # in order
 ) -> np.ndarray:  # [4, n] place of the task, score, low, high
     "The bars of one run, one for each task that it answered."
-    bars = [(place, *limits_in_points(by_task[task])) for place, task in enumerate(tasks) if task in by_task]
+    bars = [(place, *_limits_in_points(by_task[task])) for place, task in enumerate(tasks) if task in by_task]
     return np.array(bars).reshape(-1, 4).T
 
 # %% ../../nbs/85_figures.ipynb #d027c1ab
@@ -394,7 +394,7 @@ def mean_figure(
     names, colours = run_names(groups, results), run_colours(groups)
     figure, axes = canvas(size=(6.4, 0.3 * len(names) + 0.7))
     for line, key in enumerate(names):
-        score, low, high = limits_in_points(exactly_right(results[key])["mean"])
+        score, low, high = _limits_in_points(exactly_right(results[key])["mean"])
         axes.plot([low, high], [line, line], color=colours[key], linewidth=3, solid_capstyle="butt", alpha=0.55)
         axes.plot(score, line, "o", color=colours[key], markersize=6)
         axes.annotate(f"{score:.1f}", (score, line), (0, 5), textcoords="offset points", ha="center", fontsize=8)

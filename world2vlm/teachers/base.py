@@ -55,6 +55,7 @@ TEACHERS = {  # name -> module:class
     "simulator": "world2vlm.teachers.simulator:Simulator",
     "reprojection": "world2vlm.teachers.reprojection:Reprojection",
     "svc": "world2vlm.teachers.svc.teacher:SVC",
+    "panorama": "world2vlm.teachers.panorama:Panorama",
 }
 TeacherName = Annotated[str, TEACHERS, "module:Class"]  # in settings
 TeacherOptions = dict[TeacherName, dict[str, int | float | bool | str]]  # teacher -> arguments of its class

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BENCHMARKS', 'CONTROLS', 'Item', 'check_files', 'check_count', 'read_records', 'Benchmark', 'open_benchmark', 'fetch',
-           'shuffle_pictures', 'ask_benchmark', 'control_rows']
+           'ask_benchmark', 'control_rows']
 
 # %% ../../../nbs/75_benchmarks.ipynb #73a832f9
 import json
@@ -266,7 +266,7 @@ def fetch(
     return Path(folder)
 
 # %% ../../../nbs/75_benchmarks.ipynb #5a0df4e3
-def shuffle_pictures(
+def _shuffle_pictures(
     items: list[Item],  # questions of at least two places
     seed: int = 0,  # of the exchange
 ) -> list[Item]:  # the same questions with pictures of other places
@@ -314,7 +314,7 @@ def ask_benchmark(
         replies = student.reply([Prompt(pieces(item), benchmark.system(item)) for item in batch], max_new_tokens)
         return [dict(response=reply.text, tokens=reply.tokens) for reply in replies]
     cost = lambda item: (-len(item.images) - bool(item.video), -len(item.question))
-    questions = shuffle_pictures(items) if blind else items
+    questions = _shuffle_pictures(items) if blind else items
     if blind and rejects: settings["left_out"] = [row["input"] for row in rejects]  # they change who gets which picture
     return collect_answers(respond, questions, path, batch_size, student.key(settings), benchmark.row, cost)
 
