@@ -204,11 +204,13 @@ def count_cores() -> int:  # at least 1
 
 # %% ../../nbs/04_runs.ipynb #dee8e43c
 @contextmanager
-def track_cost() -> Iterator[dict]:  # filled at the end: seconds, cores, peak memory
-    "The cost of the block."
-    start, cost = time.perf_counter(), {}
+def track_cost() -> Iterator[dict]:  # filled at the end: seconds, cpu_seconds, cores, peak memory
+    "The cost of the block. `cpu_seconds` counts all cores and the processes that ended, and no neighbour's work."
+    cpu_seconds = lambda: sum(os.times()[:4])  # of this process and of its children, user and system
+    start, cpu_start, cost = time.perf_counter(), cpu_seconds(), {}
     yield cost
-    cost |= {"seconds": round(time.perf_counter() - start, 2), "cores": count_cores()}
+    cost |= {"seconds": round(time.perf_counter() - start, 2), "cpu_seconds": round(cpu_seconds() - cpu_start, 1)}
+    cost |= {"cores": count_cores()}
     cost |= {name: round(gigabytes, 3) for name, gigabytes in peak_memory().items()}
 
 # %% ../../nbs/04_runs.ipynb #e40c6262

@@ -128,13 +128,15 @@ def format_duration(
 
 # %% ../../nbs/86_tables.ipynb #6bb74b24
 def cost_table(
-    costs: dict[str, dict],  # stage -> seconds, cores, peak_gb
+    costs: dict[str, dict],  # stage -> seconds, cpu_seconds (where they were counted), peak_gb
 ) -> Table:  # one row per stage, and the total
-    "Wall-clock time and peak memory of each stage."
-    rows = [[stage, format_duration(cost["seconds"]), f"{cost['peak_gb']:.2f} GB"] for stage, cost in costs.items()]
-    total = format_duration(sum(cost["seconds"] for cost in costs.values()))
-    peak = max(cost["peak_gb"] for cost in costs.values())
-    return Table(["stage", "time", "peak memory"], [*rows, ["total", total, f"{peak:.2f} GB"]])
+    "Wall-clock time, time of all cores and peak memory of each stage."
+    cpu = lambda cost: f"{cost['cpu_seconds']:,.0f}" if "cpu_seconds" in cost else ""
+    row = lambda name, cost: [name, format_duration(cost["seconds"]), cpu(cost), f"{cost['peak_gb']:.2f} GB"]
+    total = {name: sum(c[name] for c in costs.values()) for name in ("seconds", "cpu_seconds") if all(name in c for c in costs.values())}
+    total["peak_gb"] = max(cost["peak_gb"] for cost in costs.values())
+    rows = [row(stage, cost) for stage, cost in [*costs.items(), ("total", total)]]
+    return Table(["stage", "time", "CPU seconds", "peak memory"], rows)
 
 # %% ../../nbs/86_tables.ipynb #96da4cac
 def probe_table(
