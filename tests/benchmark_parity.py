@@ -4,7 +4,7 @@ import sys
 
 from world2vlm.evaluation.benchmarks.mindcube import _mindcube_letter, _mindcube_setting
 from world2vlm.evaluation.benchmarks.sat import sat_verdict
-from world2vlm.evaluation.benchmarks.vsibench import _vsi_score, vsi_scores
+from world2vlm.evaluation.benchmarks.vsibench import _vsi_score, _vsi_scores
 
 VSI = {"fork": "official", "lmms_eval_v0_7_1": "official", "lmms_eval_2026_08": "lmms-eval 2026-07"}  # column of the file -> rule
 
@@ -25,7 +25,7 @@ def vsibench(rows, aggregate):
     wrong = {column: sum(_vsi_score(r["raw"] or "", r["question_type"], r["ground_truth"], rule) != r[column] for r in rows if column in r) for column, rule in VSI.items()}
     for column, official in aggregate.items():
         scored = [dict(r, score=_vsi_score(r["raw"] or "", r["question_type"], r["ground_truth"], VSI[column])) for r in rows]
-        ours, unit = vsi_scores(scored), 100 if column == "fork" else 1
+        ours, unit = _vsi_scores(scored), 100 if column == "fork" else 1
         official = official if isinstance(official, dict) else {"overall": official}
         tasks = {name.split("_accuracy")[0].split("_MRA")[0]: value for name, value in official.items()}
         wrong[f"{column}, aggregate"] = sum(abs(ours[name] * (unit if name == "overall" else 1) - value) > 1e-9 for name, value in tasks.items())

@@ -4,8 +4,8 @@ import time
 import pytest
 from hypothesis import given, strategies as st
 
-from world2vlm.evaluation.benchmarks.mindcube import _SETTINGS, _mindcube_letter, mindcube_scores, _mindcube_setting
-from world2vlm.evaluation.benchmarks.vsibench import _number_anywhere, _relative_accuracy, VSI_RULES, _vsi_score, vsi_scores
+from world2vlm.evaluation.benchmarks.mindcube import _SETTINGS, _mindcube_letter, _mindcube_scores, _mindcube_setting
+from world2vlm.evaluation.benchmarks.vsibench import _number_anywhere, _relative_accuracy, VSI_RULES, _vsi_score, _vsi_scores
 from world2vlm.evaluation.benchmarks.sat import sat_verdict
 
 SAT = {"Left.": "correct", "**left**": "correct", "The answer is left": "correct", "left\n": "wrong", "right\nleft": "correct", "left\nright": "wrong",
@@ -66,7 +66,7 @@ def test_letters(raw, score): assert _vsi_score(raw, "route_planning", "B") == s
 
 def test_overall_is_the_mean_of_tasks():
     rows = [dict(question_type="object_counting", score=1.0)] * 9 + [dict(question_type=f"object_rel_direction_{d}", score=s) for d, s in (("easy", 1.0), ("hard", 0.0), ("hard", 0.0))]
-    means = vsi_scores(rows)
+    means = _vsi_scores(rows)
     assert means["object_rel_direction"] == .5 and means["overall"] == .75 and means["micro"] == pytest.approx(10 / 12)
 
 
@@ -84,10 +84,10 @@ def test_any_text_has_a_letter_or_none(raw): assert _mindcube_letter(raw) in {*"
 
 def test_mindcube_leaves_translation_out():
     rows = [dict(id=f"{setting}_1", score=float(setting == "translation")) for setting in _SETTINGS]
-    assert mindcube_scores(rows)["overall"] == 0 and "translation" not in mindcube_scores(rows)
+    assert _mindcube_scores(rows)["overall"] == 0 and "translation" not in _mindcube_scores(rows)
     assert [_mindcube_setting(name) for name in ("aroundnew_group1_q2", "among_group1", "x")] == ["around", "among", "other"]
 
 
 def test_nothing_answered_is_an_error():
-    for scores in (vsi_scores, mindcube_scores):
+    for scores in (_vsi_scores, _mindcube_scores):
         with pytest.raises(ValueError, match="no answered"): scores([])

@@ -19,7 +19,7 @@ from world2vlm.students.pretraining import Base, Phase, probe, probe_examples, t
 from world2vlm.students.static_questions import QUESTIONS
 from world2vlm.students.training import read_training_log
 from world2vlm.students.view_pairs import PairStream
-from world2vlm.tasks.answers import MOTION_ANSWER, read_answer_box
+from world2vlm.tasks.answers import MOTION_ANSWER, _read_answer_box
 
 SMALL = dict(workers=0, rooms=2, per_room=4, check_every=2, check_pairs=1, save_every=1)
 TOY = Base((Phase(2, 2, 0), Phase(3, 2, 150, prompts_every=2)), processes=1, **SMALL)
@@ -67,7 +67,7 @@ def test_answers_are_true(rows):
             asked = static_questions._ask_location(objects, rng, practice)
             label = re.search(r"Where is the (\w+ \w+)\?", asked.question)[1]
             options = dict(re.findall(r"^([A-D])\. (.*)$", asked.question, re.M))
-            assert iou(read_answer_box(options.get(asked.answer, asked.answer)), by_label[label].box) > .95
+            assert iou(_read_answer_box(options.get(asked.answer, asked.answer)), by_label[label].box) > .95
             assert asked.target == (0, by_label[label].id) and len(set(options.values())) == len(options)
             asked = static_questions._ask_presence(objects, rng, 0)
             label = re.search(r"Is there an? (\w+ \w+)\?", asked.question)[1]

@@ -13,7 +13,7 @@ from world2vlm.core.actions import plan
 from world2vlm.core.camera import Action, intrinsics
 from world2vlm.core.config import load_settings, repo_root
 from world2vlm.core.records import transitions_of
-from world2vlm.dataset.real_turns import make_real_turns, RealTurns
+from world2vlm.dataset.real_turns import make_real_turns, mix_examples, RealTurns
 from world2vlm.dataset.schema import from_row, to_row
 from world2vlm.dataset.shards import read_dataset, shard_paths, validate_dataset
 from world2vlm.dataset.synthesis import HeldOut, make_held_out, Scenes, Supervise
@@ -36,7 +36,8 @@ def home(tmp_path_factory):
     home = tmp_path_factory.mktemp("real_turns")
     make_held_out(HeldOut(Scenes(n=4, size=(32, 32), per_shard=2), supervise=Supervise(per_scene=2)), home / "svc")
     shutil.copytree(home / "svc", home / "examples/svc")
-    make_real_turns(CONFIG, home / "examples/svc", home / "examples", home / "questions")
+    make_real_turns(CONFIG, home / "examples/panorama", home / "questions")
+    mix_examples([home / "examples/svc", home / "examples/panorama"], home / "examples/mixed")
     return home
 
 
@@ -157,9 +158,9 @@ def test_training_reads_the_mixture_shuffled(home):
 
 
 def test_two_runs_give_the_same_bytes(home, tmp_path):
-    make_real_turns(CONFIG, home / "examples/svc", tmp_path / "examples", tmp_path / "questions")
-    assert content(tmp_path / "questions") == content(home / "questions")
-    for name in ("panorama", "mixed"): assert content(tmp_path / "examples" / name) == content(home / "examples" / name)
+    make_real_turns(CONFIG, tmp_path / "examples/panorama", tmp_path / "questions")
+    mix_examples([home / "examples/svc", tmp_path / "examples/panorama"], tmp_path / "examples/mixed", workers=2)
+    for name in ("questions", "examples/panorama", "examples/mixed"): assert content(tmp_path / name) == content(home / name)
 
 
 def test_another_seed_gives_other_headings():
@@ -183,7 +184,7 @@ make_real_turns(CONFIG, *sys.argv[1:])
 
 def test_kill_and_resume(home, tmp_path):
     "SIGKILL in the second of three places: the first one is not made again, and the bytes are those of an undisturbed run."
-    arguments, partial = (home / "examples/svc", tmp_path / "examples", tmp_path / "questions"), tmp_path / "examples/panorama.partial/data"
+    arguments, partial = (tmp_path / "panorama", tmp_path / "questions"), tmp_path / "panorama.partial/data"
     process = subprocess.Popen([sys.executable, "-c", STAGE, *map(str, arguments)], cwd=ROOT, stderr=subprocess.DEVNULL, env=os.environ | {"PYTHONPATH": str(ROOT)})
     while process.poll() is None and not any(partial.glob("*.parquet")): time.sleep(.01)
     process.send_signal(signal.SIGKILL)
@@ -191,9 +192,9 @@ def test_kill_and_resume(home, tmp_path):
     [done] = partial.glob("*.parquet")
     stamp = done.stat().st_mtime_ns
     make_real_turns(CONFIG, *arguments)
-    assert (tmp_path / "examples/panorama/data" / done.name).stat().st_mtime_ns == stamp
-    for name in ("examples/panorama", "examples/mixed", "questions"): assert content(tmp_path / name) == content(home / name)
-    assert {p.name for p in (tmp_path / "examples").iterdir()} == {"panorama", "mixed"}
+    assert (tmp_path / "panorama/data" / done.name).stat().st_mtime_ns == stamp
+    assert content(tmp_path / "panorama") == content(home / "examples/panorama") and content(tmp_path / "questions") == content(home / "questions")
+    assert {p.name for p in tmp_path.iterdir()} == {"panorama", "questions"}
 
 
 @pytest.mark.parametrize("place, damage", [("hall", "missing"), ("hall", "cut"), ("hall", "text"), ("hall", "narrow"), ("forest", "missing")])
@@ -206,9 +207,9 @@ def test_a_damaged_panorama_is_one_clear_error(home, tmp_path, place, damage):
     else: Image.new("RGB", (64, 64)).save(path)
     remedy = "twice as wide as high" if damage == "narrow" else "fetch it again"
     with pytest.raises(ValueError, match=remedy) as error:
-        make_real_turns(replace(CONFIG, folder=str(path.parent)), home / "examples/svc", tmp_path / "examples", tmp_path / "questions")
+        make_real_turns(replace(CONFIG, folder=str(path.parent)), tmp_path / "panorama", tmp_path / "questions")
     assert str(path) in str(error.value) and "\n" not in str(error.value)
-    assert not (tmp_path / "examples/mixed").exists()
+    assert not (tmp_path / "questions").exists()
 
 
 def test_controls_answer_what_they_were_trained_on(home):

@@ -16,7 +16,7 @@ from world2vlm.tasks.rewards import BOX_PATTERN, paper_reward
 from world2vlm.core.records import iou
 from world2vlm.core.records import Instance
 from world2vlm.scenes.room import room_scenes
-from world2vlm.tasks.answers import BOX_FORMATS, convert_boxes, ends_differ, end_pose, read_answer_box, _read_motion, _read_yes, canonical_motion
+from world2vlm.tasks.answers import BOX_FORMATS, convert_boxes, ends_differ, end_pose, _read_answer_box, _read_motion, _read_yes, canonical_motion
 from world2vlm.tasks.rules import Rules
 from world2vlm.tasks.tasks import TASKS, _answer_class, balance_answers, balance_report, open_task
 from world2vlm.tasks.distractors import box_distractors, _edited, _edits, false_claim, motion_distractors, _exchanges, _follows_preset
@@ -419,12 +419,12 @@ def test_sentences_of_objects_state_where_the_true_ids_show_them(examples):
     places = Counter()
     for e, t in examples:
         if e.task not in ("D2", "D4") or e.phrasing != "sentence": continue
-        stated = read_answer_box(e.answer)
+        stated = _read_answer_box(e.answer)
         places[e.answer.removeprefix("It is then ").split(",")[0] if stated is None else "box"] += 1
         assert stated is None or e.question.startswith(BOX_FORMATS["norm1000"])
         if stated is not None and e.evidence == "exact": assert stated == pytest.approx(mask_box(t.ids_after == object_id(e)), abs=1e-3)
         assert (stated is None) == e.target["yes"] or e.answer.startswith("It is then in view,") if e.task == "D2" else stated
-        if e.task == "D4": assert (read_answer_box(e.question) == stated) == e.target["yes"]
+        if e.task == "D4": assert (_read_answer_box(e.question) == stated) == e.target["yes"]
     assert {"box", "left of the view", "right of the view"} <= set(places)
 
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MOVE_FORM', 'TURN_FORM', 'ONE_SENTENCE', 'MOTION_ANSWER', 'BOX_ANSWER', 'YES_NO', 'TRUE_FALSE', 'BOX_FORMATS',
-           'final_answer', 'canonical_motion', 'end_pose', 'ends_differ', 'to_norm1000', 'format_box',
-           'read_answer_box', 'AnswerType', 'letter_options', 'convert_boxes']
+           'final_answer', 'canonical_motion', 'end_pose', 'ends_differ', 'to_norm1000', 'format_box', 'AnswerType',
+           'letter_options', 'convert_boxes']
 
 # %% ../../nbs/43_answers.ipynb #d8b8e7c7
 import math
@@ -154,7 +154,7 @@ def format_box(
     return "[" + ", ".join(str(round(v * 1000)) for v in box) + "]"
 
 # %% ../../nbs/43_answers.ipynb #c2d73dad
-def read_answer_box(
+def _read_answer_box(
     text: str,  # what the student wrote
 ) -> Box | None:  # clipped, None where there is none or its corners are not in order
     "The last box in `text`."
@@ -255,7 +255,7 @@ MOTION_ANSWER = AnswerType(
     sentence_instruction=ONE_SENTENCE, sentences=("The camera {answer}.",), exact=_exact_motion)
 
 BOX_ANSWER = AnswerType(
-    "box", ("iou", "center"), read_answer_box, format_box, lambda text: read_box_text(text)[1] == 1.0, _score_box,
+    "box", ("iou", "center"), _read_answer_box, format_box, lambda text: read_box_text(text)[1] == 1.0, _score_box,
     pack=list, unpack=tuple, phrase=format_box,
     instruction="Answer with its box.",
     sentence_instruction="State its box in a sentence.",
