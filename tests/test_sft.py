@@ -7,7 +7,7 @@ from toy_training import PLAIN, curve, home, kill_at, logs, one_thread, picture,
 
 from world2vlm.students.launch import launch_distributed
 from world2vlm.students.models import load_student
-from world2vlm.students.sft import fit_sft, train_sft
+from world2vlm.students.sft import _fit_sft, train_sft
 from world2vlm.students.training import training_row
 
 
@@ -25,7 +25,7 @@ def test_eight_times_one_is_one_times_eight(home):
     for batch, accumulation in ((8, 1), (1, 8)):
         model, processor = load_student(str(home / "start"))
         config = replace(PLAIN, batch_size=batch, gradient_accumulation_steps=accumulation)
-        paths[batch] = curve(fit_sft(model, processor, in_memory(rows), config, home / f"invariant{batch}"))
+        paths[batch] = curve(_fit_sft(model, processor, in_memory(rows), config, home / f"invariant{batch}"))
     assert len(paths[8]) == 6
     np.testing.assert_allclose(paths[8], paths[1], rtol=2e-3)
 

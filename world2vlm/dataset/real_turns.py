@@ -137,12 +137,19 @@ def _copied_shard(
     return read_shard("examples", paths[index])
 
 # %% ../../nbs/54_real_turns.ipynb #b0185e2b
+@dataclass(frozen=True)
+class _Mix(Settings):
+    "What is mixed."
+    mixed: tuple[str, ...]  # names of the data sets
+
+
 def mix_examples(
     sources: list[Path | str],  # data sets of examples, whose scenes differ
     out: Path | str,  # folder of the mixed data set
     workers: int = 1,  # processes
 ) -> dict:  # content of stats.json
     "The stage `mix`: the examples of all `sources` as one data set."
-    paths, names = [path for source in sources for path in shard_paths("examples", source)], [Path(s).name for s in sources]
-    with atomic_dir(out, fingerprint(*map(Path, sources), stage=mix_examples)) as work:
-        return write_shards("examples", work, partial(_copied_shard, paths=paths), len(paths), {"mixed": names}, workers)
+    paths = [path for source in sources for path in shard_paths("examples", source)]
+    config, items = _Mix(tuple(Path(source).name for source in sources)), partial(_copied_shard, paths=paths)
+    with atomic_dir(out, fingerprint(config, *sources, stage=mix_examples)) as work:
+        return write_shards("examples", work, items, len(paths), recipe_of(config), workers)
