@@ -100,7 +100,7 @@ def test_text_is_escaped(page):
 
 def test_motions_at_a_place(full, page):
     table = motion_table({"unseen rooms": full.motions, "forest": {}}, {"base": "base", "grpo": "after"})
-    assert table.rows == [["unseen rooms", "after", "9", "90.0", "80.0 to 95.0", "0.04 m", ""]] and "real: all places" in page
+    assert table.rows == [["unseen rooms", "after", "9", "90.0", "80.0 to 95.0", "0.04", ""]] and "real: all places" in page
 
 
 def test_same_content_same_bytes(full, page): assert arm_page(full) == page

@@ -45,7 +45,7 @@ def _open_student(
     options = dict(box_format=config.box_format, attention=config.attention, max_pixels=config.max_pixels)
     return open_student(checkpoint, config.engine, **options)
 
-
+# %% ../../nbs/72_held_out.ipynb #42378d48
 def _run_student(
     config: Evaluate,  # how it is asked
     checkpoint: Path | str,  # a folder, or the name of a model on the hub

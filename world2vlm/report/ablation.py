@@ -6,7 +6,6 @@
 __all__ = ['SEEDS', 'ablation_results', 'contrast_table', 'ablation_page']
 
 # %% ../../nbs/88_ablation.ipynb #2608a1a2
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,36 +23,37 @@ from .tables import arm_table, format_interval, format_points, motion_table, Tab
 # %% ../../nbs/88_ablation.ipynb #03f9811f
 SEEDS = "bidirectional", "bidirectional_1", "bidirectional_2"  # the main arm, which differs in its seeds only
 
-
+# %% ../../nbs/88_ablation.ipynb #7ada715f
 class _Contrast(NamedTuple):
     "Two students that differ in one thing."
     question: str  # what the difference shows
     first: str  # "arm/stage", expected to be the better one
     second: str  # "arm/stage"
 
-
-_CONTRASTS = (
-    _Contrast("Do questions in both directions help more than forward ones alone?", "bidirectional/grpo", "forward_only/grpo"),
-    _Contrast("Do questions in both directions help more than inverse ones alone?", "bidirectional/grpo", "inverse_only/grpo"),
-    _Contrast("Does GRPO add to SFT?", "bidirectional/grpo", "bidirectional/sft"),
-    _Contrast("Would an exact teacher be better than svc?", "oracle_teacher/grpo", "bidirectional/grpo"),
-    _Contrast("Is svc a better teacher than warping and smooth filling?", "bidirectional/grpo", "reprojection_teacher/grpo"),
-    _Contrast("Does all of the data help more than half of it?", "bidirectional/grpo", "half_data/grpo"),
-    _Contrast("Does half of the data help more than a quarter?", "half_data/grpo", "quarter_data/grpo"),
-    _Contrast("Do real places help beside rooms?", "mixed/grpo", "bidirectional/grpo"),
-    _Contrast("Do rooms help beside real places?", "mixed/grpo", "real/grpo"))
+# %% ../../nbs/88_ablation.ipynb #3bb65b1d
+_CONTRASTS = [_Contrast(question, *(name if "/" in name else f"{name}/grpo" for name in pair)) for question, *pair in (
+    ("Do questions in both directions help more than forward ones alone?", "bidirectional", "forward_only"),
+    ("Do questions in both directions help more than inverse ones alone?", "bidirectional", "inverse_only"),
+    ("Does GRPO add to SFT?", "bidirectional", "bidirectional/sft"),
+    ("Would an exact teacher be better than svc?", "oracle_teacher", "bidirectional"),
+    ("Is svc a better teacher than warping and smooth filling?", "bidirectional", "reprojection_teacher"),
+    ("Does all of the data help more than half of it?", "bidirectional", "half_data"),
+    ("Does half of the data help more than a quarter?", "half_data", "quarter_data"),
+    ("Do real places help beside rooms?", "mixed", "bidirectional"),
+    ("Do rooms help beside real places?", "mixed", "real"))]
 
 # %% ../../nbs/88_ablation.ipynb #d431e58f
 _EXAMS = "eight tasks", "as SAT", "real turns"
 
-
+# %% ../../nbs/88_ablation.ipynb #b43f5aad
 def _arm_answers(
     data: Path | str,  # folder of a run: data/<profile>
     arm: str,  # name
 ) -> dict[str, dict[str, list[dict]]]:  # examination -> run -> rows
     "What the students of an arm, its controls and the base student answered."
     data = Path(data)
-    return {"eight tasks": read_runs(data / "answers/base", data / "answers" / arm)} | read_transfer(data / "transfer" / arm)
+    held_out = read_runs(data / "answers/base", data / "answers" / arm)
+    return {"eight tasks": held_out} | read_transfer(data / "transfer" / arm)
 
 # %% ../../nbs/88_ablation.ipynb #559e2b6b
 def _mean_run(
@@ -64,14 +64,25 @@ def _mean_run(
     for row in (row for rows in runs for row in rows): marks.setdefault(row["id"], []).append(_exact(row))
     return [row | dict(score=row["score"] | dict(exact=float(np.mean(marks[row["id"]])))) for row in runs[0]]
 
+# %% ../../nbs/88_ablation.ipynb #f72d539c
+_STAGES = "sft", "grpo"
+
+def _of_arms(
+    answers: dict[str, dict[str, dict]],  # arm -> `_arm_answers`
+    exam: str,  # one of `_EXAMS`
+) -> dict[str, list[dict]]:  # "arm/stage" -> rows
+    "The trained students of all arms, each training for itself."
+    pairs = [(arm, run) for arm in answers for run in _STAGES if run in answers[arm][exam]]
+    return {f"{arm}/{run}": answers[arm][exam][run] for arm, run in pairs}
+
 # %% ../../nbs/88_ablation.ipynb #a073025a
 def _students(
     answers: dict[str, dict[str, dict]],  # arm -> `_arm_answers`
     exam: str,  # one of _EXAMS
 ) -> dict[str, list[dict]]:  # "arm/stage" -> rows; the main arm as the mean of its seeds
     "The trained students of all arms."
-    students = {f"{arm}/{run}": exams[exam][run] for arm, exams in answers.items() for run in ("sft", "grpo") if run in exams[exam]}
-    for run in ("sft", "grpo"):
+    students = _of_arms(answers, exam)
+    for run in _STAGES:
         seeds = [students[f"{arm}/{run}"] for arm in SEEDS if f"{arm}/{run}" in students]
         if len(seeds) > 1: students[f"{SEEDS[0]}/{run}"] = _mean_run(seeds)
     return students
@@ -107,43 +118,52 @@ def _short_result(
     result: dict,  # of `score_runs`
 ) -> dict:  # n, scenes, over and the means of both marks
     "A result without its parts and phrasings."
-    exact = {name: result["exactly right"][name] for name in ("mean", "directions", "tasks")}
-    exact["tasks"] = {task: {k: v for k, v in cell.items() if k != "phrasings"} for task, cell in exact["tasks"].items()}
-    over = {"over": {k: v for k, v in result["over"].items() if k != "tasks"}} if "over" in result else {}
-    return {"n": result["n"], "scenes": result["scenes"], "exactly right": exact, "graded": {"mean": result["graded"]["mean"]}} | over
+    without = lambda cell, name: {key: value for key, value in cell.items() if key != name}
+    exact, over = result["exactly right"], result.get("over", {})
+    tasks = {task: without(cell, "phrasings") for task, cell in exact["tasks"].items()}
+    marks = {"exactly right": without(exact, "phrasings") | {"tasks": tasks}}
+    marks["graded"] = {"mean": result["graded"]["mean"]}
+    return {name: result[name] for name in ("n", "scenes")} | marks | ({"over": without(over, "tasks")} if over else {})
 
-
+# %% ../../nbs/88_ablation.ipynb #78e68b76
 def ablation_results(
     data: Path | str,  # folder of a run: data/<profile>
     arms: list[str],  # names
-) -> dict[str, dict | list]:  # examinations -> run -> result, "comparisons", "seeds", "share of the oracle's gain"
+) -> dict[str, dict | list]:  # examinations -> run -> result, "comparisons", "share of the oracle's gain"
     "The students of all arms with their controls."
     answers = {arm: _arm_answers(data, arm) for arm in arms}
-    students, first, results = {exam: _students(answers, exam) for exam in _EXAMS}, answers[arms[0]], {}
+    students, first, results, gains = {exam: _students(answers, exam) for exam in _EXAMS}, answers[arms[0]], {}, {}
     for exam in _EXAMS:
-        own = {f"{arm}/{run}": answers[arm][exam][run] for arm in arms for run in ("sft", "grpo") if run in answers[arm][exam]}
-        runs = own | {run: first[exam][run] for run in ("base", "majority", "random", "blind") if run in first[exam]}
+        controls = {run: first[exam][run] for run in ("base", "majority", "random", "blind") if run in first[exam]}
+        runs = _of_arms(answers, exam) | controls
         if exam == "real turns": results[exam] = {name: turns_by_place(rows) for name, rows in runs.items()}
         else: results[exam] = {name: _short_result(result) for name, result in score_runs(runs).items()}
-    oracle, gains = {exam: runs.get("oracle_teacher/grpo") for exam, runs in students.items()}, {}
     for exam in _EXAMS[:2]:
-        if oracle[exam]: gains[exam] = _share_of_gain(first[exam]["base"], students[exam][f"{arms[0]}/grpo"], oracle[exam])
+        if oracle := students[exam].get("oracle_teacher/grpo"):
+            gains[exam] = _share_of_gain(first[exam]["base"], students[exam][f"{arms[0]}/grpo"], oracle)
     return results | {"comparisons": _contrast_results(students), "share of the oracle's gain": gains}
 
 # %% ../../nbs/88_ablation.ipynb #232b75bb
+def _shown(
+    contrast: dict,  # of `_contrast_results`
+) -> str:  # "yes: eight tasks; not shown: as SAT"
+    "What the intervals of a comparison say about its question."
+    answers = {"yes": [], "the reverse": [], "not shown": []}
+    for exam in (exam for exam in _EXAMS if exam in contrast):
+        low, high = contrast[exam]["low"], contrast[exam]["high"]
+        answers["yes" if low > 0 else "the reverse" if high < 0 else "not shown"].append(exam)
+    return "; ".join(f"{answer}: {', '.join(exams)}" for answer, exams in answers.items() if exams)
+
+
 def contrast_table(
     contrasts: list[dict],  # of `ablation_results`
 ) -> Table:  # one row per question
     "The paired differences with what they show."
     name = lambda student: student.removesuffix("/grpo").replace("/sft", ", SFT").replace("_", " ")
-    cell = lambda result: f"{format_points(result['difference'], True)} ({format_interval(result, True)})" if result else ""
-    rows = []
-    for contrast in contrasts:
-        clear = {exam: np.sign(r["low"]) * (r["low"] * r["high"] > 0) for exam in _EXAMS if (r := contrast.get(exam))}
-        parts = [("yes", 1), ("the reverse", -1), ("not shown", 0)]
-        said = [f"{word}: {', '.join(e for e in clear if clear[e] == sign)}" for word, sign in parts if sign in clear.values()]
-        pair = f"{name(contrast['first'])} over {name(contrast['second'])}"
-        rows.append([contrast["question"], pair, *(cell(contrast.get(exam)) for exam in _EXAMS), "; ".join(said)])
+    pair = lambda contrast: f"{name(contrast['first'])} over {name(contrast['second'])}"
+    points = lambda r: f"{format_points(r['difference'], True)} ({format_interval(r, True)})" if r else ""
+    cells = lambda contrast: [points(contrast.get(exam)) for exam in _EXAMS]
+    rows = [[contrast["question"], pair(contrast), *cells(contrast), _shown(contrast)] for contrast in contrasts]
     return Table(["question", "difference of", *_EXAMS, "shown"], rows)
 
 # %% ../../nbs/88_ablation.ipynb #32e5349a
@@ -152,9 +172,20 @@ def _seed_range(
     stage: str = "grpo",  # or "sft"
 ) -> list[float]:  # the mean of each training of the main arm, [0, 1]
     "What three trainings that differ in their seeds reach."
-    return [exactly_right(results[f"{arm}/{stage}"])["mean"]["score"] for arm in SEEDS if f"{arm}/{stage}" in results]
+    trained = [results[f"{arm}/{stage}"] for arm in SEEDS if f"{arm}/{stage}" in results]
+    return [exactly_right(result)["mean"]["score"] for result in trained]
 
 # %% ../../nbs/88_ablation.ipynb #94f7083d
+def _exam_groups(
+    arms: list[str],  # names
+) -> dict[str, dict[str, str]]:  # heading -> run -> name shown
+    "All students of an examination in the order of the figure."
+    blind = f"{arms[0]}, shuffled images"
+    controls = {"random": "random", "majority": "most frequent answer", "blind": blind, "base": "base"}
+    trained = lambda run: {f"{arm}/{run}": arm.replace("_", " ") for arm in arms}
+    return {"Controls": controls, "SFT": trained("sft"), "SFT + GRPO": trained("grpo")}
+
+
 def _exam_section(
     exam: str,  # "eight tasks" or "as SAT"
     results: dict[str, dict],  # run -> result
@@ -162,13 +193,22 @@ def _exam_section(
     gain: dict | None,  # share of the oracle's gain
 ) -> Section:  # table and figure
     "All arms in one examination."
-    groups = {"Controls": {"random": "random", "majority": "most frequent answer", "blind": f"{arms[0]}, shuffled images", "base": "base"}}
-    for title, run in (("SFT", "sft"), ("SFT + GRPO", "grpo")): groups[title] = {f"{a}/{run}": a.replace("_", " ") for a in arms}
-    spread = ", ".join(format_points(score) for score in _seed_range(results))
-    lead = f"Three trainings of the main arm reach {spread}." if spread.count(",") == 2 else ""
-    if gain: lead += f" Share of the oracle's gain: {100 * gain['share']:.0f} % ({100 * gain['low']:.0f} to {100 * gain['high']:.0f})."
-    html = picture_html(mean_figure, results, groups, alt=f"Exactly right answers of each arm, {exam}")
-    return Section(exam.replace(" ", "-"), exam.capitalize(), lead.strip(), [arm_table(results)], [Picture(html, "Exactly right answers.")])
+    lead = f"Trainings of the main arm: {', '.join(map(format_points, _seed_range(results)))}."
+    if gain: lead += " Share of the oracle's gain: {share:.0%} ({low:.0%} to {high:.0%}).".format(**gain)
+    html = picture_html(mean_figure, results, _exam_groups(arms), alt=f"Exactly right answers of each arm, {exam}")
+    picture = Picture(html, "Exactly right answers.")
+    return Section(exam.replace(" ", "-"), exam.capitalize(), lead, [arm_table(results)], [picture])
+
+# %% ../../nbs/88_ablation.ipynb #b0594a45
+def _turn_section(
+    results: dict[str, dict],  # run -> place -> result of `turns_by_place`
+) -> Section:  # one table
+    "All final students at real places."
+    names = {run: run.removesuffix("/grpo").replace("_", " ") for run in results if not run.endswith("/sft")}
+    places = dict.fromkeys(place for by_place in results.values() for place in by_place)
+    at = lambda place: {run: by_place[place] for run, by_place in results.items() if place in by_place}
+    table = motion_table({place: at(place) for place in places}, names)
+    return Section("real-turns", "Real turns", "Places that no training used.", [table])
 
 
 def ablation_page(
@@ -177,13 +217,10 @@ def ablation_page(
     profile: str = "",  # size of the run
 ) -> str:  # a self-contained HTML page
     "All arms side by side, and what their differences show."
-    lead = """Paired differences in points. The main arm is the mean of its three trainings. An interval that excludes zero shows a
-        difference on that examination; one that includes it shows none, which does not mean that there is none."""
-    sections = [Section("comparisons", "What each comparison shows", " ".join(lead.split()), [contrast_table(results["comparisons"])])]
-    gains = results["share of the oracle's gain"]
-    sections += [_exam_section(exam, results[exam], arms, gains.get(exam)) for exam in _EXAMS[:2]]
-    names = {run: run.removesuffix("/grpo").replace("_", " ") for run in results["real turns"] if not run.endswith("/sft")}
-    places = dict.fromkeys(place for result in results["real turns"].values() for place in result)
-    turns = {place: {run: result[place] for run, result in results["real turns"].items() if place in result} for place in places}
-    sections.append(Section("real-turns", "Real turns", "Places that no training used.", [motion_table(turns, names)]))
+    lead = """Paired differences in points. The main arm is the mean of its trainings. An interval that excludes zero
+        shows a difference on that examination; one that includes it shows none, which does not mean that there is none."""
+    table, gains = contrast_table(results["comparisons"]), results["share of the oracle's gain"]
+    exams = [_exam_section(exam, results[exam], arms, gains.get(exam)) for exam in _EXAMS[:2]]
+    shown = Section("comparisons", "What each comparison shows", " ".join(lead.split()), [table])
+    sections = [shown, *exams, _turn_section(results["real turns"])]
     return render_page("What each arm is worth", sections, f"world2vlm, profile {profile}")

@@ -96,14 +96,13 @@ def motion_table(
     names: dict[str, str],  # run -> name shown, in order
 ) -> Table:  # one row per place and run
     "Single moves and turns in words: right directions, and how far amounts are off."
-    value = lambda number, unit: "" if number is None else f"{number:.2f} m" if unit == "m" else f"{number:.1f}"
-    rows = []
-    for place, runs in results.items():
-        for run, name in names.items():
-            if not (result := runs.get(run)) or not result["n"]: continue
-            amounts = value(result["metres"], "m"), value(result["degrees"], "degrees")
-            rows.append([place, name, f"{result['n']:,}", format_points(result["direction"]), format_interval(result), *amounts])
-    return Table(["where", "student", "questions", "direction right, %", "95 % interval", "moves off", "turns off, degrees"], rows)
+    amount = lambda number, digits: "" if number is None else f"{number:.{digits}f}"
+    def row(place, run, r):
+        amounts = amount(r["metres"], 2), amount(r["degrees"], 1)
+        return [place, names[run], f"{r['n']:,}", format_points(r["direction"]), format_interval(r), *amounts]
+    heads = ["where", "student", "questions", "direction right, %", "95 % interval", "moves off, m", "turns off, degrees"]
+    asked = [(place, run) for place in results for run in names if results[place].get(run, {"n": 0})["n"]]
+    return Table(heads, [row(place, run, results[place][run]) for place, run in asked])
 
 # %% ../../nbs/86_tables.ipynb #cfef109c
 def label_table(
@@ -133,7 +132,8 @@ def cost_table(
     "Wall-clock time, time of all cores and peak memory of each stage."
     cpu = lambda cost: f"{cost['cpu_seconds']:,.0f}" if "cpu_seconds" in cost else ""
     row = lambda name, cost: [name, format_duration(cost["seconds"]), cpu(cost), f"{cost['peak_gb']:.2f} GB"]
-    total = {name: sum(c[name] for c in costs.values()) for name in ("seconds", "cpu_seconds") if all(name in c for c in costs.values())}
+    counted = [name for name in ("seconds", "cpu_seconds") if all(name in cost for cost in costs.values())]
+    total = {name: sum(cost[name] for cost in costs.values()) for name in counted}
     total["peak_gb"] = max(cost["peak_gb"] for cost in costs.values())
     rows = [row(stage, cost) for stage, cost in [*costs.items(), ("total", total)]]
     return Table(["stage", "time", "CPU seconds", "peak memory"], rows)

@@ -41,7 +41,7 @@ class GRPO(Training):
 # %% ../../nbs/64_grpo.ipynb #792d4fb5
 _REWARD_PARTS = ("overall", "format", "exact", "action", "order", "number", "iou", "center", "accuracy")
 
-
+# %% ../../nbs/64_grpo.ipynb #3a7798e5
 def _score_completions(
     completions: list,  # TRL's chats: one list with one message for each answer
     example: list[str],  # the question's example as JSON, without pictures

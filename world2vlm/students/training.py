@@ -108,7 +108,7 @@ def _sort_within_steps(
 # %% ../../nbs/62_training.ipynb #5be0c1a4
 _PIECES = re.compile(r" ?[^\W\d]+|\d|[^\w\s]+|\s")  # what a tokenizer hardly splits: words, digits, signs
 
-
+# %% ../../nbs/62_training.ipynb #ffbf55be
 def _text_lengths(
     data: "datasets.Dataset",  # examples with question, answer and images
 ) -> np.ndarray:  # int [n]

@@ -50,6 +50,7 @@ def _sat_item(
 _SAT_FIELDS = dict(database_idx=int, question_type=str, question=str, answer_choices=tuple[str, str],
                    correct_answer=str, img_paths=list[str])
 
+# %% ../../../nbs/76_sat.ipynb #c1eccac8
 def _load_sat(
     source: str | Path,  # folder that holds data/test.json, data/val.json and the pictures that they name
     split: str = "test",  # "test" is SAT-Real, "val" is SAT-Synthesized
