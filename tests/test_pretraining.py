@@ -40,13 +40,34 @@ def test_base_teaches_no_motion(rows):
     assert len(branches) > 500
     assert not [b[:2] for b in branches if not b.question.startswith("Repeat: ") and MOTION.search(b.question + b.answer)]
     repeated = [b for b in branches if b.question.startswith("Repeat: ")]
-    assert repeated and all(MOTION_ANSWER.read(b.question.split(".\n")[0].split(" Answer")[0]) for b in repeated)
+    spelled = [b for b in repeated if MOTION.search(b.question.split(".\n")[0])]  # others repeat a box or a name
+    assert spelled and all(MOTION_ANSWER.read(re.split(r"\.\n|\. Claim| Answer", b.question)[0]) for b in spelled)
 
 
 def test_repeated_motions_know_nothing_of_the_views():
     "The same motion is asked for whatever the views are."
     asked = [static_questions._repeat_motion(first, second, np.random.default_rng(k)) for k in range(20) for first, second in ((FIRST, SECOND), ([], []))]
     assert asked[::2] == asked[1::2]
+
+
+def test_compared_texts_differ_and_the_answer_is_true():
+    "One of four letters bears the text; a claim is true where it repeats it."
+    for k in range(60):
+        asked = static_questions._ask_comparison(FIRST, SECOND, np.random.default_rng(k))
+        text = re.match(r"(?:Boxes.*?\] )?.*?Repeat: (.*?)\.(?:\n| Claim)", asked.question, re.S)[1]
+        options = dict(re.findall(r"^([A-D])\. (.*)$", asked.question.split("Claim")[0], re.M))
+        if "Claim" not in asked.question:
+            assert options[asked.answer] == text and len(set(options.values())) == 4
+            continue
+        claim, letters = re.search(r"Claim: (.*?)\.(?:\n| |$)", asked.question)[1], dict(re.findall(r"^([AB])\. (true|false)$", asked.question, re.M))
+        assert letters.get(asked.answer, re.sub(r".*the claim is |\.", "", asked.answer)) == str(claim == text).lower()
+
+
+def test_a_phase_asks_its_kinds():
+    "Only what `kinds` names, and presence where a view shows nothing."
+    rows = map(PairStream(3, view_pairs._PairMix(300, kinds=("identify", "listing")), rooms=2, per_room=8).__getitem__, range(8))
+    questions = [b.question for row in rows for b in row.branches]
+    assert questions and all(re.search("What is at|List the objects|Is there|same place", question) for question in questions)
 
 
 def test_motions_in_prompts_know_nothing_of_the_views():

@@ -260,13 +260,13 @@ def _order_numbers(
     seed: int = 0,  # of the directions
     waves: int = 9,  # cosines of growing frequency
 ) -> None:
-    "Start the embeddings of numbers as smooth functions of the number, so that neighbours are alike."
+    "Add a smooth function of the number to the embeddings of numbers, so that neighbours are alike, and yet distinct."
     generator = torch.Generator().manual_seed(seed)
     directions = torch.randn(waves, student.config.text_config.hidden_size, generator=generator)
     frequency, number = torch.arange(waves), torch.linspace(0, 1, len(ids))
     curves = torch.cos(torch.pi * frequency * number[:, None]) @ (directions / (1 + frequency[:, None]) ** .5)
     weight = student.get_input_embeddings().weight
-    with torch.no_grad(): weight[ids] = .15 * weight[ids] + 1.5 * weight.std() * curves / curves.std()
+    with torch.no_grad(): weight[ids] += weight.std() * curves / curves.std()
 
 # %% ../../nbs/68_dense_heads.ipynb #b4169e81
 class _DenseTrainer(Trainer):

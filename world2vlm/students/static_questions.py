@@ -12,10 +12,11 @@ from typing import NamedTuple
 import numpy as np
 
 from ..core.actions import format_actions, Ranges, sample_actions
-from ..tasks.answers import format_box, MOTION_ANSWER, ONE_SENTENCE, TRUE_FALSE, YES_NO
+from ..core.camera import Action, ACTION_KINDS, TURNS
+from ..tasks.answers import format_box, letter_options, MOTION_ANSWER, ONE_SENTENCE, TRUE_FALSE, YES_NO
 from ..tasks.tasks import TASKS
-from .answer_forms import (_absent_label, _Asked, _BOX_HINTS, _in_form, _phrased, _pick, _SHORT_HINTS, _VERDICT_HINTS,
-                           _VisibleObject, _with_article, _wrong_boxes)
+from .answer_forms import (_absent_label, _Asked, _BOX_HINTS, _in_form, _LETTER, _phrased, _pick, _SHORT_HINTS, _stated,
+                           _VERDICT_HINTS, _VisibleObject, _with_article, _wrong_boxes)
 
 # %% ../../nbs/65_static_questions.ipynb #41709ba1
 def _ask_location(
@@ -271,6 +272,7 @@ def _ask_imagined_shift(
 
 # %% ../../nbs/65_static_questions.ipynb #339ce94d
 _RANGES = (.2, 1.5, .1), (10, 60, 10)  # moves in metres, turns in degrees: least, largest, step
+_MOTIONS = ["single", "single", "forward_turn", "turn_forward", "shift_forward_turn"]  # presets
 
 # %% ../../nbs/65_static_questions.ipynb #747a21a1
 def _repeat_motion(
@@ -280,14 +282,57 @@ def _repeat_motion(
     practice: float = 0.0,  # unused
 ) -> _Asked:
     "Ask to repeat a random motion, which the pictures beside it do not show."
-    presets, ranges = ["single", "single", "forward_turn", "turn_forward", "shift_forward_turn"], Ranges(*_RANGES)
-    draw = lambda: sample_actions(rng, str(rng.choice(presets)), ranges)
+    draw = lambda: sample_actions(rng, str(rng.choice(_MOTIONS)), Ranges(*_RANGES))
     motion, *others = (draw() for _ in range(4))
     text, wrong = format_actions(motion), list(dict.fromkeys(format_actions(other) for other in others))
     if len(set([text, *wrong])) < 4: wrong = []
     hints = MOTION_ANSWER.instruction, MOTION_ANSWER.sentence_instruction
     sentence = MOTION_ANSWER.sentences[0].format(answer=MOTION_ANSWER.phrase(motion))
     return _Asked(*_phrased(rng, f"Repeat: {text}.", hints, text, sentence, wrong))
+
+# %% ../../nbs/65_static_questions.ipynb #9c7c931a
+def _changed_motion(
+    actions: list[Action],  # a motion
+    rng: np.random.Generator,  # draws the change
+) -> list[Action]:  # at times the same motion
+    "A motion of which one action has another direction, or another amount."
+    ranges, k = Ranges(*_RANGES), int(rng.integers(len(actions)))
+    kinds = [kind for kind in ACTION_KINDS if (kind in TURNS) == actions[k].is_turn]
+    if rng.random() < .5: action = Action(_pick(kinds, rng), actions[k].amount)
+    else: action = Action(actions[k].kind, _pick(ranges.values(actions[k].kind), rng))
+    return [*actions[:k], action, *actions[k + 1:]]
+
+# %% ../../nbs/65_static_questions.ipynb #423af815
+def _alike_texts(
+    objects: list[_VisibleObject],  # of one view; may be empty
+    rng: np.random.Generator,  # draws them
+) -> list[str]:  # four
+    "A motion, or a box or name of the view, and three texts that are almost the same."
+    sort, texts = int(rng.integers(4 if objects else 2)), []
+    if sort == 2: texts = [(o := _pick(objects, rng)).place, *_wrong_boxes(o, objects, rng)]
+    if sort == 3: texts = [_pick(objects, rng).label, *(_absent_label(objects, rng) for _ in range(3))]
+    if len(set(texts)) == 4: return texts
+    motion = sample_actions(rng, str(rng.choice(_MOTIONS)), Ranges(*_RANGES))
+    texts = [format_actions(motion)]
+    while len(texts) < 4: texts += {format_actions(_changed_motion(motion, rng))} - {*texts}
+    return texts
+
+# %% ../../nbs/65_static_questions.ipynb #262ecda6
+def _ask_comparison(
+    first: list[_VisibleObject],  # of one view
+    second: list[_VisibleObject],  # unused
+    rng: np.random.Generator,  # draws texts and form
+    practice: float = 0.0,  # unused
+) -> _Asked:
+    "Ask which of four texts is another one, or whether two texts are the same; the pictures do not matter."
+    text, *wrong = _alike_texts(first, rng)
+    if rng.random() < .5:
+        options, letter = letter_options([text, *wrong], rng)
+        return _Asked(_stated("\n".join([f"Repeat: {text}.", *(f"{k}. {v}" for k, v in options.items()), _LETTER])), letter)
+    true = bool(rng.random() < .5)
+    verdict, other = ("true", "false") if true else ("false", "true")
+    question, hints = f"Repeat: {text}. Claim: {text if true else wrong[0]}.", (TRUE_FALSE.instruction, ONE_SENTENCE)
+    return _Asked(*_phrased(rng, question, hints, verdict, f"It is {text}, so the claim is {verdict}.", [other]))
 
 # %% ../../nbs/65_static_questions.ipynb #45302891
 class _Question(NamedTuple):
@@ -299,15 +344,15 @@ class _Question(NamedTuple):
 # %% ../../nbs/65_static_questions.ipynb #80f3b29e
 QUESTIONS = {
     # about one view
-    "locate": _Question(_ask_location, 1, .20), "identify": _Question(_ask_identity, 1, .05),
-    "listing": _Question(_ask_listing, 1, .14), "far": _Question(_ask_distance, 1, .03),
+    "locate": _Question(_ask_location, 1, .15), "identify": _Question(_ask_identity, 1, .12),
+    "listing": _Question(_ask_listing, 1, .10), "far": _Question(_ask_distance, 1, .03),
     "present": _Question(_ask_presence, 1, .07), "claim": _Question(_ask_claim, 1, .05),
-    "suppose": _Question(_ask_imagined_shift, 1, .08),
+    "suppose": _Question(_ask_imagined_shift, 1, .05),
     # about two views
-    "pairing": _Question(_ask_pairing, 2, .08), "refind": _Question(_ask_second_box, 2, .16),
+    "pairing": _Question(_ask_pairing, 2, .03), "refind": _Question(_ask_second_box, 2, .13),
     "same": _Question(_ask_same, 2, .06), "slide": _Question(_ask_change, 2, .05),
     # words only
-    "repeat": _Question(_repeat_motion, 2, .03)}
+    "repeat": _Question(_repeat_motion, 2, .06), "compare": _Question(_ask_comparison, 2, .10)}
 
 # %% ../../nbs/65_static_questions.ipynb #c0376f23
 def _draw_question(
@@ -315,13 +360,15 @@ def _draw_question(
     second: list[_VisibleObject],  # of another view of the same room
     rng: np.random.Generator,  # draws the kind and its question
     practice: float = 0.0,  # share in the forms of the tasks
+    kinds: tuple[str, ...] = (),  # of `QUESTIONS`; () for all
     tries: int = 20,  # until two views allow the kind that is drawn
 ) -> tuple[_Asked, int]:  # and the number of pictures that it is about
     "Draw one question; where two views do not allow it, draw again, and ask about presence in the end."
-    names, p = list(QUESTIONS), np.array([question.share for question in QUESTIONS.values()])
+    names = kinds or tuple(QUESTIONS)
+    p = np.array([QUESTIONS[name].share for name in names])
     for _ in range(tries):
         ask, pictures, _ = QUESTIONS[names[rng.choice(len(names), p=p / p.sum())]]
-        needs_objects = ask not in (_ask_presence, _repeat_motion)
+        needs_objects = ask not in (_ask_presence, _repeat_motion, _ask_comparison)
         asked = None if needs_objects and not first else ask(*(first, second)[:pictures], rng, practice)
         if asked: return asked, pictures
     return _ask_presence(first, rng, practice), 1
