@@ -178,7 +178,8 @@ def _text_losses(
     batch: dict[str, torch.Tensor],  # labels, numbers, number_ids
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:  # losses, figures to watch
     "What is written: cross entropy, and the distance of coordinates."
-    losses = dict(text=F.cross_entropy(logits, batch["labels"]))
+    weights = batch["label_weights"] / batch["label_weights"].sum()
+    losses = dict(text=(weights * F.cross_entropy(logits, batch["labels"], reduction="none")).sum())
     watch = dict(tokens_right=(logits.argmax(-1) == batch["labels"]).float().mean())
     if (known := batch["numbers"] >= 0).any():
         scores, truth = logits[known][:, batch["number_ids"]], batch["numbers"][known]

@@ -57,7 +57,7 @@ class _Sequence(NamedTuple):
     ids: list[int]
     positions: np.ndarray  # int [3, T]
     blocks: list[tuple[int, int, int]]  # start, end, and how many tokens of the start of the row it sees
-    labels: list[tuple[int, int, int]]  # where a token is predicted, which, and its number in a box or -1
+    labels: list[tuple[int, int, int, float]]  # where a token is predicted, which, its number in a box or -1, its weight
     points: list[tuple[int, int, int, np.ndarray]]  # where a question and its answer end, picture, share of each patch
 
 # %% ../../nbs/67_packing.ipynb #de9356ea
@@ -109,12 +109,12 @@ def _labels(
     packer: _Packer,  # knows numbers
     start: int,  # where the first token is predicted
     answer: list[int],  # its tokens
-) -> list[tuple[int, int, int]]:  # see `_Sequence`
-    "What is to be written; numbers between brackets are coordinates."
+) -> list[tuple[int, int, int, float]]:  # see `_Sequence`
+    "What is to be written; numbers between brackets are coordinates; each answer weighs as much as any other."
     labels, inside = [], False
     for i, (token, word) in enumerate(zip(answer, packer.tokenizer.convert_ids_to_tokens(answer))):
         inside = (inside or "[" in word) and "]" not in word
-        labels.append((start + i, token, packer.value_of.get(token, -1) if inside else -1))
+        labels.append((start + i, token, packer.value_of.get(token, -1) if inside else -1, 1 / len(answer)))
     return labels
 
 # %% ../../nbs/67_packing.ipynb #b5f8299b
@@ -170,15 +170,16 @@ def _gathered(
 ) -> dict[str, np.ndarray]:  # labels and points of the whole batch
     "Labels and points, with their places in the flattened batch."
     first = np.cumsum([0, *pictures])
-    labels = [(k * length + at, token, value) for k, s in enumerate(sequences) for at, token, value in s.labels]
+    labels = [(k * length + at, *label) for k, s in enumerate(sequences) for at, *label in s.labels]
     spans = [(k * length, *point) for k, s in enumerate(sequences) for point in s.points]
     points = [(start + at, first[start // length] + picture) for start, at, _, picture, _ in spans]
     looks = [(start + at, n) for n, (start, begin, end, *_) in enumerate(spans) for at in range(begin, end)]
     shares = [share for s in sequences for *_, share in s.points]
-    at, token, value = np.array(labels, int).reshape(-1, 3).T
+    at, token, value = np.array([label[:3] for label in labels], int).reshape(-1, 3).T
+    weights = np.array([label[3] for label in labels], np.float32)
     ends, rows = np.array(points, int).reshape(-1, 2).T
     look_at, look_point = np.array(looks, int).reshape(-1, 2).T
-    return dict(label_at=at, labels=token, numbers=value, point_at=ends, point_picture=rows, look_at=look_at,
+    return dict(label_at=at, labels=token, label_weights=weights, numbers=value, point_at=ends, point_picture=rows, look_at=look_at,
                 look_point=look_point,
                 point_shares=np.array(shares, np.float32).reshape(len(points), patches))
 

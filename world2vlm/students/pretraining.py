@@ -39,7 +39,6 @@ class Phase(Settings):
     batch_size: Count = 8  # pairs in one forward pass
     questions: Whole = 450  # characters of questions and answers about each pair; 0 trains the heads alone
     practice: Share = 0.2  # share of the questions in the forms of the tasks
-    kinds: tuple[Annotated[str, QUESTIONS], ...] = ()  # of questions; () for all
     prompts_every: Whole = 0  # each n-th batch holds prompts of a benchmark or of the search; 0 for none
     learning_rate: LearningRate = 1.0e-3  # peak of the cosine
 
@@ -48,16 +47,15 @@ class Phase(Settings):
 class Base(Settings):
     "How the base student is trained from random weights."
     curriculum: tuple[Phase, ...] = (  # one after the other
-        Phase(700, 16, questions=0, learning_rate=2.0e-3), Phase(600, kinds=("identify", "listing")),
-        Phase(1200, kinds=("identify", "listing", "locate", "refind", "repeat", "compare")), Phase(4500),
-        Phase(3500, practice=.7, prompts_every=12, learning_rate=7.0e-4))
+        Phase(1500, 16, questions=0, learning_rate=2.0e-3), Phase(6000, practice=.3),
+        Phase(4000, practice=.7, prompts_every=12, learning_rate=7.0e-4))
     processes: Annotated[int, ">= 1", "<= 1024"] = 2  # that train together
     workers: Workers = 1  # processes that render ahead of each
     weight_decay: NotNegative = 0.01  # AdamW
     fov_deg: FieldOfView = 90.0  # horizontal field of view of the views
     panoramas: Share = 0.25  # share of the batches that are real turns
-    rooms: Count = 64  # from which each process draws at a time
-    per_room: Count = 8  # pairs of each room
+    rooms: Count = 512  # from which each process draws at a time
+    per_room: Count = 16  # pairs of each room
     box_format: BoxFormat = "pixels"  # how boxes are written
     seed: Seed = 0  # of weights, rooms and questions
     save_every: Count = 200  # steps between checkpoints
@@ -106,7 +104,7 @@ class _PhaseRows:
 
     def __post_init__(self):
         config, phase = self.config, self.config.curriculum[self.number]
-        mix = _PairMix(phase.questions, phase.practice, kinds=phase.kinds)
+        mix = _PairMix(phase.questions, phase.practice)
         seeds = [config.seed + 1 + self.number + 1000 * k for k in range(config.processes * max(1, config.workers))]
         rooms = dict(fov_deg=config.fov_deg, rooms=config.rooms, per_room=config.per_room)
         streams = [PairStream(seed, mix, TRAINING_PLACES, **rooms) for seed in seeds]

@@ -360,14 +360,12 @@ def _draw_question(
     second: list[_VisibleObject],  # of another view of the same room
     rng: np.random.Generator,  # draws the kind and its question
     practice: float = 0.0,  # share in the forms of the tasks
-    kinds: tuple[str, ...] = (),  # of `QUESTIONS`; () for all
     tries: int = 20,  # until two views allow the kind that is drawn
 ) -> tuple[_Asked, int]:  # and the number of pictures that it is about
     "Draw one question; where two views do not allow it, draw again, and ask about presence in the end."
-    names = kinds or tuple(QUESTIONS)
-    p = np.array([QUESTIONS[name].share for name in names])
+    kinds, p = list(QUESTIONS.values()), np.array([kind.share for kind in QUESTIONS.values()])
     for _ in range(tries):
-        ask, pictures, _ = QUESTIONS[names[rng.choice(len(names), p=p / p.sum())]]
+        ask, pictures, _ = kinds[rng.choice(len(kinds), p=p / p.sum())]
         needs_objects = ask not in (_ask_presence, _repeat_motion, _ask_comparison)
         asked = None if needs_objects and not first else ask(*(first, second)[:pictures], rng, practice)
         if asked: return asked, pictures

@@ -142,7 +142,6 @@ class _PairMix:
     practice: float = 0.0  # share of the questions in the forms of the tasks
     apart: float = .05  # share of the pairs that show two rooms
     from_start: float = .5  # share of the pairs of a room whose first view is the one that all others are near to
-    kinds: tuple[str, ...] = ()  # of questions, keys of `QUESTIONS`; () for all
 
 # %% ../../nbs/68_view_pairs.ipynb #b54e3d3b
 def _room_row(
@@ -159,7 +158,7 @@ def _room_row(
     views, known = (room.views[i], other.views[j]), (room.known[i], other.known[j])
     objects, branches = (room.objects[i], [] if apart else other.objects[j]), []
     while sum(len(b.question) + len(b.answer) for b in branches) < mix.questions:
-        branches.append(_as_branch(*_draw_question(*objects, rng, mix.practice, mix.kinds), tuple(view.ids for view in views)))
+        branches.append(_as_branch(*_draw_question(*objects, rng, mix.practice), tuple(view.ids for view in views)))
     if branches and (apart or rng.random() < .1): branches.append(_same_place(not apart))
     pictures, depths, _ = zip(*views)
     targets = _apart_targets(known) if apart else room_targets(known, depths, (room.poses[i], room.poses[j]), room.K)
@@ -181,7 +180,7 @@ class PairStream:
     def room(self, number: int) -> _RoomViews:  # `number` of a room
         "Room `number`, rendered where it is not kept."
         if number not in self._kept:
-            for old in [old for old in self._kept if abs(old - number) > 2 * self.rooms]: del self._kept[old]
+            for old in [old for old in self._kept if abs(old - number) > self.rooms]: del self._kept[old]
             self._kept[number] = _sample_room(seed_for(self.seed, "room", number), fov_deg=self.fov_deg)
         return self._kept[number]
 
