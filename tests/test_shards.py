@@ -178,11 +178,15 @@ def pandas_rows(data):
 
 
 def pyarrow_rows(data): return pq.read_table(data).to_pylist()
-def polars_rows(data): return pytest.importorskip("polars").read_parquet(data / "*.parquet").to_dicts()
+
+
+def polars_rows(data):
+    import polars
+    return polars.read_parquet(data / "*.parquet").to_dicts()
 
 
 def duckdb_rows(data):
-    duckdb = pytest.importorskip("duckdb")
+    import duckdb
     return duckdb.sql(f"select * from '{data}/*.parquet'").to_arrow_table().to_pylist()
 
 
