@@ -24,6 +24,21 @@ class SFT(Training):
     lora_rank: Whole = 256  # 0 trains all parameters
     lora_alpha: Whole = 512  # scale of the LoRA update
     freeze_vision: bool = True  # leave the vision tower as it is
+    answers_alike: bool = False  # a letter weighs as much as a sentence; false: each token weighs the same, as in the paper
+
+# %% ../../nbs/63_sft.ipynb #80e8b74a
+def _alike_trainer() -> type:  # of trainer
+    "TRL's trainer with a loss in which a short answer weighs as much as a long one."
+    from trl import SFTTrainer
+    class AlikeTrainer(SFTTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            "Mean over the answers of the mean over their tokens."
+            outputs = model(**inputs, use_cache=False, fused_lm_head=True)  # log_probs [B, T], zero outside of answers
+            tokens = outputs.label_mask.sum(1)  # [B]
+            self._metrics["train"]["mean_token_accuracy"].append(float(outputs.is_top1.sum() / tokens.sum()))
+            loss = -(outputs.log_probs.sum(1) / tokens).mean()
+            return loss / self.current_gradient_accumulation_steps
+    return AlikeTrainer
 
 # %% ../../nbs/63_sft.ipynb #55dfd829
 def _check_lengths(
@@ -43,8 +58,6 @@ def _check_lengths(
         raise ValueError(f"max_length: {collate.max_length} tokens cut off the answers of {cut:.0%} of the examples, which "
                          f"have {lengths.min()} to {longest} tokens (of {len(rows)} that were read); take at least {longest}")
 
-
-
 # %% ../../nbs/63_sft.ipynb #36224356
 def _fit_sft(
     model: "PreTrainedModel",  # the student
@@ -56,9 +69,10 @@ def _fit_sft(
 ) -> Path:  # `out`, which `load_student` opens
     "Train `model` on `data`; a killed run resumes from the last checkpoint in `out`. ValueError for cut answers."
     from trl import SFTConfig, SFTTrainer
+    make = _alike_trainer() if config.answers_alike else SFTTrainer
     arguments = SFTConfig(max_length=config.max_length, dataset_kwargs=dict(skip_prepare_dataset=True),
                           **trainer_arguments(config, out, steps))
-    trainer = SFTTrainer(
+    trainer = make(
         model=prepare_model(model, config), args=arguments, train_dataset=data, processing_class=processor,
         callbacks=[] if arguments.process_index else [live_callback(out)])
     _check_lengths(data, trainer.data_collator)
