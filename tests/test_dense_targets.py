@@ -81,6 +81,7 @@ def test_packed_questions_stand_alone(student):
         with torch.no_grad(): alone = model.model(**inputs)[0][0]
         n = inputs["input_ids"].shape[1] - seen
         assert inputs["input_ids"][0, seen:].tolist() == sequence.ids[start:start + n]
+        assert sum(weight for at, *_, weight in sequence.labels if start <= at < end) == pytest.approx(1)  # of its answer
         assert torch.allclose(alone[seen:], states[0, start:start + n], atol=2e-5)
 
 
@@ -113,9 +114,9 @@ def test_labels_are_the_answers(student):
     row = packing._PackedRow([np.zeros((64, 64, 3), np.uint8)] * 2, [
         packing._Branch("Where is it?", "[0, 250, 500, 1000]", 1), packing._Branch("How far?", "12 meters", 2)], {})
     sequence = packing._pack_branches(packer, row)
-    tokens = [token for _, token, _ in sequence.labels]
+    tokens = [token for _, token, *_ in sequence.labels]
     assert processor.tokenizer.decode(tokens) == "[0, 16, 32, 64]<|im_end|>12 meters<|im_end|>"
-    assert [value for *_, value in sequence.labels if value >= 0] == [0, 16, 32, 64]
+    assert [value for *_, value, _ in sequence.labels if value >= 0] == [0, 16, 32, 64]
 
 
 def test_a_pair_depends_on_its_number_alone():

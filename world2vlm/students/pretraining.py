@@ -58,7 +58,8 @@ class Base(Settings):
     per_room: Count = 16  # pairs of each room
     box_format: BoxFormat = "pixels"  # how boxes are written
     seed: Seed = 0  # of weights, rooms and questions
-    save_every: Count = 200  # steps between checkpoints
+    save_every: Count = 200  # steps between checkpoints, rounded up to a multiple of `log_every`
+    log_every: Count = 10  # steps between log lines
     check_every: Count = 200  # steps between checks of the heads on unseen places
     check_pairs: Count = 48  # of rooms, and of real places
     probe_rooms: Count = 128  # unseen rooms in which the result is probed
@@ -142,7 +143,7 @@ def _phase_settings(
     return Training(
         batch_size=phase.batch_size, gradient_accumulation_steps=1, learning_rate=phase.learning_rate,
         weight_decay=config.weight_decay, gradient_checkpointing=False, save_every=config.save_every,
-        processes=config.processes, workers=config.workers, seed=config.seed)
+        log_every=config.log_every, processes=config.processes, workers=config.workers, seed=config.seed)
 
 # %% ../../nbs/69_pretraining.ipynb #44c5ed60
 def _train_phase(
