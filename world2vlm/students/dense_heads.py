@@ -243,7 +243,7 @@ class _DenseStudent(Qwen2_5_VLForConditionalGeneration):
         if len(batch["labels"]):
             text, more = _text_losses(self.lm_head(states.flatten(0, 1)[batch["label_at"]]).float(), batch)
             losses, watch = losses | text, watch | more
-        nothing = 0 * sum(p.sum() for p in self.heads.parameters())  # every head has a gradient
+        nothing = 0 * sum(p.sum() for part in (self.heads, self.lm_head) for p in part.parameters())  # all have a gradient
         loss = nothing + sum(LOSS_WEIGHTS[name] * part for name, part in losses.items())
         return dict(loss=loss) | {name: part.detach() for name, part in (losses | watch).items()}
 
