@@ -206,7 +206,7 @@ def _picture_bytes(
     return _note(path, "picture_bytes"), stored
 
 # %% ../../nbs/51_shards.ipynb #f77c9b7f
-_COUNTED = {"scenes": ("source", "licence"), "rollouts": ("teacher",),
+_COUNTED = {"scenes": ("source", "licence", "K_evidence", "depth_evidence"), "rollouts": ("teacher",),
             "examples": ("task", "direction", "split", "evidence", "phrasing", "teacher")}  # columns in stats.json
 _STAGES = {"scenes": "scenes", "rollouts": "imagine", "examples": "supervise"}  # kind -> stage that writes it
 
@@ -278,8 +278,8 @@ def _close_dataset(
             raise ValueError(f"{folder / 'data' / name} is {obstacle}; delete this file and run its stage again")
     _drop_strays(kind, folder, names)
     parts = [_shard_stats(kind, folder / "data" / name) for name in names]
-    stats, rejects = _dataset_stats(kind, parts, recipe or {}), [reject for part in parts for reject in part["rejects"]]
-    lines = [dumps({"input": input, "stage": _STAGES[kind], "reason": reason}) + "\n" for input, reason in rejects]
+    stats, stage = _dataset_stats(kind, parts, recipe or {}), (recipe or {}).get("stage", _STAGES[kind])
+    lines = [dumps(dict(input=i, stage=stage, reason=r)) + "\n" for part in parts for i, r in part["rejects"]]
     write_text(folder / "rejects.jsonl", "".join(lines))
     write_text(folder / "README.md", dataset_card(stats, licence))
     write_json(folder / "stats.json", stats)

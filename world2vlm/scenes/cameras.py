@@ -240,20 +240,22 @@ def _stated_camera(
     path: Path,  # of the picture, resolved
     picture: Image.Image,  # opened, before it is turned upright
     own: tuple[int, int],  # width and height of the upright picture, pixels
-) -> tuple[np.ndarray, str] | None:  # K and the file that states it, or "EXIF"
-    "The camera in files beside the picture, or else in its EXIF; a warning for each that cannot be used."
-    for file in _camera_files(folder, path.parent):
+) -> tuple[np.ndarray, str] | None:  # K and "EXIF", or the file that states it
+    "The camera in the EXIF of the picture, or else in files beside it; a warning for each that is not used."
+    files = _camera_files(folder, path.parent)
+    try:
+        if focal := _exif_focal(picture):
+            for file in files: warnings.warn(f"{file}: not used for pictures with a focal length in EXIF", stacklevel=2)
+            return _matrix(focal, focal, own[0] / 2, own[1] / 2), "EXIF"
+    except ValueError as error:
+        warnings.warn(f"{path.name}: the focal length in EXIF is not used: {error}", stacklevel=2)
+    for file in files:
         try:
             if camera := _READERS[file.name](file, path, own): return _fit_K(*camera, own, path.name), file.name
             reason = "it does not list this picture"
         except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError, OSError) as error:
             reason = str(error)
         warnings.warn(f"{path.name}: the camera in {file.name} is not used: {reason}", stacklevel=2)
-    try:
-        if focal := _exif_focal(picture):
-            return _matrix(focal, focal, own[0] / 2, own[1] / 2), "EXIF"
-    except ValueError as error:
-        warnings.warn(f"{path.name}: the focal length in EXIF is not used: {error}", stacklevel=2)
     return None
 
 # %% ../../nbs/15_cameras.ipynb #e392303a
@@ -264,12 +266,15 @@ def photo_camera(
     own: tuple[int, int],  # width and height of the upright picture, pixels
     entry: dict,  # what the manifest says: K with or without K_size, or fov_deg
     fov_deg: float = 54.0,  # horizontal field of view in degrees where nothing states the camera
-) -> tuple[np.ndarray, str]:  # float64 [3, 3], and what states it: a file beside the picture, "EXIF", or ""
+) -> tuple[np.ndarray, str, str]:  # float64 [3, 3], its evidence as in `Scene`, and its file, "EXIF" or ""
     "The intrinsics of a photo; ValueError for a `K` of the manifest that does not fit its picture."
-    if "K_size" in entry: return _fit_K(entry["K"], entry["K_size"], own, path.name), ""
+    if "K_size" in entry: return _fit_K(entry["K"], entry["K_size"], own, path.name), "measured", ""
     if "K" in entry:
         K = check_K(entry["K"], own)
         _check_plausible(K, own)
-        return K, ""
-    stated = None if "fov_deg" in entry else _stated_camera(folder.resolve(), path, picture, own)
-    return stated or (intrinsics(*own, entry.get("fov_deg", fov_deg)), "")
+        return K, "measured", ""
+    if "fov_deg" in entry: return intrinsics(*own, entry["fov_deg"]), "measured", ""
+    if not (camera := _stated_camera(folder.resolve(), path, picture, own)):
+        return intrinsics(*own, fov_deg), "assumed", ""
+    K, origin = camera
+    return K, "exif" if origin == "EXIF" else "measured", origin

@@ -180,7 +180,7 @@ def _scene_at(
     masks = {i: view.ids == i for i in room.instances}
     objects = [Instance(int(i), room.instances[i], mask) for i, mask in masks.items() if mask.any()]
     about = dict(source="room", licence="Apache-2.0", room=RoomPose(room.seed, pose))
-    return Scene(id, view.image, K, view.depth, objects, **about)
+    return Scene(id, view.image, K, view.depth, objects, K_evidence="exact", depth_evidence="exact", **about)
 
 # %% ../../nbs/13_room.ipynb #6c7efd32
 def _room_scene(
