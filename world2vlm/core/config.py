@@ -15,6 +15,7 @@ import types
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
+from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -218,6 +219,24 @@ def import_named(
     try: return getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"{what} {name!r}: {error}; it must be importable from where the stage runs") from error
+
+
+def _build_named(
+    name: str,  # as for `import_named`
+    known: Mapping[str, str],  # name -> `module:class`
+    what: str,  # what is named, for messages: "teacher"
+    options: Mapping[str, Any],  # arguments of the class
+    *parts: str,  # attributes that it must have
+) -> Any:  # an object of the class
+    "The class called `name` with `options`; ConfigError for a wrong name or option, or for a missing part."
+    cls = import_named(name, known, what)
+    try: signature(cls).bind(**options)
+    except TypeError as e:
+        raise ConfigError(f"{what} {name!r}: {e}; its options are: {', '.join(signature(cls).parameters)}") from None
+    built = cls(**options)
+    if missing := [part for part in parts if not hasattr(built, part)]:
+        raise ConfigError(f"{what} {name!r}: {cls.__name__} has no {', '.join(missing)}")
+    return built
 
 # %% ../../nbs/00_config.ipynb #9e52ff39
 def repo_root(

@@ -7,10 +7,9 @@ __all__ = ['TEACHERS', 'TeacherName', 'TeacherOptions', 'WorldModel', 'collect_r
 
 # %% ../../nbs/20_base.ipynb #098b6f14
 from collections.abc import Callable, Mapping
-from inspect import signature
 from typing import Annotated, Any, Protocol
 
-from ..core.config import ConfigError, import_named
+from ..core.config import _build_named
 from ..core.actions import format_actions, Trajectory
 from ..core.records import Rollout, Scene
 from ..core.runs import Reject
@@ -66,14 +65,7 @@ def load_teacher(
     **options: Any,  # arguments of the teacher's class
 ) -> WorldModel:  # ready to imagine
     "The teacher called `name` with `options`; ConfigError for a wrong name, a wrong option, or no teacher."
-    cls = import_named(name, TEACHERS, "teacher")
-    try: signature(cls).bind(**options)
-    except TypeError as e:
-        raise ConfigError(f"teacher {name!r}: {e}; its options are: {', '.join(signature(cls).parameters)}") from None
-    teacher = cls(**options)
-    if missing := [part for part in ("name", "exact", "imagine") if not hasattr(teacher, part)]:
-        raise ConfigError(f"teacher {name!r}: {cls.__name__} has no {', '.join(missing)}; see `WorldModel`")
-    return teacher
+    return _build_named(name, TEACHERS, "teacher", options, "name", "exact", "imagine")
 
 # %% ../../nbs/20_base.ipynb #2e830653
 def teacher_with_options(
