@@ -55,8 +55,8 @@ def mm_grounding_dino():
 
 def sam2():
     from transformers import Sam2Config, Sam2ImageProcessor, Sam2Model, Sam2Processor
-    hiera = dict(model_type="sam2_hiera_det_model", hidden_size=8, num_attention_heads=1, image_size=[64, 64], window_positional_embedding_background_size=[4, 4], blocks_per_stage=[1, 1, 1, 1],
-                 embed_dim_per_stage=[8, 16, 32, 64], num_attention_heads_per_stage=[1, 1, 2, 2], window_size_per_stage=[4, 4, 4, 4], global_attention_blocks=[2])
+    hiera = dict(model_type="sam2_hiera_det_model", hidden_size=8, num_attention_heads=1, image_size=[64, 64], window_positional_embedding_background_size=[4, 4], blocks_per_stage=[1, 2, 2, 1],
+                 embed_dim_per_stage=[8, 16, 32, 64], num_attention_heads_per_stage=[1, 1, 2, 2], window_size_per_stage=[4, 4, 4, 4], global_attention_blocks=[4])
     vision = dict(backbone_config=hiera, backbone_channel_list=[64, 32, 16, 8], backbone_feature_sizes=[[16, 16], [8, 8], [4, 4]], fpn_hidden_size=16, fpn_top_down_levels=[2, 3])
     config = Sam2Config(vision_config=vision, prompt_encoder_config=dict(hidden_size=16, image_size=64, patch_size=16, mask_input_channels=4),
                         mask_decoder_config=dict(hidden_size=16, mlp_dim=16, num_attention_heads=2, iou_head_hidden_dim=16))
@@ -83,7 +83,9 @@ def depth_pro():
     dino = dict(model_type="dinov2", hidden_size=16, num_hidden_layers=2, num_attention_heads=2, patch_size=4, image_size=16, intermediate_size=16, use_mask_token=False)
     config = DepthProConfig(patch_size=16, fusion_hidden_size=16, intermediate_hook_ids=[1, 0], intermediate_feature_dims=[16, 8], scaled_images_ratios=[0.5, 1.0], scaled_images_overlap_ratios=[0.0, 0.2],
                             scaled_images_feature_dims=[12, 12], use_fov_model=True, image_model_config=dino, patch_model_config=dino, fov_model_config=dino)
-    return DepthProForDepthEstimation(config), DepthProImageProcessor(size={"height": 32, "width": 32})
+    model = DepthProForDepthEstimation(config)
+    torch.nn.init.constant_(model.fov_model.head.layers[-1].bias, 50)  # degrees
+    return model, DepthProImageProcessor(size={"height": 32, "width": 32})
 
 
 DETECTORS, DEPTHS = (rt_detr_v2, d_fine, mm_grounding_dino, rf_detr), (depth_anything, zoedepth, depth_pro)
@@ -99,3 +101,19 @@ def save(build, folder: Path, seed: int = 0, licence: str = "apache-2.0", **opti
     processor.save_pretrained(path)
     (path / "README.md").write_text(f"---\nlicense: {licence}\n---\n# {build.__name__}\n")
     return path
+
+
+def cost(role: str, name: str, options: dict, runs: int = 3) -> dict:
+    "Seconds for a photo after the first ones, and the peak memory of this process."
+    import time
+    from world2vlm.scenes.annotate import load_annotator
+    from world2vlm.scenes.room import room_scenes
+    torch.set_num_threads(1)
+    photos = [scene.image for scene in room_scenes(2, seed=5, size=(640, 480))]
+    annotator = load_annotator(role, name, **options)
+    columns = (photos, [None] * len(photos))[:1 + (role == "depth")]
+    getattr(annotator, role)(*columns)
+    start = time.process_time()
+    for _ in range(runs): getattr(annotator, role)(*columns)
+    seconds, status = (time.process_time() - start) / runs / len(photos), Path("/proc/self/status").read_text()
+    return {"seconds": round(seconds, 3), "peak MiB": int(status.split("VmHWM:")[1].split()[0]) // 1024, "weights": f"{annotator.model.num_parameters():,}"}
