@@ -1,6 +1,6 @@
 # The first use of any target makes .venv from requirements.lock. `profile` in params.yaml says how large a run is.
 .DEFAULT_GOAL := help
-.PHONY: help repro ablation comparison quality base teacher test fuzz sync notebooks docs lab lock
+.PHONY: help repro ablation comparison quality photos base teacher test fuzz sync notebooks docs lab lock
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export OMP_NUM_THREADS ?= 2
 # glibc gives large arrays back to the kernel and asks for them again at each step of a training, which costs more than the arithmetic; here it keeps them
@@ -21,6 +21,9 @@ comparison: .venv/installed  ## the main arm alone and against a world model at 
 
 quality: .venv/installed  ## the teacher's views against the truth, and the student that reprojection taught instead
 	dvc repro teacher_quality evaluate@reprojection_teacher
+
+photos: .venv/installed  ## labels of plain photos by annotators with known errors, held against the truth; figures in data/annotate.json
+	python tests/annotated_rooms.py
 
 base: .venv/installed  ## train the shipped base student again (three hours on two cores)
 	mkdir -p data/mini/notebooks

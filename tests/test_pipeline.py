@@ -204,7 +204,7 @@ def figures(clone: Path, name: str, kind: str = "metrics") -> dict: return json.
 def test_smoke_makes_report_and_metrics(clone):
     page = (clone / f"data/smoke/report/{ARM}/index.html").read_text()
     assert page.startswith("<!DOCTYPE html>") and "Not part of this run" not in page
-    expected = {"scenes", f"imagine-{TEACHER}", f"supervise-{TEACHER}", "held_out", "label_audit", "rooms_benchmark", "real_turns",
+    expected = {"scenes", "annotate", f"imagine-{TEACHER}", f"supervise-{TEACHER}", "held_out", "label_audit", "rooms_benchmark", "real_turns",
                 f"sft-{ARM}", f"grpo-{ARM}", "evaluate_base", f"evaluate-{ARM}", f"transfer-{ARM}"}
     assert {p.stem for p in (clone / "data/smoke/metrics").glob("*.json")} == expected
     assert {p.stem for p in (clone / "data/smoke/costs").glob("*.json")} == expected | {f"report-{ARM}"}
@@ -219,13 +219,13 @@ def test_smoke_leaves_git_alone(clone):
     run(clone, "git", "add", "-A")
     data = run(clone, "git", "ls-files", "data").split()
     kept = ("/metrics/", "/costs/", "/headline/", "/pictures/")
-    assert all(d.startswith(("data/base/", "data/teacher/")) or d == "data/speed.json" or any(k in d for k in kept) for d in data)
+    assert all(d.startswith(("data/base/", "data/teacher/")) or d in ("data/speed.json", "data/annotate.json") or any(k in d for k in kept) for d in data)
     assert not any(d.startswith("data/smoke/") for d in data)
 
 
 def test_smoke_data_sets_are_valid(clone):
     from world2vlm.dataset.shards import validate_dataset
-    for kind, folder in (("scenes", "scenes"), ("rollouts", f"rollouts/{TEACHER}"), ("examples", f"examples/{TEACHER}"), ("examples", "held_out")):
+    for kind, folder in (("scenes", "scenes"), ("scenes", "annotated"), ("rollouts", f"rollouts/{TEACHER}"), ("examples", f"examples/{TEACHER}"), ("examples", "held_out")):
         assert validate_dataset(kind, clone / "data/smoke" / folder) == []
 
 

@@ -22,12 +22,13 @@ from world2vlm.students.models import MiniConfig, StudentConfig
 from world2vlm.students.pretraining import Base, Phase
 from world2vlm.students.sft import SFT
 from world2vlm.students.training import Training
+from world2vlm.scenes.annotate import Annotate
 from world2vlm.tasks.rules import Rules
 from world2vlm.teachers.base import TEACHERS
 from world2vlm.teachers.filters import Filter
 from world2vlm.teachers.svc.training import SVCTraining
 
-SECTIONS = dict(scenes=Scenes, imagine=Imagine, supervise=Supervise, real_turns=RealTurns, held_out=HeldOut, label_audit=LabelAudit, teacher_quality=TeacherQuality,
+SECTIONS = dict(scenes=Scenes, annotate=Annotate, imagine=Imagine, supervise=Supervise, real_turns=RealTurns, held_out=HeldOut, label_audit=LabelAudit, teacher_quality=TeacherQuality,
                 student=StudentConfig, base=Base, svc=SVCTraining, sft=SFT, grpo=GRPO, evaluate=Evaluate, rooms_benchmark=RoomsBenchmark, comparison=Comparison)
 CLASSES = [*SECTIONS.values(), Ranges, Filter, Rules, ViewSearch, Training, MiniConfig, Phase]
 
@@ -82,6 +83,11 @@ WRONG = [
     ("supervise/per_scene", -1, "expected a number >= 0"),
     ("supervise/rules/phrasings", ["chioce"], "expected one of direct, choice, sentence, got 'chioce' (str); did you mean choice?"),
     ("supervise/rules/max_examples", 0, "expected a number >= 1, got 0"),
+    ("annotate/objects", "detectr", "expected one of none, detector, module:Class, got 'detectr' (str); did you mean detector?"),
+    ("annotate/depth", "zoe", "expected one of none, depth_model, module:Class"),
+    ("annotate/options/object", {}, "expected one of objects, depth, camera, got 'object' (str); did you mean objects?"),
+    ("annotate/area", [0.01, 1.6], "expected a number >= 0 and <= 1, got 1.6"),
+    ("annotate/batch_size", 0, "expected a number >= 1, got 0"),
     ("scenes/n", -5, "expected a number >= 0, got -5"),
     ("scenes/per_shard", -5, "expected a number >= 1, got -5"),
     ("scenes/per_shard", 0, "expected a number >= 1, got 0"),

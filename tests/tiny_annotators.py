@@ -15,10 +15,11 @@ DINO = dict(model_type="dinov2", hidden_size=32, num_hidden_layers=4, num_attent
 
 
 def _spread(model) -> None:
-    "Random weights large enough that scores, boxes, masks and depths differ from place to place."
+    "Random weights large enough that scores, boxes, masks and depths differ from place to place, and not so large that rounding does."
+    size = 0.7 if "DepthAnything" in type(model).__name__ else 1.5
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if weight.ndim > 1: weight.normal_(0, 1.5 / weight[0].numel() ** 0.5)
+            if weight.ndim > 1: weight.normal_(0, size / weight[0].numel() ** 0.5)
             elif "bias" in name and ("class" in name or "score" in name): weight.normal_(0, 1)
 
 

@@ -101,7 +101,7 @@ def _merge_doubles(
         else: doubles.append((detection, first))
     return distinct, doubles
 
-# %% ../../nbs/17_annotate.ipynb #602ec4d4
+# %% ../../nbs/17_annotate.ipynb #328a0b9b
 def _flaw(
     detection: Detection,  # with a box in shares
     config: Annotate,  # confidence, area, border
@@ -110,11 +110,11 @@ def _flaw(
     x1, y1, x2, y2 = detection.box
     if not 0 <= x1 <= x2 <= 1 or not 0 <= y1 <= y2 <= 1:
         raise ValueError(f"{detection.label}: box {detection.box}, expected x1, y1, x2, y2 as fractions in [0, 1]")
-    area, (smallest, largest) = (x2 - x1) * (y2 - y1), config.area
+    area, (smallest, largest) = round((x2 - x1) * (y2 - y1), 9), config.area  # a box at a bound is within
     if detection.score < config.confidence: return f"unsure: score below {config.confidence:g}"
     if area < smallest: return f"small: its box covers less than {smallest:.3g} of the picture"
     if area > largest: return f"large: its box covers more than {largest:.3g} of the picture"
-    if min(x1, y1, 1 - x2, 1 - y2) >= config.border: return ""
+    if round(min(x1, y1, 1 - x2, 1 - y2), 9) >= config.border: return ""
     return f"border: its box comes closer than {config.border:.3g} of the side"
 
 # %% ../../nbs/17_annotate.ipynb #215c5ac8

@@ -134,12 +134,12 @@ def _array(
     array = tensor.float() if tensor.is_floating_point() else tensor
     return array.cpu().numpy()
 
-# %% ../../nbs/18_annotators.ipynb #98dcd9cb
+# %% ../../nbs/18_annotators.ipynb #1b20cbf6
 _INDOOR_NAMES = (
     "armchair", "backpack", "bag", "basket", "bathtub", "bed", "bench", "blanket", "blinds", "book", "bookshelf",
     "bottle", "bowl", "box", "cabinet", "chair", "clock", "coffee table", "computer monitor", "couch", "cup",
     "curtain", "desk", "dining table", "dishwasher", "door", "dresser", "fan", "faucet", "fireplace", "floor lamp",
-    "fruit", "guitar", "keyboard", "kettle", "lamp", "laptop", "microwave", "mirror", "nightstand", "ottoman",
+    "fruit", "guitar", "kettle", "keyboard", "lamp", "laptop", "microwave", "mirror", "nightstand", "ottoman",
     "oven", "person", "piano", "picture frame", "pillow", "plate", "potted plant", "printer", "radiator",
     "refrigerator", "rug", "shelf", "shoe", "shower", "sink", "speaker", "stool", "stove", "suitcase", "table",
     "telephone", "television", "toilet", "towel", "toy", "trash can", "vase", "wardrobe", "washing machine",

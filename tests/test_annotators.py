@@ -1,0 +1,224 @@
+"Annotators of transformers: every architecture at toy size through the same code, held against the library's own post-processing; checkpoints that are missing, gated, damaged."
+import json
+import shutil
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import tiny_annotators as tiny
+import torch
+from safetensors.numpy import load_file, save_file
+
+from world2vlm.core.camera import intrinsics
+from world2vlm.core.config import ConfigError
+from world2vlm.core.records import check_depth
+from world2vlm.scenes.annotate import Annotate, DepthMap, annotate_scenes, annotator_licences, load_annotator
+from world2vlm.scenes.annotators import _INDOOR_NAMES, DepthModel, Detector, _detections, _nearest_name, _prompts
+from world2vlm.scenes.photos import photo_scenes
+from world2vlm.scenes.room import room_scenes
+
+SHAPES = [(96, 72), (50, 90), (64, 64)]  # width, height
+IMAGES = [scene.image for size in (*SHAPES, SHAPES[0]) for scene in room_scenes(1, seed=size[0], size=size)]
+NAMES = ["chair", "potted plant", "couch"]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    home = tmp_path_factory.mktemp("checkpoints")
+    return {build.__name__: str(tiny.save(build, home)) for build in (*tiny.DETECTORS, tiny.sam2, *tiny.DEPTHS)}
+
+
+def detector(folders, kind, **options): return Detector(folders[kind], masks="" if kind == "rf_detr" else folders["sam2"], names=NAMES, **options)
+
+
+def reference_boxes(model, processor, image, threshold):
+    "Labels, scores and pixels of one picture by itself, as the library's documentation does it."
+    size = [image.shape[:2]]
+    with torch.inference_mode():
+        if "GroundingDino" in type(model).__name__:
+            inputs = processor(images=[image], text=[NAMES], return_tensors="pt")
+            [r] = processor.post_process_grounded_object_detection(model(**inputs), inputs.input_ids, threshold, threshold, size)
+            return [_nearest_name(text, NAMES) for text in r["text_labels"]], r["scores"], r["boxes"]
+        [r] = processor.post_process_object_detection(model(**processor(images=[image], return_tensors="pt")), threshold=threshold, target_sizes=size)
+        return [model.config.id2label[int(label)] for label in r["labels"]], r["scores"], r["boxes"]
+
+
+def reference_masks(annotator, image, boxes):
+    "The masks of one picture by itself."
+    if not annotator.masks:
+        outputs = annotator.model(**annotator.processor(images=[image], return_tensors="pt"))
+        [r] = annotator.processor.post_process_instance_segmentation(outputs, annotator.threshold, target_sizes=[image.shape[:2]], return_binary_maps=True)
+        return r["segmentation"].numpy()
+    model, processor = annotator.segmenter
+    inputs = processor(images=image, input_boxes=[boxes.tolist()], return_tensors="pt")
+    outputs = model(**inputs, multimask_output=False)
+    return processor.post_process_masks(outputs.pred_masks, inputs["original_sizes"])[0][:, 0].numpy()
+
+
+@pytest.mark.parametrize("kind", [build.__name__ for build in tiny.DETECTORS])
+@pytest.mark.parametrize("threshold", [0.05, 0.6])
+def test_objects_are_those_of_the_library(folders, kind, threshold):
+    "Boxes and scores to 1e-5 and every pixel of the masks, on pictures of three shapes in one call."
+    annotator, seen = detector(folders, kind, threshold=threshold), 0
+    with torch.inference_mode():
+        for image, found in zip(IMAGES, annotator.objects(IMAGES), strict=True):
+            labels, scores, boxes = reference_boxes(annotator.model, annotator.processor, image, threshold)
+            masks = reference_masks(annotator, image, boxes) if len(boxes) else np.zeros((0, *image.shape[:2]), bool)
+            shares = np.clip(boxes.numpy() / np.tile(image.shape[1::-1], 2), 0, 1)
+            if kind == "rf_detr":  # the library draws no empty masks
+                rows = {(label, round(float(score), 6)): (share, score) for label, score, share in zip(labels, scores, shares)}
+                matched = [rows[d.label, round(d.score, 6)] for d in found]
+                labels, shares, scores = [d.label for d in found], [share for share, _ in matched], [score for _, score in matched]
+                assert all(mask.any() for mask in masks)
+            elif kind == "mm_grounding_dino":  # words between the names belong to none
+                keep = [i for i, label in enumerate(labels) if label]
+                labels, shares, scores, masks = [labels[i] for i in keep], shares[keep], scores[keep], masks[keep]
+            assert [d.label for d in found] == labels and len(masks) == len(found)
+            assert np.allclose([d.box for d in found], np.reshape(shares, (-1, 4)), atol=1e-5)
+            assert np.allclose([d.score for d in found], np.array(scores), atol=1e-5)
+            for d, mask in zip(found, masks): assert d.mask.dtype == bool and d.mask.shape == image.shape[:2] and (d.mask == mask).mean() > 1 - 1e-5
+            seen += len(found)
+    assert seen > 3, "random weights find something"
+
+
+@pytest.mark.parametrize("kind", [build.__name__ for build in tiny.DEPTHS])
+def test_metres_are_those_of_the_library(folders, kind):
+    annotator = DepthModel(folders[kind], accept_licence=True)
+    for image, answer in zip(IMAGES, annotator.depth(IMAGES, [None] * len(IMAGES)), strict=True):
+        with torch.inference_mode(): outputs = annotator.model(**annotator.processor(images=[image], return_tensors="pt"))
+        sizes = dict(target_sizes=[image.shape[:2]]) | (dict(source_sizes=[image.shape[:2]]) if kind == "zoedepth" else {})
+        [r] = annotator.processor.post_process_depth_estimation(outputs, **sizes)
+        assert answer.metres.dtype == np.float32 and np.allclose(answer.metres, r["predicted_depth"], rtol=1e-5, atol=1e-5) and answer.metres.std() > 0
+        assert (answer.K is not None) == (kind == "depth_pro")
+        if answer.K is not None: assert answer.K[0, 0] == pytest.approx(float(r["focal_length"]), rel=1e-5)
+
+
+def test_depth_pro_keeps_a_known_camera(folders):
+    "Its metres are inverse depths in focal lengths: of two fields of view the narrower one sees farther."
+    annotator, (width, height) = DepthModel(folders["depth_pro"], accept_licence=True), SHAPES[0]
+    Ks = [intrinsics(width, height, fov) for fov in (30, 60)]
+    narrow, wide, guessed = annotator.depth([IMAGES[0]] * 3, [*Ks, None])
+    near = narrow.metres < 1000
+    assert near.any() and np.allclose((narrow.metres / wide.metres)[near], Ks[0][0, 0] / Ks[1][0, 0], rtol=1e-4)
+    assert narrow.K is None and wide.K is None and np.allclose(guessed.K, annotator.camera(IMAGES[:1])[0], rtol=1e-5)
+    with pytest.raises(ConfigError, match="zoedepth estimates no camera; take Depth Pro"): DepthModel(folders["zoedepth"]).camera(IMAGES)
+
+
+def test_bfloat16_stays_close(folders):
+    exact, fast = (detector(folders, "d_fine", bf16=bf16, threshold=0.3).objects(IMAGES[:1])[0] for bf16 in (False, True))
+    assert len(exact) and all(np.isfinite(d.box).all() and d.mask.dtype == bool for d in fast)
+    metres = [DepthModel(folders["zoedepth"], bf16=bf16).depth(IMAGES[:1], [None])[0].metres for bf16 in (False, True)]
+    assert np.allclose(*metres, rtol=0.2)
+
+
+@pytest.mark.parametrize("kind", [build.__name__ for build in tiny.DETECTORS])
+def test_a_plain_folder_becomes_scenes_with_every_model(folders, kind, tmp_path):
+    "The roles as params.yaml names them, on photos of any size."
+    from PIL import Image
+    for i, image in enumerate(IMAGES[:3]): Image.fromarray(image).save(tmp_path / f"{i}.jpg")
+    objects = {"checkpoint": folders[kind], "names": NAMES} | ({} if kind == "rf_detr" else {"masks": folders["sam2"]})
+    options = {"objects": objects, "depth": {"checkpoint": folders["depth_pro"], "accept_licence": True}}
+    config = Annotate(objects="detector", depth="depth_model", options=options, confidence=0.5, area=(0, 1), border=0)
+    rejected = []
+    scenes = annotate_scenes(list(photo_scenes(tmp_path)), config, lambda *row: rejected.append(row))
+    assert [(s.K_evidence, s.depth_evidence) for s in scenes] == [("estimated", "estimated")] * 3
+    assert all(isinstance(s.instances, list) and check_depth(s.depth) is None for s in scenes)
+    assert set(annotator_licences(config).values()) == {"apache-2.0"}
+
+
+# Names for a detector that reads
+def test_names_are_put_into_as_few_texts_as_can_hold_them():
+    count = lambda text: len(text.split())
+    prompts = _prompts(_INDOOR_NAMES, count, 20)
+    assert sum(prompts, []) == [*_INDOOR_NAMES] and all(count(". ".join(p) + ".") <= 20 for p in prompts) and len(prompts) < len(_INDOOR_NAMES) / 8
+    assert _prompts(["a b c d"], count, 2) == [["a b c d"]], "a name that is too long stands alone"
+    assert len(set(_INDOOR_NAMES)) == len(_INDOOR_NAMES) > 50 and [*_INDOOR_NAMES] == sorted(_INDOOR_NAMES) and all(n == n.lower() and "." not in n for n in _INDOOR_NAMES)
+
+
+def test_more_names_than_a_text_holds(folders):
+    "Two texts: what either finds counts, and each picture has both."
+    one = Detector(folders["mm_grounding_dino"], masks=folders["sam2"], names=NAMES[:2], threshold=0.3)
+    both = Detector(folders["mm_grounding_dino"], masks=folders["sam2"], names=[*NAMES[:2], "picture frame"] * 6, threshold=0.3)
+    assert [p for p in _prompts(both.names, lambda text: len(both.processor.tokenizer(text).input_ids), 32)][1:]
+    assert len(both.objects(IMAGES[:1])[0]) > len(one.objects(IMAGES[:1])[0])
+
+
+@pytest.mark.parametrize("words, name", [("chair", "chair"), ("potted plant", "potted plant"), ("plant", "potted plant"), ("chair couch", "chair"), ("couch.", "couch"), ("", ""), ("##ir", "")])
+def test_words_of_the_text_become_names(words, name): assert _nearest_name(words, NAMES) == name
+
+
+def test_boxes_beyond_the_picture_are_cut():
+    [d] = _detections((["chair"], np.array([0.7]), np.array([[-5.0, 10, 120, 40]])), np.ones((1, 50, 100), bool))
+    assert d.box == (0, 0.2, 1, 0.8) and type(d.score) is float
+
+
+# Checkpoints
+def test_a_missing_checkpoint_is_one_error_with_the_remedy(tmp_path):
+    for annotator in (Detector(str(tmp_path / "none")), DepthModel("someone/depth")):
+        with pytest.raises(ConfigError, match="no such folder; for a name on the hub state its revision, a commit of 40 hex digits"): annotator.model
+    with pytest.raises(ConfigError, match="(?s)someone/depth: no such folder, and not to be fetched from the hub.*hf download someone/depth"):
+        DepthModel("someone/depth", revision="0" * 40).model
+
+
+def test_a_gated_checkpoint_says_how_to_get_it(monkeypatch):
+    from huggingface_hub.errors import GatedRepoError
+    from transformers.utils import hub
+    def refuse(*args, **options): raise GatedRepoError("Access is restricted", response=httpx.Response(403, request=httpx.Request("GET", "https://huggingface.co")))
+    for name in ("hf_hub_download", "snapshot_download"): monkeypatch.setattr(hub, name, refuse, raising=False)
+    with pytest.raises(ConfigError, match="facebook/gated: gated; accept its licence at https://huggingface.co/facebook/gated, log in by `hf auth login`"):
+        Detector("facebook/gated", revision="a" * 40).model
+
+
+def test_a_licence_must_be_accepted(folders):
+    with pytest.raises(ConfigError, match="apple-amlr, for research only.*huggingface.co/apple/DepthPro-hf.*accept_licence: true"): DepthModel(folders["depth_pro"]).model
+
+
+def damaged(folders, kind, tmp_path, change):
+    "A copy of a checkpoint with other weights."
+    folder = tmp_path / kind
+    shutil.copytree(folders[kind], folder)
+    weights = load_file(folder / "model.safetensors")
+    save_file(change(weights), folder / "model.safetensors", {"format": "pt"})
+    return str(folder)
+
+
+@pytest.mark.parametrize("kind", ["d_fine", "depth_anything", "rf_detr"])
+@pytest.mark.parametrize("change, message", [
+    (lambda w: {k: v for i, (k, v) in enumerate(w.items()) if i}, "missing: "), (lambda w: {**w, "other.weight": np.ones(3, np.float32)}, "surplus: .*other.weight"),
+    (lambda w: {k: np.ones((3, 5), np.float32) if not i else v for i, (k, v) in enumerate(w.items())}, "of another shape: ")])
+def test_weights_that_do_not_fit_are_named(folders, kind, tmp_path, change, message):
+    "Instead of a model with some random layers."
+    cls = DepthModel if kind == "depth_anything" else Detector
+    with pytest.raises(ValueError, match=message): cls(damaged(folders, kind, tmp_path, change)).model
+
+
+def test_pickled_weights_are_not_opened(folders, tmp_path):
+    folder = tmp_path / "pickled"
+    shutil.copytree(folders["zoedepth"], folder)
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="safetensors"): DepthModel(str(folder)).model
+
+
+def test_models_of_other_kinds_are_refused(folders, tmp_path):
+    with pytest.raises(ConfigError, match="finds boxes only; name a SAM 2 as masks"): Detector(folders["d_fine"]).objects(IMAGES[:1])
+    with pytest.raises(ConfigError, match="relative depth has no metres"): DepthModel(str(tiny.save(tiny.depth_anything, tmp_path, kind="relative"))).model
+    with pytest.raises(ConfigError, match="sam2 has no known metres; take one of depth_anything, zoedepth, depth_pro"): DepthModel(folders["sam2"]).model
+    folder = tmp_path / "unknown"
+    shutil.copytree(folders["d_fine"], folder)
+    (folder / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_text()) | {"architectures": ["DFineForDreams"]}))
+    with pytest.raises(ValueError, match="DFineForDreams is not one of transformers"): Detector(str(folder)).model
+
+
+def test_licences_come_from_the_model_cards(folders, tmp_path):
+    other = str(tiny.save(tiny.zoedepth, tmp_path, licence="other\nlicense_name: apple-amlr"))
+    assert DepthModel(other).licences == {other: "apple-amlr"} and detector(folders, "d_fine").licences == {folders["d_fine"]: "apache-2.0", folders["sam2"]: "apache-2.0"}
+    Path(other, "README.md").unlink()
+    assert DepthModel(other).licences == {other: "unknown"}
+
+
+def test_options_are_checked_before_a_model_is_opened():
+    with pytest.raises(ConfigError, match="missing a required argument: 'checkpoint'; its options are: checkpoint, revision, masks"): load_annotator("objects", "detector")
+    with pytest.raises(ConfigError, match="its options are: checkpoint, revision, accept_licence"): load_annotator("depth", "depth_model", checkpoint="x", masks="y")
+    assert DepthMap(np.ones((2, 2))).K is None
