@@ -4,7 +4,6 @@
 imagined views end in an example."""
 import hashlib
 import json
-import sys
 import tempfile
 from collections import defaultdict
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from world2vlm.core.actions import format_actions, plan
 from world2vlm.core.config import load_settings, repo_root
 from world2vlm.core.records import Example, Instance, iou, Rollout, Scene, Transition, transitions_of
 from world2vlm.core.runs import read_jsonl, rng_for, rounded, write_json
-from world2vlm.dataset.annotation import count_left_out, make_annotations
+from world2vlm.dataset.annotation import _count_left_out, make_annotations
 from world2vlm.dataset.shards import read_dataset
 from world2vlm.dataset.synthesis import Imagine, make_questions, make_rollouts, make_scenes, Scenes, Supervise
 from world2vlm.scenes.annotate import Annotate, DepthMap, Detection
@@ -120,8 +119,9 @@ def true_transitions(scene: Scene, rollouts: list) -> dict[str, Transition]:
     ids[list(new)] = list(new.values())
     found = {}
     for rollout in rollouts:
-        for exact in Simulator(radius=0.0).imagine(truth, [plan(rollout.actions)], rollout.seed):
-            found |= {view_name(rollout, t.index): t for t in transitions_of(truth, replace(exact, ids=ids[exact.ids]))}
+        try: [exact] = Simulator(radius=-np.inf).imagine(truth, [plan(rollout.actions)], rollout.seed)  # also over and through furniture that the photo does not show
+        except ValueError: continue  # outside of the room
+        found |= {view_name(rollout, t.index): t for t in transitions_of(truth, replace(exact, ids=ids[exact.ids]))}
     return found
 
 
@@ -138,12 +138,12 @@ def audit(folders: dict[str, Path]) -> dict:
     for example in read_dataset("examples", folders["examples"]):
         view = "/".join(example.id.split("/")[:4])
         used.add(view)
-        if view not in transitions: unknown += 1  # the true camera would stand in a wall: nothing to compare with
+        if view not in transitions: unknown += 1  # the true camera would stand outside of the room: nothing to compare with
         else: values[example.task].append(TASKS[example.task].audit(example, transitions[view], rules))
         if example.task == "D3" and view in transitions: stated.append(stated_iou(example, transitions[view]))
     labels = {task: {"examples": len(v), "measure": "mean IoU" if task == "D1" else "right", "value": float(np.mean(v))} for task, v in sorted(values.items())}
     right = [x for task, v in values.items() if task != "D1" for x in v]
-    return {"photos": len(scenes), "objects": sum(len(s.instances) for s in scenes.values()), "left_out": count_left_out(read_jsonl(folders["annotated"] / "rejects.jsonl")),
+    return {"photos": len(scenes), "objects": sum(len(s.instances) for s in scenes.values()), "left_out": _count_left_out(read_jsonl(folders["annotated"] / "rejects.jsonl")),
             "views": views, "views_with_examples": len(used) / max(views, 1), "view_difference": float(np.mean(differences)), "labels": labels,
             "right": float(np.mean(right)), "box_stated_in_D3": float(np.mean(stated)) if stated else None, "examples_without_truth": unknown}
 
@@ -162,5 +162,5 @@ def main(n: int = 60, side: int = 64) -> dict:
 
 
 if __name__ == "__main__":
-    sys.modules[Path(__file__).stem] = sys.modules["__main__"]  # the stage imports the annotator by this name
-    write_json(repo_root() / "data/annotate.json", rounded(main()))
+    import annotated_rooms  # by the name that the stage knows it by
+    write_json(repo_root() / "data/annotate.json", rounded(annotated_rooms.main()))

@@ -23,11 +23,11 @@ from world2vlm.core.actions import plan
 from world2vlm.core.config import ConfigError
 from world2vlm.core.records import Instance, Scene, transitions_of
 from world2vlm.core.runs import read_jsonl
-from world2vlm.dataset.annotation import count_left_out, make_annotations
+from world2vlm.dataset.annotation import _count_left_out, make_annotations
 from world2vlm.dataset.schema import from_row, to_row
 from world2vlm.dataset.shards import read_dataset, validate_dataset, write_shards
 from world2vlm.dataset.synthesis import make_scenes, Scenes
-from world2vlm.scenes.annotate import _keep_objects, _merge_doubles, Annotate, annotate_scenes, DepthMap, Detection, open_annotators
+from world2vlm.scenes.annotate import _annotate_scenes, _keep_objects, _merge_doubles, _open_annotators, Annotate, DepthMap, Detection
 from world2vlm.scenes.photos import photo_scenes
 from world2vlm.scenes.room import room_scenes
 from world2vlm.tasks.cases import _referring_phrase
@@ -111,7 +111,7 @@ def test_a_box_in_pixels_costs_the_objects_of_one_picture():
     class Pixels:
         def objects(self, images): return [[detection("chair", 10, 10, 40, 40)._replace(box=(10, 10, 40, 40) if k else (0.1, 0.1, 0.4, 0.5))] for k in range(len(images))]
     globals()["Pixels"], rejected = Pixels, []
-    scenes = annotate_scenes([photo("a"), photo("b")], Annotate(objects=f"{HERE}:Pixels"), lambda *row: rejected.append(row))
+    scenes = _annotate_scenes([photo("a"), photo("b")], Annotate(objects=f"{HERE}:Pixels"), lambda *row: rejected.append(row))
     assert [s.instances and len(s.instances) for s in scenes] == [1, None] and rejected[0][0] == "b" and "as fractions in [0, 1]" in rejected[0][1]
 
 
@@ -122,7 +122,7 @@ def test_a_name_is_unique_only_among_all_detections():
         class Room:
             def objects(self, images): return [[detection("chair", 10, 10, 40, 40), detection("lamp", 45, 10, 58, 40), other]]
         globals()["Room"] = Room
-        [scene] = annotate_scenes([photo()], Annotate(objects=f"{HERE}:Room"), ignore, mark=repr(other.box))
+        [scene] = _annotate_scenes([photo()], Annotate(objects=f"{HERE}:Room"), ignore, mark=repr(other.box))
         chair, lamp = scene.instances
         assert [i.label for i in scene.instances] == ["chair", "lamp"] and scene.other_labels[0].lower() == "chair"
         if other.label == "chair": assert _referring_phrase(chair, scene) == "the chair at [100, 125, 400, 500]" and _referring_phrase(lamp, scene) == "the lamp"
@@ -180,7 +180,7 @@ def test_the_best_evidence_of_the_camera_wins(tmp_path, known, roles, evidence, 
     scenes = list(photo_scenes(tmp_path)) if known != "exif file" else None
     if scenes is None:
         with pytest.warns(UserWarning, match="transforms.json: not used for pictures with a focal length in EXIF"): scenes = list(photo_scenes(tmp_path))
-    [scene] = annotate_scenes(scenes, Annotate(**dict.fromkeys(roles.split(), f"{HERE}:Lens")), ignore)
+    [scene] = _annotate_scenes(scenes, Annotate(**dict.fromkeys(roles.split(), f"{HERE}:Lens")), ignore)
     assert (scene.K_evidence, scene.K[0, 0]) == (evidence, pytest.approx(expected, rel=1e-6))
     if "depth" in roles: assert scene.depth_evidence == "estimated" and scene.depth.max() == (2.0 if roles == "depth" and not known else 1.0), "a known camera is given to the depth"
 
@@ -197,7 +197,7 @@ def test_what_is_known_stays():
     room = next(room_scenes(1, 3))
     measured = photo("measured", depth=np.full((H, W), 3, np.float32), depth_evidence="measured", K_evidence="measured")
     config = Annotate(camera=f"{HERE}:Lens", depth=f"{HERE}:Lens")
-    first, second, third = annotate_scenes([room, photo(), measured], config, ignore)
+    first, second, third = _annotate_scenes([room, photo(), measured], config, ignore)
     assert first is room and third is measured and second.depth_evidence == "estimated"
 
 
@@ -208,7 +208,7 @@ def test_depth_of_little_confidence_is_unknown():
             metres[0], metres[1], metres[2] = np.nan, -1, np.inf
             return [(metres, np.tile(np.linspace(0, 1, W), (H, 1)), None)]
     globals()["Depth"] = Depth
-    [scene] = annotate_scenes([photo()], Annotate(depth=f"{HERE}:Depth", depth_confidence=0.5), ignore)
+    [scene] = _annotate_scenes([photo()], Annotate(depth=f"{HERE}:Depth", depth_confidence=0.5), ignore)
     assert (scene.depth[:3] == 0).all() and (scene.depth[3:, :50] == 0).all() and (scene.depth[3:, 50:] == 2).all() and scene.depth.dtype == np.float32
 
 
@@ -227,24 +227,24 @@ class Limited:
 def test_a_batch_that_exceeds_the_memory_is_halved_and_said(kind, caplog):
     scenes = [photo(str(i), i) for i in range(11)]
     config = Annotate(depth=f"{HERE}:Limited", options={"depth": {"at_once": 3, "kind": kind}}, batch_size=8)
-    with caplog.at_level(logging.WARNING): found = annotate_scenes(scenes, config, ignore, mark=kind)
+    with caplog.at_level(logging.WARNING): found = _annotate_scenes(scenes, config, ignore, mark=kind)
     assert [s.depth[0, 0] for s in found] == [np.float32(s.image.mean() + 1) for s in scenes]
-    opened = open_annotators(config, kind)["depth"]
+    opened = _open_annotators(config, kind)["depth"]
     assert opened.annotator.batches == [8, 4, 2, 2, 2, 2, 2, 1] and opened.batch_size == 2, "and it stays so for the shards to come"
     assert [r.message for r in caplog.records] == ["annotate.depth: 8 pictures exceed the memory, from now on 4 at a time", "annotate.depth: 4 pictures exceed the memory, from now on 2 at a time"]
 
 
 def test_a_single_picture_that_exceeds_the_memory_is_one_error():
     config = Annotate(depth=f"{HERE}:Limited", options={"depth": {"at_once": 0}})
-    with pytest.raises(MemoryError, match="annotate.depth: a single picture exceeds the memory; make scenes.size smaller, or take a smaller checkpoint"): annotate_scenes([photo()], config, ignore)
-    with pytest.raises(RuntimeError, match="^no$"): annotate_scenes([photo()], Annotate(depth=f"{HERE}:Limited", options={"depth": {"at_once": 0, "kind": "other"}}), ignore)
+    with pytest.raises(MemoryError, match="annotate.depth: a single picture exceeds the memory; make scenes.size smaller, or take a smaller checkpoint"): _annotate_scenes([photo()], config, ignore)
+    with pytest.raises(RuntimeError, match="^no$"): _annotate_scenes([photo()], Annotate(depth=f"{HERE}:Limited", options={"depth": {"at_once": 0, "kind": "other"}}), ignore)
 
 
 def test_answers_of_another_number_are_an_error():
     class Lazy:
         def objects(self, images): return [[]]
     globals()["Lazy"] = Lazy
-    with pytest.raises(ValueError, match="annotate.objects: 1 answers to 2 pictures"): annotate_scenes([photo("a"), photo("b")], Annotate(objects=f"{HERE}:Lazy"), ignore)
+    with pytest.raises(ValueError, match="annotate.objects: 1 answers to 2 pictures"): _annotate_scenes([photo("a"), photo("b")], Annotate(objects=f"{HERE}:Lazy"), ignore)
 
 
 @pytest.mark.parametrize("make, message", [
@@ -287,7 +287,7 @@ def test_the_stage_counts_evidence_and_lists_licences(photos, annotated):
     card = (annotated / "README.md").read_text()
     assert "of the weights that annotated it, simulator: Apache-2.0" in card and stats["recipe"]["weights"] == {"simulator": "Apache-2.0"} and "| `K_evidence` | estimated: 24 |" in card
     rejects = read_jsonl(annotated / "rejects.jsonl")
-    assert {row["stage"] for row in rejects} == {"annotate"} and {"border", "small"} <= count_left_out(rejects).keys()
+    assert {row["stage"] for row in rejects} == {"annotate"} and {"border", "small"} <= _count_left_out(rejects).keys()
     truth = {s.id: s for s in room_scenes(24, annotated_rooms.SEED, start=annotated_rooms.FIRST)}
     for scene in read_dataset("scenes", annotated):
         room = truth[f"room-{Path(scene.id).stem}"]

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from world2vlm.core.camera import intrinsics
 from world2vlm.core.config import ConfigError
 from world2vlm.core.records import check_depth
-from world2vlm.scenes.annotate import Annotate, DepthMap, annotate_scenes, annotator_licences, load_annotator
+from world2vlm.scenes.annotate import _annotate_scenes, _annotator_licences, Annotate, DepthMap, load_annotator
 from world2vlm.scenes.annotators import _INDOOR_NAMES, DepthModel, Detector, _detections, _nearest_name, _prompts
 from world2vlm.scenes.photos import photo_scenes
 from world2vlm.scenes.room import room_scenes
@@ -121,10 +121,10 @@ def test_a_plain_folder_becomes_scenes_with_every_model(folders, kind, tmp_path)
     options = {"objects": objects, "depth": {"checkpoint": folders["depth_pro"], "accept_licence": True}}
     config = Annotate(objects="detector", depth="depth_model", options=options, confidence=0.5, area=(0, 1), border=0)
     rejected = []
-    scenes = annotate_scenes(list(photo_scenes(tmp_path)), config, lambda *row: rejected.append(row))
+    scenes = _annotate_scenes(list(photo_scenes(tmp_path)), config, lambda *row: rejected.append(row))
     assert [(s.K_evidence, s.depth_evidence) for s in scenes] == [("estimated", "estimated")] * 3
     assert all(isinstance(s.instances, list) and check_depth(s.depth) is None for s in scenes)
-    assert set(annotator_licences(config).values()) == {"apache-2.0"}
+    assert set(_annotator_licences(config).values()) == {"apache-2.0"}
 
 
 # Names for a detector that reads

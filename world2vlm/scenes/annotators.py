@@ -22,7 +22,7 @@ from ..core.config import ConfigError
 from ..core.runs import _check_keys, _opening
 from .annotate import DepthMap, Detection
 
-# %% ../../nbs/18_annotators.ipynb #56df97c9
+# %% ../../nbs/18_annotators.ipynb #e82a9928
 @contextmanager
 def _fetching(
     checkpoint: str,  # folder, or name on the hub
@@ -38,7 +38,7 @@ def _fetching(
         raise ConfigError(f"{checkpoint}: no such folder, and not to be fetched from the hub ({reason}); fetch it by "
                           f"`hf download {checkpoint} --local-dir ...` and give that folder") from error
 
-
+# %% ../../nbs/18_annotators.ipynb #77240a19
 def _check_pinned(
     checkpoint: str,  # folder, or name on the hub
     revision: str,  # commit on the hub, "" for a folder
@@ -48,7 +48,7 @@ def _check_pinned(
     raise ConfigError(f"{checkpoint}: no such folder; for a name on the hub state its revision, "
                       f"a commit of 40 hex digits, not {revision!r}")
 
-# %% ../../nbs/18_annotators.ipynb #1ec748cd
+# %% ../../nbs/18_annotators.ipynb #c8c2c72a
 def _model_class(
     checkpoint: str,  # folder, or name on the hub
     revision: str,  # commit on the hub, "" for a folder
@@ -62,7 +62,17 @@ def _model_class(
     if hasattr(transformers, name): return getattr(transformers, name)
     raise ValueError(f"{checkpoint}: its architecture {name} is not one of transformers; take another checkpoint")
 
+# %% ../../nbs/18_annotators.ipynb #de2eee6e
+def _worker_device(
+    device: str,  # as in the settings
+) -> str:  # of this process
+    "`device`, where `cuda` is another GPU for each worker as far as there are several."
+    import torch
+    number = re.search(r"\d+$", current_process().name)
+    count = torch.cuda.device_count() if device == "cuda" and number else 0
+    return f"cuda:{(int(number[0]) - 1) % count}" if count > 1 else device
 
+# %% ../../nbs/18_annotators.ipynb #d07f868f
 def _load_model(
     cls: type,  # a model of transformers
     checkpoint: str,  # folder, or name on the hub
@@ -80,16 +90,6 @@ def _load_model(
     _check_keys(checkpoint, report["missing_keys"] - misshapen, report["unexpected_keys"], misshapen)
     return model.eval().to(_worker_device(device))
 
-
-def _worker_device(
-    device: str,  # as in the settings
-) -> str:  # of this process
-    "`device`, where `cuda` is another GPU for each worker as far as there are several."
-    import torch
-    number = re.search(r"\d+$", current_process().name)
-    count = torch.cuda.device_count() if device == "cuda" and number else 0
-    return f"cuda:{(int(number[0]) - 1) % count}" if count > 1 else device
-
 # %% ../../nbs/18_annotators.ipynb #339c1dc0
 def _stated_licence(
     checkpoint: str,  # folder, or name on the hub
@@ -104,7 +104,7 @@ def _stated_licence(
     except Exception: return "unknown"  # no card, no network, front matter of any content
     return str(card.get("license_name") or card.get("license") or "unknown")
 
-# %% ../../nbs/18_annotators.ipynb #ab25bf3c
+# %% ../../nbs/18_annotators.ipynb #5c886060
 def _by_shape(
     images: list[np.ndarray],  # uint8 [H, W, 3]
     answer: Callable[[list[int]], list],  # numbers of pictures of one shape -> an answer to each
@@ -115,7 +115,7 @@ def _by_shape(
     for group in groups.values(): answers |= zip(group, answer(group))
     return [answers[i] for i in range(len(images))]
 
-
+# %% ../../nbs/18_annotators.ipynb #f426a5df
 def _run_model(
     model: Any,  # of transformers
     inputs: Any,  # of its processor
@@ -126,7 +126,7 @@ def _run_model(
     with torch.inference_mode(), torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
         return model(**inputs.to(model.device))
 
-
+# %% ../../nbs/18_annotators.ipynb #dc0ee0db
 def _array(
     tensor: Any,  # of torch, on any device, of any type
 ) -> np.ndarray:  # float64, or bool
@@ -134,7 +134,7 @@ def _array(
     array = tensor.float() if tensor.is_floating_point() else tensor
     return array.cpu().numpy()
 
-# %% ../../nbs/18_annotators.ipynb #1b20cbf6
+# %% ../../nbs/18_annotators.ipynb #68ea5d61
 _INDOOR_NAMES = (
     "armchair", "backpack", "bag", "basket", "bathtub", "bed", "bench", "blanket", "blinds", "book", "bookshelf",
     "bottle", "bowl", "box", "cabinet", "chair", "clock", "coffee table", "computer monitor", "couch", "cup",
@@ -145,7 +145,7 @@ _INDOOR_NAMES = (
     "telephone", "television", "toilet", "towel", "toy", "trash can", "vase", "wardrobe", "washing machine",
     "window")
 
-
+# %% ../../nbs/18_annotators.ipynb #f8756b26
 @dataclass(frozen=True)
 class Detector:
     "Annotator of objects: a detector of transformers, with masks by SAM 2 unless it has its own."
@@ -187,10 +187,10 @@ class Detector:
         pairs = ((self.checkpoint, self.revision), (self.masks, self.masks_revision))
         return {name: _stated_licence(name, revision) for name, revision in pairs if name}
 
-# %% ../../nbs/18_annotators.ipynb #b06b6bf0
+# %% ../../nbs/18_annotators.ipynb #6e64f325
 _Boxes = tuple[list[str], np.ndarray, np.ndarray]  # names; float [N] scores; float [N, 4] x1, y1, x2, y2 in pixels
 
-
+# %% ../../nbs/18_annotators.ipynb #18a560ae
 def _plain_boxes(
     detector: Detector,  # with names of its own
     images: list[np.ndarray],  # uint8 [H, W, 3] of one shape
@@ -202,7 +202,7 @@ def _plain_boxes(
     names = detector.model.config.id2label
     return [([names[int(i)] for i in r["labels"]], _array(r["scores"]), _array(r["boxes"])) for r in results]
 
-# %% ../../nbs/18_annotators.ipynb #dff67040
+# %% ../../nbs/18_annotators.ipynb #80978134
 def _prompts(
     names: tuple[str, ...] | list[str],  # to look for
     count: Callable[[str], int],  # tokens of a text
@@ -215,7 +215,7 @@ def _prompts(
         else: prompts.append([name])
     return prompts
 
-
+# %% ../../nbs/18_annotators.ipynb #75f2db04
 def _nearest_name(
     words: str,  # of the text
     names: list[str],  # in the text
@@ -281,7 +281,7 @@ def _masked_boxes(
         results.append((found, _array(s["segmentation"]).astype(bool)[:len(pairs)]))
     return results
 
-# %% ../../nbs/18_annotators.ipynb #e8da0621
+# %% ../../nbs/18_annotators.ipynb #48fbe072
 def _detections(
     boxes: _Boxes,  # of a picture
     masks: np.ndarray,  # bool [N, H, W]
@@ -292,7 +292,7 @@ def _detections(
     return [Detection(name, tuple(map(float, share)), mask, float(score))
             for name, share, mask, score in zip(names, shares, masks, scores) if name]
 
-
+# %% ../../nbs/18_annotators.ipynb #298377e8
 def _look(
     detector: Detector,  # of any architecture
     images: list[np.ndarray],  # uint8 [H, W, 3] of one shape
@@ -305,7 +305,7 @@ def _look(
     masks = [_masks_in_boxes(detector, image, corners) for image, (_, _, corners) in zip(images, boxes)]
     return [_detections(*pair) for pair in zip(boxes, masks)]
 
-
+# %% ../../nbs/18_annotators.ipynb #77ad7229
 def _objects(
     self: Detector,
     images: list[np.ndarray],  # uint8 [H, W, 3]
@@ -315,10 +315,10 @@ def _objects(
 
 Detector.objects = _objects
 
-# %% ../../nbs/18_annotators.ipynb #42ebd4e4
+# %% ../../nbs/18_annotators.ipynb #c6759664
 _METRIC = ("depth_anything", "zoedepth", "depth_pro")  # model types
 
-
+# %% ../../nbs/18_annotators.ipynb #de1dfb52
 @dataclass(frozen=True)
 class DepthModel:
     "Annotator of depth, and with Depth Pro of the camera: a model of transformers."
@@ -349,7 +349,7 @@ class DepthModel:
         "What the model card says."
         return {self.checkpoint: _stated_licence(self.checkpoint, self.revision)}
 
-
+# %% ../../nbs/18_annotators.ipynb #219ba852
 def _check_depth_model(
     annotator: DepthModel,  # whose options are checked
     config: Any,  # of its model
@@ -364,7 +364,7 @@ def _check_depth_model(
         raise ConfigError(f"{name}: the weights of Depth Pro are under Apple's licence apple-amlr, for research only; "
                           "read it at https://huggingface.co/apple/DepthPro-hf and set accept_licence: true")
 
-# %% ../../nbs/18_annotators.ipynb #e82cd444
+# %% ../../nbs/18_annotators.ipynb #ce2adf21
 def _state_cameras(
     outputs: Any,  # of Depth Pro; its field of view is changed
     Ks: list[np.ndarray | None],  # [3, 3] pixels, None where unknown
@@ -379,7 +379,7 @@ def _state_cameras(
     guess = torch.zeros(len(Ks)) if outputs.field_of_view is None else outputs.field_of_view.float().cpu()
     outputs.field_of_view = torch.where(torch.tensor(known), views.float(), guess).to(outputs.predicted_depth.device)
 
-
+# %% ../../nbs/18_annotators.ipynb #0691326a
 def _depth_maps(
     annotator: DepthModel,  # of any architecture
     images: list[np.ndarray],  # uint8 [H, W, 3] of one shape
@@ -396,7 +396,7 @@ def _depth_maps(
     cameras = [intrinsics(width, height, view) if 0 < view < 180 else None for view in views]
     return [DepthMap(_array(r["predicted_depth"]), None, K) for r, K in zip(results, cameras)]
 
-# %% ../../nbs/18_annotators.ipynb #28d79c13
+# %% ../../nbs/18_annotators.ipynb #b4533201
 def _depth(
     self: DepthModel,
     images: list[np.ndarray],  # uint8 [H, W, 3]
@@ -405,7 +405,9 @@ def _depth(
     "The depth of `images`."
     return _by_shape(images, lambda group: _depth_maps(self, [images[i] for i in group], [Ks[i] for i in group]))
 
+DepthModel.depth = _depth
 
+# %% ../../nbs/18_annotators.ipynb #5d3096e4
 def _camera(
     self: DepthModel,  # Depth Pro
     images: list[np.ndarray],  # uint8 [H, W, 3]
@@ -415,4 +417,4 @@ def _camera(
         raise ConfigError(f"{self.checkpoint}: {self.model.config.model_type} estimates no camera; take Depth Pro")
     return [answer.K for answer in self.depth(images, [None] * len(images))]
 
-DepthModel.depth, DepthModel.camera = _depth, _camera
+DepthModel.camera = _camera
