@@ -129,7 +129,7 @@ def _run_model(
 # %% ../../nbs/18_annotators.ipynb #dc0ee0db
 def _array(
     tensor: Any,  # of torch, on any device, of any type
-) -> np.ndarray:  # float64, or bool
+) -> np.ndarray:  # float32, or as it is where it holds no floats
     "A tensor as an array."
     array = tensor.float() if tensor.is_floating_point() else tensor
     return array.cpu().numpy()
