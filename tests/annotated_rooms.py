@@ -16,8 +16,8 @@ from PIL import Image
 from world2vlm.core.actions import format_actions, plan
 from world2vlm.core.config import load_settings, repo_root
 from world2vlm.core.records import Example, Instance, iou, Rollout, Scene, Transition, transitions_of
-from world2vlm.core.runs import read_jsonl, rng_for, rounded, write_json
-from world2vlm.dataset.annotation import _count_left_out, make_annotations
+from world2vlm.core.runs import rng_for, rounded, write_json
+from world2vlm.dataset.annotation import make_annotations
 from world2vlm.dataset.shards import read_dataset
 from world2vlm.dataset.synthesis import Imagine, make_questions, make_rollouts, make_scenes, Scenes, Supervise
 from world2vlm.scenes.annotate import Annotate, DepthMap, Detection
@@ -143,7 +143,7 @@ def audit(folders: dict[str, Path]) -> dict:
         if example.task == "D3" and view in transitions: stated.append(stated_iou(example, transitions[view]))
     labels = {task: {"examples": len(v), "measure": "mean IoU" if task == "D1" else "right", "value": float(np.mean(v))} for task, v in sorted(values.items())}
     right = [x for task, v in values.items() if task != "D1" for x in v]
-    return {"photos": len(scenes), "objects": sum(len(s.instances) for s in scenes.values()), "left_out": _count_left_out(read_jsonl(folders["annotated"] / "rejects.jsonl")),
+    return {"photos": len(scenes), "objects": sum(len(s.instances) for s in scenes.values()), "left_out": json.loads((folders["annotated"] / "stats.json").read_text())["reasons"],
             "views": views, "views_with_examples": len(used) / max(views, 1), "view_difference": float(np.mean(differences)), "labels": labels,
             "right": float(np.mean(right)), "box_stated_in_D3": float(np.mean(stated)) if stated else None, "examples_without_truth": unknown}
 

@@ -47,7 +47,8 @@ def _check_array(
 _COMPOUNDS = (  # classes of several words, as COCO and others name them
     "hot dog", "teddy bear", "fire hydrant", "stop sign", "parking meter", "traffic light", "sports ball", "wine glass",
     "baseball bat", "baseball glove", "tennis racket", "potted plant", "dining table", "cell phone", "hair drier",
-    "washing machine", "remote control", "fire extinguisher", "chest of drawers", "night stand", "trash can")
+    "washing machine", "remote control", "fire extinguisher", "chest of drawers", "night stand", "trash can",
+    "picture frame")
 
 # %% ../../nbs/03_records.ipynb #6baca685
 def _clean_label(

@@ -7,34 +7,33 @@ __all__ = ['make_annotations']
 
 # %% ../../nbs/55_annotation.ipynb #84d37c43
 import json
-import re
 import shutil
-from collections import Counter
-from collections.abc import Iterable
+import sys
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 
+from ..core.config import import_named
 from ..core.records import Scene
-from ..core.runs import read_jsonl, Reject
+from ..core.runs import Reject
 from ..core.stages import atomic_dir, fingerprint, recipe_of
 from .shards import read_shard, shard_paths, write_shards
-from ..scenes.annotate import Annotate, _annotate_scenes, _annotator_licences
+from ..scenes.annotate import _annotate_scenes, _annotator_licences, Annotate, ANNOTATORS
 
 # %% ../../nbs/55_annotation.ipynb #405967c1
 def _annotator_files(
     config: Annotate,  # names and options
 ) -> list[str]:  # paths that exist
-    "The checkpoints that `config` names, and the modules of a user's classes."
+    "The checkpoints that `config` names, and the modules of a user's classes; ConfigError for a wrong name."
     values = [value for options in config.options.values() for value in options.values() if isinstance(value, str)]
-    modules = sorted({name.partition(":")[0] for name in config.roles.values() if ":" in name})
-    files = [getattr(import_module(module), "__file__", "") for module in modules]  # a notebook has none
-    return [path for path in (*sorted(values), *files) if path and Path(path).exists()]
+    classes = [import_named(name, ANNOTATORS[role], f"annotator of {role}") for role, name in config.roles.items()]
+    modules = [sys.modules[cls.__module__] for cls in classes]
+    files = [getattr(module, "__file__", "") for module in modules if not module.__name__.startswith("world2vlm.")]
+    return [path for path in sorted({*values, *files}) if path and Path(path).exists()]  # a notebook has no file
 
 # %% ../../nbs/55_annotation.ipynb #ddf2aa26
 def _shard_annotations(
     index: int,  # number of the shard
-    reject: Reject,  # called for answers that fit no scene, and with the number of objects left out
+    reject: Reject,  # called for answers that fit no scene, and for objects that are left out
     scenes: Path | str,  # data set of scenes
     config: Annotate,  # annotators and bounds
     mark: str,  # fingerprint of the run
@@ -54,32 +53,30 @@ def _pass_on(
         shutil.copyfile(path, target)
     return json.loads((work / "stats.json").read_text(encoding="utf-8"))
 
-# %% ../../nbs/55_annotation.ipynb #c60da91e
-def _count_left_out(
-    rejects: Iterable[dict],  # rows of rejects.jsonl
-) -> dict[str, int]:  # reason -> objects, or scenes where an answer fitted none
-    "How many objects were left out, by reason."
-    count = Counter()
-    for row in rejects:
-        number = re.search(r": (\d+) objects$", row["input"])
-        count[row["reason"].partition(":")[0]] += int(number[1]) if number else 1
-    return dict(sorted(count.items()))
+# %% ../../nbs/55_annotation.ipynb #d5927cb7
+def _n_processes(
+    config: Annotate,  # workers, and devices among the options
+) -> int:  # 1 or more
+    "How many processes annotate."
+    devices = {str(options.get("device", "cpu")) for options in config.options.values()}
+    if devices <= {"cpu"}: return config.workers
+    import torch
+    return min(config.workers, max(torch.cuda.device_count(), 1)) if devices <= {"cpu", "cuda"} else 1
 
 # %% ../../nbs/55_annotation.ipynb #2688a175
 def make_annotations(
     config: Annotate,  # annotators and bounds
     scenes: Path | str,  # data set of scenes
     out: Path | str,  # folder of the data set
-) -> dict:  # content of stats.json, and "left_out": reason -> objects
+) -> dict:  # content of stats.json; "reasons" counts what was left out
     "The stage `annotate`; without annotators it passes the scenes on as they are."
-    weights = _annotator_licences(config)
     mark = fingerprint(config, scenes, *_annotator_files(config), stage=make_annotations)
     with atomic_dir(out, mark) as work:
-        if not config.roles: return _pass_on(scenes, work) | {"left_out": {}}
+        if not config.roles: return _pass_on(scenes, work)
         items = partial(_shard_annotations, scenes=scenes, config=config, mark=mark)
+        weights = _annotator_licences(config, mark)
         recipe = recipe_of(config, stage="annotate", weights=weights)
         listed = "; ".join(f"{name}: {licence}" for name, licence in weights.items())
         licence = f"of each picture, in the column `licence`; of the weights that annotated it, {listed}"
         n_shards = len(shard_paths("scenes", scenes))
-        stats = write_shards("scenes", work, items, n_shards, recipe, config.workers, licence)
-        return stats | {"left_out": _count_left_out(read_jsonl(work / "rejects.jsonl"))}
+        return write_shards("scenes", work, items, n_shards, recipe, _n_processes(config), licence)

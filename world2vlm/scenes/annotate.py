@@ -8,7 +8,6 @@ __all__ = ['ANNOTATORS', 'Detection', 'DepthMap', 'Annotate', 'load_annotator']
 # %% ../../nbs/17_annotate.ipynb #134e37a4
 import json
 import logging
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
@@ -16,8 +15,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 
-from ..core.config import _build_named, Count, Settings, Share, Workers
-from ..core.records import _clean_label, Box, Instance, Scene
+from ..core.config import _build_named, ConfigError, Count, Settings, Share, Workers
+from ..core.records import _clean_label, Box, Instance, iou, Scene
 from ..core.runs import Reject
 
 # %% ../../nbs/17_annotate.ipynb #a5a13175
@@ -58,6 +57,7 @@ class Annotate(Settings):
     unsure: Share = 0.1  # smallest score of what may be an object: its name is not unique
     area: tuple[Share, Share] = (0.01, 0.6)  # smallest and largest box of an object, as a share of the picture
     border: Share = 0.01  # smallest distance of a box from the border, as a share of the side
+    box_iou: Share = 0.5  # smallest IoU of a box and the one around its mask
     merge_iou: Share = 0.5  # IoU of two masks from which they show one object
     merge_part: Share = 0.8  # share of the smaller mask inside the larger, the same for equal names
     depth_confidence: Share = 0.0  # depth below it is unknown
@@ -100,10 +100,19 @@ def _merge_doubles(
         else: doubles.append((detection, first))
     return distinct, doubles
 
+# %% ../../nbs/17_annotate.ipynb #660bc7d8
+def _box_around(
+    mask: np.ndarray,  # bool [H, W], not empty
+) -> Box:  # fractions of width and height
+    "The smallest box that holds a mask."
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    height, width = mask.shape
+    return columns[0] / width, rows[0] / height, (columns[-1] + 1) / width, (rows[-1] + 1) / height
+
 # %% ../../nbs/17_annotate.ipynb #328a0b9b
 def _flaw(
     detection: Detection,  # with a box in shares
-    config: Annotate,  # confidence, area, border
+    config: Annotate,  # confidence, area, border, box_iou
 ) -> str:  # reason, "" for a good object
     "Why nothing is asked about an object."
     x1, y1, x2, y2 = detection.box
@@ -113,6 +122,7 @@ def _flaw(
     if detection.score < config.confidence: return f"unsure: score below {config.confidence:g}"
     if area < smallest: return f"small: its box covers less than {smallest:.3g} of the picture"
     if area > largest: return f"large: its box covers more than {largest:.3g} of the picture"
+    if iou(detection.box, _box_around(detection.mask)) < config.box_iou: return "mask: it does not fit its box"
     if round(min(x1, y1, 1 - x2, 1 - y2), 9) >= config.border: return ""
     return f"border: its box comes closer than {config.border:.3g} of the side"
 
@@ -120,18 +130,18 @@ def _flaw(
 def _keep_objects(
     detections: list[Detection],  # of one picture
     config: Annotate,  # all bounds
-) -> tuple[list[Instance], list[str], Counter]:  # objects; names of what else may be there; reason -> left out
-    "The objects of a picture that questions may be about."
+) -> tuple[list[Instance], list[str], list[tuple[str, str]]]:  # objects; names of what else may be there; (name, reason)
+    "The objects of a picture that questions may be about, and why the others are left out."
     likely = [d for d in map(lambda d: Detection(*d), detections) if d.score >= config.unsure]
-    visible = [d for d in likely if d.mask.any()]
-    distinct, doubles = _merge_doubles(visible, config)
+    distinct, doubles = _merge_doubles([d for d in likely if d.mask.any()], config)
     flaws = [_flaw(d, config) for d in distinct]
     good = [d for d, flaw in zip(distinct, flaws) if not flaw]
-    other_labels = [d.label for d, flaw in zip(distinct, flaws) if flaw]
+    left_out = [(d.label, flaw) for d, flaw in zip(distinct, flaws) if flaw]
+    other_labels = [label for label, _ in left_out]
     other_labels += [d.label for d, first in doubles if _clean_label(d.label) != _clean_label(first.label)]
-    reasons = {"empty: no pixel": len(likely) - len(visible), "double: another shows the same object": len(doubles)}
-    instances = [Instance(i, d.label, d.mask, float(d.score)) for i, d in enumerate(good, 1)]
-    return instances, other_labels, Counter(filter(None, flaws)) + Counter(reasons)
+    left_out += [(d.label, "empty: no pixel") for d in likely if not d.mask.any()]
+    left_out += [(d.label, f"double: the same object as {first.label}") for d, first in doubles]
+    return [Instance(i, d.label, d.mask, float(d.score)) for i, d in enumerate(good, 1)], other_labels, left_out
 
 # %% ../../nbs/17_annotate.ipynb #61b338c9
 def _known_depth(
@@ -170,12 +180,12 @@ def _with_objects(
     scene: Scene,  # without instances
     detections: list[Detection],  # of an annotator
     config: Annotate,  # all bounds
-    reject: Reject,  # called with the number of detections left out, for each reason
+    reject: Reject,  # called for each detection that is left out
 ) -> Scene:  # with instances
     "`scene` with the objects among `detections`."
     instances, other_labels, left_out = _keep_objects(detections, config)
     scene = replace(scene, instances=instances, other_labels=(*scene.other_labels, *other_labels))
-    for reason, n in sorted(left_out.items()): reject(f"{scene.id}: {n} objects", reason)
+    for label, reason in left_out: reject(f"{scene.id}: {label}", reason)
     return scene
 
 # %% ../../nbs/17_annotate.ipynb #0fb9f295
@@ -188,44 +198,55 @@ def load_annotator(
     return _build_named(name, ANNOTATORS[role], f"annotator of {role}", options, role)
 
 # %% ../../nbs/17_annotate.ipynb #33f53c8c
+@lru_cache(maxsize=3)
+def _open_annotator(
+    name: str,  # module:class
+    options: str,  # JSON
+    mark: str,  # fingerprint of the run: a changed checkpoint is opened again
+) -> Any:  # the same object at each call
+    "An annotator, once in each process, for all roles that it plays."
+    return _build_named(name, {}, "annotator", json.loads(options))
+
+# %% ../../nbs/17_annotate.ipynb #2e962154
 @dataclass
-class _OpenAnnotator:
-    "An annotator of this process; its batches become smaller when one exceeds the memory."
-    role: str  # name of its method
+class _OpenRole:
+    "An annotator in one role; its batches become smaller when one exceeds the memory."
+    name: str  # of its method
     annotator: Any  # has that method
     batch_size: int  # pictures at a time
 
-# %% ../../nbs/17_annotate.ipynb #2e962154
+# %% ../../nbs/17_annotate.ipynb #7c777ea2
 @lru_cache(maxsize=3)
-def _open_annotator(
+def _open_role(
     role: str,  # a key of `ANNOTATORS`
     name: str,  # in this role
     options: str,  # JSON
     batch_size: int,  # pictures at a time
-    mark: str,  # fingerprint of the run: a changed checkpoint is opened again
-) -> _OpenAnnotator:  # the same one at each call
-    "The annotator of a role, once in each process."
-    return _OpenAnnotator(role, load_annotator(role, name, **json.loads(options)), batch_size)
+    mark: str,  # as for `_open_annotator`
+) -> _OpenRole:  # the same one at each call, with the batch size that it has come to
+    "The annotator of a role; ConfigError for a class without its method."
+    annotator = _open_annotator(ANNOTATORS[role].get(name, name), options, mark)
+    if hasattr(annotator, role): return _OpenRole(role, annotator, batch_size)
+    raise ConfigError(f"annotator of {role} {name!r}: {type(annotator).__name__} has no {role}")
 
-# %% ../../nbs/17_annotate.ipynb #7c777ea2
-def _open_annotators(
+# %% ../../nbs/17_annotate.ipynb #7cd43e2e
+def _open_roles(
     config: Annotate,  # names and options
     mark: str = "",  # as for `_open_annotator`
-) -> dict[str, _OpenAnnotator]:  # role -> its annotator
-    "The annotators of all roles that are played."
+) -> dict[str, _OpenRole]:  # role -> its annotator
+    "All roles that are played."
     options = {role: json.dumps(config.options.get(role, {}), sort_keys=True) for role in config.roles}
-    return {role: _open_annotator(role, name, options[role], config.batch_size, mark)
-            for role, name in config.roles.items()}
+    return {role: _open_role(role, name, options[role], config.batch_size, mark) for role, name in config.roles.items()}
 
 # %% ../../nbs/17_annotate.ipynb #6ae4df58
 def _annotator_licences(
     config: Annotate,  # names and options
+    mark: str = "",  # as for `_open_annotator`
 ) -> dict[str, str]:  # checkpoint, or the class, -> licence
     "The licences of the weights that annotate."
-    def licences(role, name):
-        annotator = load_annotator(role, name, **config.options.get(role, {}))
-        return getattr(annotator, "licences", {name: "unknown"})
-    return {key: value for role, name in config.roles.items() for key, value in licences(role, name).items()}
+    roles = _open_roles(config, mark)
+    stated = [getattr(role.annotator, "licences", {config.roles[name]: "unknown"}) for name, role in roles.items()]
+    return {key: licence for licences in stated for key, licence in licences.items()}
 
 # %% ../../nbs/17_annotate.ipynb #086664f6
 def _exceeds_memory(
@@ -237,65 +258,66 @@ def _exceeds_memory(
 
 # %% ../../nbs/17_annotate.ipynb #87da7837
 def _halve(
-    opened: _OpenAnnotator,  # its batch size is changed
+    role: _OpenRole,  # its batch size is changed
     n: int,  # pictures that were too many
     error: Exception,  # what was raised
 ) -> None:
     "Go on with batches of half of `n`; MemoryError with the remedy where it was a single picture."
     if n == 1:
         remedy = "make scenes.size smaller, or take a smaller checkpoint or a larger device"
-        raise MemoryError(f"annotate.{opened.role}: a single picture exceeds the memory; {remedy}") from error
-    opened.batch_size = n // 2
-    logging.warning("annotate.%s: %d pictures exceed the memory, from now on %d at a time", opened.role, n, n // 2)
+        raise MemoryError(f"annotate.{role.name}: a single picture exceeds the memory; {remedy}") from error
+    role.batch_size = n // 2
+    logging.warning("annotate.%s: %d pictures exceed the memory, from now on %d at a time", role.name, n, n // 2)
 
 # %% ../../nbs/17_annotate.ipynb #f7c5dbba
 def _ask(
-    opened: _OpenAnnotator,  # an annotator
+    role: _OpenRole,  # who answers
     *columns: list,  # what its method takes: pictures, and more
 ) -> list:  # its answer to each picture
     "What an annotator says about pictures, batch by batch."
-    answers, method = [], getattr(opened.annotator, opened.role)
+    answers, method = [], getattr(role.annotator, role.name)
     while (start := len(answers)) < len(columns[0]):
-        batch = [column[start:start + opened.batch_size] for column in columns]
+        batch = [column[start:start + role.batch_size] for column in columns]
         try: results = list(method(*batch))
         except Exception as error:
             if not _exceeds_memory(error): raise
-            _halve(opened, len(batch[0]), error)
+            _halve(role, len(batch[0]), error)
             continue
         if len(results) != (n := len(batch[0])):
-            raise ValueError(f"annotate.{opened.role}: {len(results)} answers to {n} pictures")
+            raise ValueError(f"annotate.{role.name}: {len(results)} answers to {n} pictures")
         answers += results
     return answers
 
 # %% ../../nbs/17_annotate.ipynb #1bcc2b5a
 def _annotate_role(
     scenes: list[Scene],  # in order
-    opened: _OpenAnnotator | None,  # None changes nothing
+    role: _OpenRole | None,  # None changes nothing
     lacks: Callable[[Scene], bool],  # whether a scene is annotated
     change: Callable[[Scene, Any], Scene],  # the scene after the answer; raises ValueError
     reject: Reject,  # called for each answer that fits no scene
 ) -> list[Scene]:  # in the same order
     "The `scenes` after one annotator."
-    chosen = [i for i, scene in enumerate(scenes) if opened and lacks(scene)]
+    chosen = [i for i, scene in enumerate(scenes) if role and lacks(scene)]
+    if not chosen: return scenes
     columns = [[scenes[i].image for i in chosen]]
-    if opened and opened.role == "depth":
+    if role.name == "depth":
         columns.append([None if scenes[i].K_evidence == "assumed" else scenes[i].K for i in chosen])
     scenes = list(scenes)
-    for i, answer in zip(chosen, _ask(opened, *columns) if chosen else []):
+    for i, answer in zip(chosen, _ask(role, *columns)):
         try: scenes[i] = change(scenes[i], answer)
-        except (ValueError, TypeError, AttributeError) as error: reject(scenes[i].id, f"{opened.role}: {error}")
+        except (ValueError, TypeError, AttributeError) as error: reject(scenes[i].id, f"{role.name}: {error}")
     return scenes
 
 # %% ../../nbs/17_annotate.ipynb #b5ca81d5
 def _annotate_scenes(
     scenes: list[Scene],  # of one shard
     config: Annotate,  # annotators and bounds
-    reject: Reject,  # called for answers that fit no scene, and with the number of objects left out
+    reject: Reject,  # called for answers that fit no scene, and for objects that are left out
     mark: str = "",  # as for `_open_annotator`
 ) -> list[Scene]:  # in the same order
     "The `scenes` with a camera, depth and objects where these were missing."
-    opened, run = _open_annotators(config, mark), partial(_annotate_role, reject=reject)
-    scenes = run(scenes, opened.get("camera"), lambda s: s.K_evidence == "assumed", _with_camera)
-    scenes = run(scenes, opened.get("depth"), lambda s: s.depth is None, partial(_with_depth, config=config))
+    roles, run = _open_roles(config, mark), partial(_annotate_role, reject=reject)
+    scenes = run(scenes, roles.get("camera"), lambda s: s.K_evidence == "assumed", _with_camera)
+    scenes = run(scenes, roles.get("depth"), lambda s: s.depth is None, partial(_with_depth, config=config))
     objects = partial(_with_objects, config=config, reject=reject)
-    return run(scenes, opened.get("objects"), lambda s: s.instances is None, objects)
+    return run(scenes, roles.get("objects"), lambda s: s.instances is None, objects)

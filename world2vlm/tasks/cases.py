@@ -56,9 +56,9 @@ def _referring_phrase(
     scene: Scene,  # the first view
 ) -> str:  # "the red chair" or "the red chair at [x1, y1, x2, y2]"
     "Words that mean this `instance` and no other."
-    names = [*(i.label for i in scene.instances), *scene.other_labels]
-    unique = names.count(instance.label) == 1
-    return f"the {instance.label}" + ("" if unique else f" at {format_box(_box_before(instance))}")
+    names = [name.lower() for name in (*(i.label for i in scene.instances), *scene.other_labels)]
+    is_unique = sum(name.endswith(instance.label.lower()) for name in names) == 1  # an armchair is a chair too
+    return f"the {instance.label}" + ("" if is_unique else f" at {format_box(_box_before(instance))}")
 
 # %% ../../nbs/45_cases.ipynb #c19b7cff
 @dataclass(frozen=True)
