@@ -14,7 +14,7 @@ from world2vlm.core.camera import intrinsics
 from world2vlm.core.config import ConfigError
 from world2vlm.core.records import check_depth
 from world2vlm.scenes.annotate import _annotate_scenes, _annotator_licences, Annotate, DepthMap, load_annotator
-from world2vlm.scenes.annotators import _INDOOR_NAMES, DepthModel, Detector, _detections, _nearest_name, _prompts
+from world2vlm.scenes.annotators import _INDOOR_NAMES, DepthModel, Detector, _detections, _masks_in_boxes, _nearest_name, _prompts
 from world2vlm.scenes.photos import photo_scenes
 from world2vlm.scenes.room import room_scenes
 
@@ -47,8 +47,9 @@ def reference_boxes(model, processor, image, threshold):
 def reference_masks(annotator, image, boxes):
     "The masks of one picture by itself."
     if not annotator.masks:
-        outputs = annotator.model(**annotator.processor(images=[image], return_tensors="pt"))
-        [r] = annotator.processor.post_process_instance_segmentation(outputs, annotator.threshold, target_sizes=[image.shape[:2]], return_binary_maps=True)
+        model, processor = annotator.opened
+        outputs = model(**processor(images=[image], return_tensors="pt"))
+        [r] = processor.post_process_instance_segmentation(outputs, annotator.threshold, target_sizes=[image.shape[:2]], return_binary_maps=True)
         return r["segmentation"].numpy()
     model, processor = annotator.segmenter
     inputs = processor(images=image, input_boxes=[boxes.tolist()], return_tensors="pt")
@@ -63,7 +64,7 @@ def test_objects_are_those_of_the_library(folders, kind, threshold):
     annotator, seen = detector(folders, kind, threshold=threshold), 0
     with torch.inference_mode():
         for image, found in zip(IMAGES, annotator.objects(IMAGES), strict=True):
-            labels, scores, boxes = reference_boxes(annotator.model, annotator.processor, image, threshold)
+            labels, scores, boxes = reference_boxes(*annotator.opened, image, threshold)
             masks = reference_masks(annotator, image, boxes) if len(boxes) else np.zeros((0, *image.shape[:2]), bool)
             shares = np.clip(boxes.numpy() / np.tile(image.shape[1::-1], 2), 0, 1)
             if kind == "rf_detr":  # the library draws no empty masks
@@ -85,10 +86,11 @@ def test_objects_are_those_of_the_library(folders, kind, threshold):
 @pytest.mark.parametrize("kind", [build.__name__ for build in tiny.DEPTHS])
 def test_metres_are_those_of_the_library(folders, kind):
     annotator = DepthModel(folders[kind], accept_licence=True)
+    model, processor = annotator.opened
     for image, answer in zip(IMAGES, annotator.depth(IMAGES, [None] * len(IMAGES)), strict=True):
-        with torch.inference_mode(): outputs = annotator.model(**annotator.processor(images=[image], return_tensors="pt"))
+        with torch.inference_mode(): outputs = model(**processor(images=[image], return_tensors="pt"))
         sizes = dict(target_sizes=[image.shape[:2]]) | (dict(source_sizes=[image.shape[:2]]) if kind == "zoedepth" else {})
-        [r] = annotator.processor.post_process_depth_estimation(outputs, **sizes)
+        [r] = processor.post_process_depth_estimation(outputs, **sizes)
         assert answer.metres.dtype == np.float32 and np.allclose(answer.metres, r["predicted_depth"], rtol=1e-5, atol=1e-5) and answer.metres.std() > 0
         assert (answer.K is not None) == (kind == "depth_pro")
         if answer.K is not None: assert answer.K[0, 0] == pytest.approx(float(r["focal_length"]), rel=1e-5)
@@ -127,6 +129,24 @@ def test_a_plain_folder_becomes_scenes_with_every_model(folders, kind, tmp_path)
     assert set(_annotator_licences(config).values()) == {"apache-2.0"}
 
 
+def test_sam2_as_the_hub_has_it(folders, tmp_path):
+    "The checkpoints of SAM 2 there are those for videos; the part for pictures gives the same masks."
+    from transformers import Sam2VideoConfig, Sam2VideoModel
+    model, processor = detector(folders, "d_fine").segmenter
+    parts = model.config.to_dict()
+    config = Sam2VideoConfig(**{name: parts[name] for name in ("vision_config", "prompt_encoder_config", "mask_decoder_config")}, memory_attention_hidden_size=16, memory_encoder_hidden_size=16,
+                             memory_encoder_output_channels=8, memory_attention_feed_forward_hidden_size=16, memory_attention_num_layers=1, memory_attention_rope_feat_sizes=[4, 4],
+                             memory_fuser_embed_dim=16, memory_fuser_intermediate_dim=16, mask_downsampler_embed_dim=16)
+    torch.manual_seed(1)
+    video = Sam2VideoModel(config)
+    assert not video.load_state_dict(model.state_dict(), strict=False).unexpected_keys
+    video.save_pretrained(tmp_path / "video")
+    processor.save_pretrained(tmp_path / "video")
+    boxes = np.array([[10.0, 10, 50, 40], [30, 5, 90, 60]])
+    masks = [_masks_in_boxes(Detector(folders["d_fine"], masks=str(folder)), IMAGES[0], boxes) for folder in (folders["sam2"], tmp_path / "video")]
+    assert masks[0].any() and np.array_equal(*masks)
+
+
 # Names for a detector that reads
 def test_names_are_put_into_as_few_texts_as_can_hold_them():
     count = lambda text: len(text.split())
@@ -140,7 +160,7 @@ def test_more_names_than_a_text_holds(folders):
     "Two texts: what either finds counts, and each picture has both."
     one = Detector(folders["mm_grounding_dino"], masks=folders["sam2"], names=NAMES[:2], threshold=0.3)
     both = Detector(folders["mm_grounding_dino"], masks=folders["sam2"], names=[*NAMES[:2], "picture frame"] * 6, threshold=0.3)
-    assert [p for p in _prompts(both.names, lambda text: len(both.processor.tokenizer(text).input_ids), 32)][1:]
+    assert [p for p in _prompts(both.names, lambda text: len(both.opened[1].tokenizer(text).input_ids), 32)][1:]
     assert len(both.objects(IMAGES[:1])[0]) > len(one.objects(IMAGES[:1])[0])
 
 
@@ -156,9 +176,9 @@ def test_boxes_beyond_the_picture_are_cut():
 # Checkpoints
 def test_a_missing_checkpoint_is_one_error_with_the_remedy(tmp_path):
     for annotator in (Detector(str(tmp_path / "none")), DepthModel("someone/depth")):
-        with pytest.raises(ConfigError, match="no such folder; for a name on the hub state its revision, a commit of 40 hex digits"): annotator.model
+        with pytest.raises(ConfigError, match="no such folder; for a name on the hub state its revision, a commit of 40 hex digits"): annotator.opened
     with pytest.raises(ConfigError, match="(?s)someone/depth: no such folder, and not to be fetched from the hub.*hf download someone/depth"):
-        DepthModel("someone/depth", revision="0" * 40).model
+        DepthModel("someone/depth", revision="0" * 40).opened
 
 
 def test_a_gated_checkpoint_says_how_to_get_it(monkeypatch):
@@ -167,11 +187,11 @@ def test_a_gated_checkpoint_says_how_to_get_it(monkeypatch):
     def refuse(*args, **options): raise GatedRepoError("Access is restricted", response=httpx.Response(403, request=httpx.Request("GET", "https://huggingface.co")))
     for name in ("hf_hub_download", "snapshot_download"): monkeypatch.setattr(hub, name, refuse, raising=False)
     with pytest.raises(ConfigError, match="facebook/gated: gated; accept its licence at https://huggingface.co/facebook/gated, log in by `hf auth login`"):
-        Detector("facebook/gated", revision="a" * 40).model
+        Detector("facebook/gated", revision="a" * 40).opened
 
 
 def test_a_licence_must_be_accepted(folders):
-    with pytest.raises(ConfigError, match="apple-amlr, for research only.*huggingface.co/apple/DepthPro-hf.*accept_licence: true"): DepthModel(folders["depth_pro"]).model
+    with pytest.raises(ConfigError, match="apple-amlr, for research only.*huggingface.co/apple/DepthPro-hf.*accept_licence: true"): DepthModel(folders["depth_pro"]).opened
 
 
 def damaged(folders, kind, tmp_path, change):
@@ -190,7 +210,7 @@ def damaged(folders, kind, tmp_path, change):
 def test_weights_that_do_not_fit_are_named(folders, kind, tmp_path, change, message):
     "Instead of a model with some random layers."
     cls = DepthModel if kind == "depth_anything" else Detector
-    with pytest.raises(ValueError, match=message): cls(damaged(folders, kind, tmp_path, change)).model
+    with pytest.raises(ValueError, match=message): cls(damaged(folders, kind, tmp_path, change)).opened
 
 
 def test_pickled_weights_are_not_opened(folders, tmp_path):
@@ -198,17 +218,17 @@ def test_pickled_weights_are_not_opened(folders, tmp_path):
     shutil.copytree(folders["zoedepth"], folder)
     (folder / "model.safetensors").unlink()
     torch.save({}, folder / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="safetensors"): DepthModel(str(folder)).model
+    with pytest.raises(ValueError, match="safetensors"): DepthModel(str(folder)).opened
 
 
 def test_models_of_other_kinds_are_refused(folders, tmp_path):
     with pytest.raises(ConfigError, match="finds boxes only; name a SAM 2 as masks"): Detector(folders["d_fine"]).objects(IMAGES[:1])
-    with pytest.raises(ConfigError, match="relative depth has no metres"): DepthModel(str(tiny.save(tiny.depth_anything, tmp_path, kind="relative"))).model
-    with pytest.raises(ConfigError, match="sam2 has no known metres; take one of depth_anything, zoedepth, depth_pro"): DepthModel(folders["sam2"]).model
+    with pytest.raises(ConfigError, match="relative depth has no metres"): DepthModel(str(tiny.save(tiny.depth_anything, tmp_path, kind="relative"))).opened
+    with pytest.raises(ConfigError, match="sam2 has no known metres; take one of depth_anything, zoedepth, depth_pro"): DepthModel(folders["sam2"]).opened
     folder = tmp_path / "unknown"
     shutil.copytree(folders["d_fine"], folder)
     (folder / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_text()) | {"architectures": ["DFineForDreams"]}))
-    with pytest.raises(ValueError, match="DFineForDreams is not one of transformers"): Detector(str(folder)).model
+    with pytest.raises(ValueError, match="DFineForDreams is not one of transformers"): Detector(str(folder)).opened
 
 
 def test_licences_come_from_the_model_cards(folders, tmp_path):

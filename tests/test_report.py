@@ -18,7 +18,7 @@ from world2vlm.report.figures import (
 from world2vlm.report.curves import _smooth_series, curve_figure, read_curves
 from world2vlm.report.page import Section, render_page, write_page
 from world2vlm.report.results import (
-    RUNS, ArmReport, arm_page, headline, headline_metrics, save_pictures)
+    RUNS, ArmReport, _scene_tables, arm_page, headline, headline_metrics, save_pictures)
 from world2vlm.report.tables import Table, format_duration, format_interval, format_points, motion_table, score_table, task_table
 
 GROUPS = {"Controls": {"majority": "majority"}, "Students": {"base": "base", "grpo": "SFT & <GRPO>"}, "Arms": {"forward_only": "forward only"}}
@@ -46,10 +46,11 @@ def full(results) -> ArmReport:
     steps = np.arange(1, 30)
     log = {"loss": np.stack([steps, 1 / steps], 1), "reward": np.stack([steps, steps / 30], 1)}
     checks = [dict(task="D1", evidence="warped", n=10, measure="mean IoU", value=0.9, errors={"hidden": 2})]
+    scenes = {"counts": {"K_evidence": {"exif": 1300, "estimated": 2}, "depth_evidence": {"estimated": 1302}}, "reasons": {"small": 7}, "weights": {"some/depth": "mit"}}
     motions = {"grpo": dict(n=9, direction=.9, low=.8, high=.95, metres=.04, degrees=None)}
     return ArmReport("smoke", "one & only", results, pairs=[ViewPair(view(), view(), view(), "move forward 0.5 meters")] * 2, questions=[asked],
                      errors=[asked], motions=motions, as_sat=results, real_turns={"grpo": {"all places": motions["grpo"]}},
-                     balance={"D2": {"yes": 3, "no": 4}}, curves={"sft": log, "grpo": log}, checks=checks)
+                     balance={"D2": {"yes": 3, "no": 4}}, curves={"sft": log, "grpo": log}, checks=checks, scenes=scenes)
 
 
 @pytest.fixture(scope="module")
@@ -103,12 +104,18 @@ def test_motions_at_a_place(full, page):
     assert table.rows == [["unseen rooms", "after", "9", "90.0", "80.0 to 95.0", "0.04", ""]] and "real: all places" in page
 
 
+def test_evidence_of_the_scenes(full, page):
+    tables = _scene_tables(full.scenes)
+    assert [table.rows for table in tables] == [[["exif", "1,300", "0"], ["estimated", "2", "1,302"]], [["small", "7"]], [["some/depth", "mit"]]]
+    assert "1,302" in page and "some/depth" in page
+
+
 def test_same_content_same_bytes(full, page): assert arm_page(full) == page
 
 
 def test_what_was_not_run_stays_empty(results):
     empty = ArmReport("smoke", "main", {})
-    assert arm_page(empty).count("Not part of this run.") == 8
+    assert arm_page(empty).count("Not part of this run.") == 9
     assert "not been evaluated" in headline(empty) and headline_metrics(empty) == {"questions": 0}
     assert "forward only" not in score_table(results, GROUPS).markdown()
 

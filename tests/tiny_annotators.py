@@ -102,19 +102,3 @@ def save(build, folder: Path, seed: int = 0, licence: str = "apache-2.0", **opti
     processor.save_pretrained(path)
     (path / "README.md").write_text(f"---\nlicense: {licence}\n---\n# {build.__name__}\n")
     return path
-
-
-def cost(role: str, name: str, options: dict, runs: int = 3) -> dict:
-    "Seconds for a photo after the first ones, and the peak memory of this process."
-    import time
-    from world2vlm.scenes.annotate import load_annotator
-    from world2vlm.scenes.room import room_scenes
-    torch.set_num_threads(1)
-    photos = [scene.image for scene in room_scenes(2, seed=5, size=(640, 480))]
-    annotator = load_annotator(role, name, **options)
-    columns = (photos, [None] * len(photos))[:1 + (role == "depth")]
-    getattr(annotator, role)(*columns)
-    start = time.process_time()
-    for _ in range(runs): getattr(annotator, role)(*columns)
-    seconds, status = (time.process_time() - start) / runs / len(photos), Path("/proc/self/status").read_text()
-    return {"seconds": round(seconds, 3), "peak MiB": int(status.split("VmHWM:")[1].split()[0]) // 1024, "weights": f"{annotator.model.num_parameters():,}"}

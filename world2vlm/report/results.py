@@ -17,7 +17,7 @@ import numpy as np
 
 from ..core.actions import format_actions, plan
 from ..core.plotting import picture_html
-from ..core.records import Example
+from ..core.records import _EVIDENCE, Example
 from ..dataset.shards import read_dataset
 from ..dataset.synthesis import Scenes, answer_counts
 from ..evaluation.held_out import motion_errors, read_runs
@@ -119,6 +119,7 @@ class ArmReport:
     balance: dict[str, dict[str, int]] = field(default_factory=dict)  # task -> answer -> training questions
     curves: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)  # "sft", "grpo" -> series
     checks: list[dict] = field(default_factory=list)  # rows of `evaluation.label_audit.audit_table`
+    scenes: dict = field(default_factory=dict)  # metrics of the stage `annotate`: counts, reasons, weights
 
 # %% ../../nbs/88_results.ipynb #21b547ca
 def read_report(
@@ -132,6 +133,7 @@ def read_report(
     runs = read_runs(data / "answers/base", data / f"answers/{arm}")
     logs = {stage: data / stage / arm / "log.jsonl" for stage in ("sft", "grpo")}
     examples, transfer = list(read_dataset("examples", data / "held_out")), read_transfer(data / f"transfer/{arm}")
+    metrics = read_metrics(data)
     return ArmReport(
         profile=data.name, arm=arm, results=score_runs(runs),
         motions={run: motion_errors(rows) for run, rows in runs.items()}, as_sat=score_runs(transfer["as SAT"]),
@@ -140,7 +142,7 @@ def read_report(
         questions=_pick_questions(examples, runs, scenes), errors=_pick_questions(examples, runs, scenes, errors=True),
         balance=answer_counts(data / f"examples/{teacher}"),
         curves={stage: read_curves(log) for stage, log in logs.items() if log.is_file()},
-        checks=read_metrics(data).get("label_audit", {}).get("checks", []))
+        checks=metrics.get("label_audit", {}).get("checks", []), scenes=metrics.get("annotate", {}))
 
 # %% ../../nbs/88_results.ipynb #889f8bc8
 def _clearly_below(
@@ -230,6 +232,8 @@ LEADS = {  # id of a section -> title, first sentence
         Intervals of single moves and turns are over questions."""),
     "errors": ("Worst errors", """For each task the held-out question whose answer is furthest from right after the
         training, chosen automatically."""),
+    "scenes": ("Scenes", """On what the camera and the depth of the scenes rest: exact in a simulated room, measured, stated in EXIF,
+        estimated by a model, or assumed. No label of a move or of an object is better than its camera and depth."""),
     "teacher": ("What the teacher imagined", """The teacher gets one view and a motion, and gives the view after it.
         The student learns from these pictures; it never gets the truth beside them."""),
     "questions": ("Questions", """Held-out questions with their answers, for each task the one on which the training
@@ -278,7 +282,20 @@ def _transfer_tables(
         for place, result in places.items(): motions.setdefault(f"real: {place}", {})[run] = result
     return tables + ([motion_table(motions, run_names(RUNS, report.results))] if motions else [])
 
+# %% ../../nbs/88_results.ipynb #c3e71790
+def _scene_tables(
+    metrics: dict,  # of the stage `annotate`: counts, reasons, weights
+) -> list[Table]:  # evidence of camera and depth; what was left out; licences of the weights
+    "What the scenes rest on."
+    cameras, depths = (metrics.get("counts", {}).get(f"{part}_evidence", {}) for part in ("K", "depth"))
+    rows = {kind: [f"{cameras.get(kind, 0):,}", f"{depths.get(kind, 0):,}"] for kind in (*_EVIDENCE, "none")}
+    known = [[kind, *row] for kind, row in rows.items() if row != ["0", "0"]]
+    left_out = [[reason, f"{n:,}"] for reason, n in sorted(metrics.get("reasons", {}).items())]
+    licences = [[name, licence] for name, licence in sorted(metrics.get("weights", {}).items())]
+    tables = Table(["evidence", "camera, scenes", "depth, scenes"], known), Table(["left out", "objects or scenes"], left_out)
+    return [table for table in (*tables, Table(["weights", "licence"], licences)) if table.rows]
 
+# %% ../../nbs/88_results.ipynb #03b7625b
 def _arm_sections(
     report: ArmReport,  # what to show
 ) -> list[Section]:  # in order
@@ -288,6 +305,7 @@ def _arm_sections(
     return [
         _section("results", tables=tables, pictures=_pictures(task_figure, results, RUNS)),
         _section("transfer", tables=_transfer_tables(report)),
+        _section("scenes", tables=_scene_tables(report.scenes)),
         _section("teacher", pictures=_pictures(imagined_figure, report.pairs)),
         _section("questions", cards=_question_cards(report.questions)),
         _section("errors", cards=_question_cards(report.errors)),

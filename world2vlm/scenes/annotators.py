@@ -48,16 +48,23 @@ def _check_pinned(
     raise ConfigError(f"{checkpoint}: no such folder; for a name on the hub state its revision, "
                       f"a commit of 40 hex digits, not {revision!r}")
 
+# %% ../../nbs/18_annotators.ipynb #370ff16d
+def _config_of(
+    checkpoint: str,  # folder, or name on the hub
+    revision: str,  # commit on the hub, "" for a folder
+) -> Any:  # of transformers
+    "What kind of model a checkpoint holds."
+    from transformers import AutoConfig
+    _check_pinned(checkpoint, revision)
+    with _fetching(checkpoint): return AutoConfig.from_pretrained(checkpoint, revision=revision or None)
+
 # %% ../../nbs/18_annotators.ipynb #c8c2c72a
 def _model_class(
     checkpoint: str,  # folder, or name on the hub
-    revision: str,  # commit on the hub, "" for a folder
+    config: Any,  # of it
 ) -> type:  # a class of transformers
     "The class that a checkpoint was saved from; ValueError where transformers has none of this name."
     import transformers
-    _check_pinned(checkpoint, revision)
-    with _fetching(checkpoint):
-        config = transformers.AutoConfig.from_pretrained(checkpoint, revision=revision or None)
     name = (config.architectures or ["none"])[0]
     if hasattr(transformers, name): return getattr(transformers, name)
     raise ValueError(f"{checkpoint}: its architecture {name} is not one of transformers; take another checkpoint")
@@ -89,6 +96,20 @@ def _load_model(
     misshapen = {key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]}
     _check_keys(checkpoint, report["missing_keys"] - misshapen, report["unexpected_keys"], misshapen)
     return model.eval().to(_worker_device(device))
+
+# %% ../../nbs/18_annotators.ipynb #88fa5a22
+def _open_checkpoint(
+    checkpoint: str,  # folder, or name on the hub
+    revision: str,  # commit on the hub, "" for a folder
+    device: str,  # "cpu", "cuda", ...
+    cls: type | None = None,  # of the model; None: the one that it was saved from
+) -> tuple[Any, Any]:  # model; processor, which prepares its inputs and reads its outputs
+    "A checkpoint, ready to use."
+    from transformers import AutoImageProcessor, AutoProcessor, Sam2Model, Sam2Processor
+    cls = cls or _model_class(checkpoint, _config_of(checkpoint, revision))
+    model = _load_model(cls, checkpoint, revision, device)
+    reader = Sam2Processor if cls is Sam2Model else AutoProcessor if "GroundingDino" in cls.__name__ else AutoImageProcessor
+    with _fetching(checkpoint): return model, reader.from_pretrained(checkpoint, revision=revision or None)
 
 # %% ../../nbs/18_annotators.ipynb #339c1dc0
 def _stated_licence(
@@ -154,32 +175,22 @@ class Detector:
     masks: str = ""  # SAM 2: a folder, or a name on the hub; "" where the detector has masks
     masks_revision: str = ""  # commit on the hub
     names: tuple[str, ...] | list[str] = _INDOOR_NAMES  # what MM-Grounding-DINO looks for
-    threshold: float = 0.1  # smallest score
+    threshold: float = 0.1  # smallest score; not above `Annotate.unsure`, or a name seems unique that is not
     device: str = "cpu"  # or "cuda"
     bf16: bool = False  # autocast to bfloat16
 
     @cached_property
-    def model(self) -> Any:  # of transformers
-        "The opened detector."
-        return _load_model(_model_class(self.checkpoint, self.revision), self.checkpoint, self.revision, self.device)
+    def opened(self) -> tuple[Any, Any]:  # model and processor, of transformers
+        "The detector."
+        return _open_checkpoint(self.checkpoint, self.revision, self.device)
 
     @cached_property
-    def processor(self) -> Any:  # of transformers
-        "What prepares pictures for the detector, and reads its outputs."
-        from transformers import AutoImageProcessor, AutoProcessor
-        cls = AutoProcessor if "GroundingDino" in type(self.model).__name__ else AutoImageProcessor
-        with _fetching(self.checkpoint): return cls.from_pretrained(self.checkpoint, revision=self.revision or None)
-
-    @cached_property
-    def segmenter(self) -> tuple[Any, Any]:  # model and processor
+    def segmenter(self) -> tuple[Any, Any]:  # model and processor, of transformers
         "The opened SAM 2; ConfigError where none is named."
-        from transformers import Sam2Model, Sam2Processor
-        if not self.masks:
-            kind = type(self.model).__name__
-            raise ConfigError(f"{self.checkpoint}: {kind} finds boxes only; name a SAM 2 as masks")
-        model = _load_model(Sam2Model, self.masks, self.masks_revision, self.device)
-        with _fetching(self.masks):
-            return model, Sam2Processor.from_pretrained(self.masks, revision=self.masks_revision or None)
+        from transformers import Sam2Model
+        if self.masks: return _open_checkpoint(self.masks, self.masks_revision, self.device, Sam2Model)
+        kind = type(self.opened[0]).__name__
+        raise ConfigError(f"{self.checkpoint}: {kind} finds boxes only; name a SAM 2 as masks")
 
     @property
     def licences(self) -> dict[str, str]:  # checkpoint -> licence
@@ -196,10 +207,10 @@ def _plain_boxes(
     images: list[np.ndarray],  # uint8 [H, W, 3] of one shape
 ) -> list[_Boxes]:  # of each picture
     "The boxes of RT-DETRv2 and its kin."
-    inputs = detector.processor(images=images, return_tensors="pt")
-    outputs, sizes = _run_model(detector.model, inputs, detector.bf16), [image.shape[:2] for image in images]
-    results = detector.processor.post_process_object_detection(outputs, detector.threshold, sizes)
-    names = detector.model.config.id2label
+    model, processor = detector.opened
+    outputs = _run_model(model, processor(images=images, return_tensors="pt"), detector.bf16)
+    sizes, names = [image.shape[:2] for image in images], model.config.id2label
+    results = processor.post_process_object_detection(outputs, detector.threshold, sizes)
     return [([names[int(i)] for i in r["labels"]], _array(r["scores"]), _array(r["boxes"])) for r in results]
 
 # %% ../../nbs/18_annotators.ipynb #80978134
@@ -232,13 +243,13 @@ def _named_boxes(
     images: list[np.ndarray],  # uint8 [H, W, 3] of one shape
 ) -> list[_Boxes]:  # of each picture
     "The boxes of MM-Grounding-DINO for all `names`, text by text."
-    processor, sizes = detector.processor, [image.shape[:2] for image in images]
+    (model, processor), sizes = detector.opened, [image.shape[:2] for image in images]
     tokens = lambda text: len(processor.tokenizer(text).input_ids)
-    limit = min(detector.model.config.max_text_len, processor.tokenizer.model_max_length)
+    limit = min(model.config.max_text_len, processor.tokenizer.model_max_length)
     parts = []
     for names in _prompts(detector.names, tokens, limit):
         inputs = processor(images=images, text=[names] * len(images), return_tensors="pt")
-        outputs = _run_model(detector.model, inputs, detector.bf16)
+        outputs = _run_model(model, inputs, detector.bf16)
         results = processor.post_process_grounded_object_detection(
             outputs, inputs.input_ids, detector.threshold, detector.threshold, sizes)
         labels = [[_nearest_name(words, names) for words in r["text_labels"]] for r in results]
@@ -267,9 +278,9 @@ def _masked_boxes(
     images: list[np.ndarray],  # uint8 [H, W, 3] of one shape
 ) -> list[tuple[_Boxes, np.ndarray]]:  # boxes, and bool [N, H, W] masks, of each picture
     "The boxes and masks of RF-DETR."
-    processor, names = detector.processor, detector.model.config.id2label
-    outputs = _run_model(detector.model, processor(images=images, return_tensors="pt"), detector.bf16)
-    sizes, results = [image.shape[:2] for image in images], []
+    (model, processor), results = detector.opened, []
+    outputs = _run_model(model, processor(images=images, return_tensors="pt"), detector.bf16)
+    sizes, names = [image.shape[:2] for image in images], model.config.id2label
     segments = processor.post_process_instance_segmentation(
         outputs, detector.threshold, target_sizes=sizes, return_binary_maps=True)
     for r, s in zip(processor.post_process_object_detection(outputs, detector.threshold, sizes), segments):
@@ -298,7 +309,7 @@ def _look(
     images: list[np.ndarray],  # uint8 [H, W, 3] of one shape
 ) -> list[list[Detection]]:  # of each picture
     "The detections in pictures of one shape."
-    name = type(detector.model).__name__
+    name = type(detector.opened[0]).__name__
     if name.endswith("ForInstanceSegmentation"):
         return [_detections(*pair) for pair in _masked_boxes(detector, images)]
     boxes = (_named_boxes if "GroundingDino" in name else _plain_boxes)(detector, images)
@@ -329,20 +340,10 @@ class DepthModel:
     bf16: bool = False  # autocast to bfloat16
 
     @cached_property
-    def model(self) -> Any:  # of transformers
-        "The opened model; ConfigError for one without metres, or whose licence is not accepted."
-        cls = _model_class(self.checkpoint, self.revision)
-        with _fetching(self.checkpoint):
-            config = cls.config_class.from_pretrained(self.checkpoint, revision=self.revision or None)
-        _check_depth_model(self, config)
-        return _load_model(cls, self.checkpoint, self.revision, self.device)
-
-    @cached_property
-    def processor(self) -> Any:  # of transformers
-        "What prepares pictures for the model, and reads its outputs."
-        from transformers import AutoImageProcessor
-        with _fetching(self.checkpoint):
-            return AutoImageProcessor.from_pretrained(self.checkpoint, revision=self.revision or None)
+    def opened(self) -> tuple[Any, Any]:  # model and processor, of transformers
+        "The model; ConfigError for one without metres, or whose licence is not accepted."
+        _check_depth_model(self, _config_of(self.checkpoint, self.revision))
+        return _open_checkpoint(self.checkpoint, self.revision, self.device)
 
     @property
     def licences(self) -> dict[str, str]:  # checkpoint -> licence
@@ -386,7 +387,7 @@ def _depth_maps(
     Ks: list[np.ndarray | None],  # [3, 3] pixels, None where unknown
 ) -> list[DepthMap]:  # of each picture
     "The depth of pictures of one shape, and the camera where it was unknown and is estimated."
-    model, processor, (height, width) = annotator.model, annotator.processor, images[0].shape[:2]
+    (model, processor), (height, width) = annotator.opened, images[0].shape[:2]
     outputs = _run_model(model, processor(images=images, return_tensors="pt"), annotator.bf16)
     sizes = {"target_sizes": [(height, width)] * len(images)}
     if model.config.model_type == "zoedepth": sizes["source_sizes"] = sizes["target_sizes"]
@@ -413,8 +414,9 @@ def _camera(
     images: list[np.ndarray],  # uint8 [H, W, 3]
 ) -> list[np.ndarray]:  # float64 [3, 3] pixels of each picture
     "The cameras of `images`; ConfigError for a model that estimates none."
-    if self.model.config.model_type != "depth_pro" or not self.model.config.use_fov_model:
-        raise ConfigError(f"{self.checkpoint}: {self.model.config.model_type} estimates no camera; take Depth Pro")
+    config = self.opened[0].config
+    if config.model_type != "depth_pro" or not config.use_fov_model:
+        raise ConfigError(f"{self.checkpoint}: {config.model_type} estimates no camera; take Depth Pro")
     return [answer.K for answer in self.depth(images, [None] * len(images))]
 
 DepthModel.camera = _camera
