@@ -1,6 +1,7 @@
 "Annotators of transformers: every architecture at toy size through the same code, held against the library's own post-processing; checkpoints that are missing, gated, damaged."
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -8,13 +9,18 @@ import numpy as np
 import pytest
 import tiny_annotators as tiny
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from world2vlm.core.camera import intrinsics
-from world2vlm.core.config import ConfigError
+from world2vlm.core.config import ConfigError, load_settings
 from world2vlm.core.records import check_depth
+from world2vlm.dataset.annotation import make_annotations
+from world2vlm.dataset.shards import validate_dataset
+from world2vlm.dataset.synthesis import make_scenes, Scenes
 from world2vlm.scenes.annotate import _annotate_scenes, _annotator_licences, Annotate, DepthMap, load_annotator
-from world2vlm.scenes.annotators import _INDOOR_NAMES, DepthModel, Detector, _detections, _masks_in_boxes, _nearest_name, _prompts
+from world2vlm.scenes.annotators import _INDOOR_NAMES, DepthModel, Detector, _detections, _likeliest_names, _masks_in_boxes, _name_spans, _prompts
 from world2vlm.scenes.photos import photo_scenes
 from world2vlm.scenes.room import room_scenes
 
@@ -38,8 +44,10 @@ def reference_boxes(model, processor, image, threshold):
     with torch.inference_mode():
         if "GroundingDino" in type(model).__name__:
             inputs = processor(images=[image], text=[NAMES], return_tensors="pt")
-            [r] = processor.post_process_grounded_object_detection(model(**inputs), inputs.input_ids, threshold, threshold, size)
-            return [_nearest_name(text, NAMES) for text in r["text_labels"]], r["scores"], r["boxes"]
+            outputs, own = model(**inputs), inputs.input_ids
+            [r] = processor.post_process_grounded_object_detection(outputs, own, threshold, threshold, size)
+            words = [processor.post_process_grounded_object_detection(outputs, own, threshold, float(score) - 1e-6, size)[0]["text_labels"][i] for i, score in enumerate(r["scores"])]  # the best word of each
+            return [next((name for name in NAMES if set(word.split()) & set(name.split())), None) for word in words], r["scores"], r["boxes"]
         [r] = processor.post_process_object_detection(model(**processor(images=[image], return_tensors="pt")), threshold=threshold, target_sizes=size)
         return [model.config.id2label[int(label)] for label in r["labels"]], r["scores"], r["boxes"]
 
@@ -72,9 +80,8 @@ def test_objects_are_those_of_the_library(folders, kind, threshold):
                 matched = [rows[d.label, round(d.score, 6)] for d in found]
                 labels, shares, scores = [d.label for d in found], [share for share, _ in matched], [score for _, score in matched]
                 assert all(mask.any() for mask in masks)
-            elif kind == "mm_grounding_dino":  # words between the names belong to none
-                keep = [i for i, label in enumerate(labels) if label]
-                labels, shares, scores, masks = [labels[i] for i in keep], shares[keep], scores[keep], masks[keep]
+            elif kind == "mm_grounding_dino":  # where a dot between the names is best, the library has no name
+                labels = [label or d.label for label, d in zip(labels, found, strict=True)]
             assert [d.label for d in found] == labels and len(masks) == len(found)
             assert np.allclose([d.box for d in found], np.reshape(shares, (-1, 4)), atol=1e-5)
             assert np.allclose([d.score for d in found], np.array(scores), atol=1e-5)
@@ -147,6 +154,20 @@ def test_sam2_as_the_hub_has_it(folders, tmp_path):
     assert masks[0].any() and np.array_equal(*masks)
 
 
+def test_the_settings_of_the_paper_with_toys(folders, tmp_path):
+    "The stage as the profile `paper` names it, with other checkpoints."
+    from PIL import Image
+    (tmp_path / "photos").mkdir()
+    for i, image in enumerate(IMAGES): Image.fromarray(image).save(tmp_path / f"photos/{i}.jpg")
+    make_scenes(Scenes(source="photos", folder=str(tmp_path / "photos"), n=0, size=(90, 70), per_shard=2), tmp_path / "scenes")
+    paper = load_settings(Annotate, "annotate", "paper")
+    toys = {"objects": {"checkpoint": folders["rt_detr_v2"], "masks": folders["sam2"], "device": "cpu"}, "depth": {"checkpoint": folders["depth_anything"], "device": "cpu"}}
+    assert {role: sorted(options) for role, options in paper.options.items()} == {role: sorted(options) for role, options in toys.items()}
+    stats = make_annotations(replace(paper, options=toys, workers=1), tmp_path / "scenes", tmp_path / "annotated")
+    assert validate_dataset("scenes", tmp_path / "annotated") == [] and stats["counts"]["depth_evidence"] == {"estimated": 3} and stats["reasons"]
+    assert set(stats["recipe"]["weights"].values()) == {"apache-2.0"} and "apache-2.0" in (tmp_path / "annotated/README.md").read_text()
+
+
 # Names for a detector that reads
 def test_names_are_put_into_as_few_texts_as_can_hold_them():
     count = lambda text: len(text.split())
@@ -164,8 +185,21 @@ def test_more_names_than_a_text_holds(folders):
     assert len(both.objects(IMAGES[:1])[0]) > len(one.objects(IMAGES[:1])[0])
 
 
-@pytest.mark.parametrize("words, name", [("chair", "chair"), ("potted plant", "potted plant"), ("plant", "potted plant"), ("chair couch", "chair"), ("couch.", "couch"), ("", ""), ("##ir", "")])
-def test_words_of_the_text_become_names(words, name): assert _nearest_name(words, NAMES) == name
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=6), st.integers(0, 2**32 - 1))
+def test_every_token_of_a_name_counts_and_no_other(lengths, seed):
+    "A word that the tokenizer splits, as nightstand, is one name; marks and dots are none."
+    tokens, names = [101, *(token for n in lengths for token in (*range(1000, 1000 + n), 4)), 102], [f"name {i}" for i in range(len(lengths))]
+    spans, rng = _name_spans(tokens, 4), np.random.default_rng(seed)
+    assert [tokens[span] for span in spans] == [list(range(1000, 1000 + n)) for n in lengths]
+    scores, best = rng.uniform(0, 0.5, (5, len(tokens) + 3)), rng.integers(0, len(names), 5)
+    scores[:, [i for i, token in enumerate(tokens) if token < 1000]] = 0.9
+    for row, name in zip(scores, best): row[rng.integers(spans[name].start, spans[name].stop)] = 0.6
+    assert _likeliest_names(scores, spans, names) == [names[i] for i in best]
+    assert _likeliest_names(scores[:0], spans, names) == []
+
+
+def test_a_name_that_was_cut_has_no_dot(): assert _name_spans([101, 7, 8, 9], 4) == [slice(1, 3)]
 
 
 def test_boxes_beyond_the_picture_are_cut():

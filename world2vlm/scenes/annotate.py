@@ -130,7 +130,7 @@ def _flaw(
 def _keep_objects(
     detections: list[Detection],  # of one picture
     config: Annotate,  # all bounds
-) -> tuple[list[Instance], list[str], list[tuple[str, str]]]:  # objects; names of what else may be there; (name, reason)
+) -> tuple[list[Instance], list[str], list[tuple[str, str]]]:  # objects; other names; name and reason of what is out
     "The objects of a picture that questions may be about, and why the others are left out."
     likely = [d for d in map(lambda d: Detection(*d), detections) if d.score >= config.unsure]
     distinct, doubles = _merge_doubles([d for d in likely if d.mask.any()], config)
@@ -236,7 +236,8 @@ def _open_roles(
 ) -> dict[str, _OpenRole]:  # role -> its annotator
     "All roles that are played."
     options = {role: json.dumps(config.options.get(role, {}), sort_keys=True) for role in config.roles}
-    return {role: _open_role(role, name, options[role], config.batch_size, mark) for role, name in config.roles.items()}
+    opened = lambda role, name: _open_role(role, name, options[role], config.batch_size, mark)
+    return {role: opened(role, name) for role, name in config.roles.items()}
 
 # %% ../../nbs/17_annotate.ipynb #6ae4df58
 def _annotator_licences(

@@ -108,7 +108,8 @@ def _open_checkpoint(
     from transformers import AutoImageProcessor, AutoProcessor, Sam2Model, Sam2Processor
     cls = cls or _model_class(checkpoint, _config_of(checkpoint, revision))
     model = _load_model(cls, checkpoint, revision, device)
-    reader = Sam2Processor if cls is Sam2Model else AutoProcessor if "GroundingDino" in cls.__name__ else AutoImageProcessor
+    reader = AutoProcessor if "GroundingDino" in cls.__name__ else AutoImageProcessor
+    reader = Sam2Processor if cls is Sam2Model else reader
     with _fetching(checkpoint): return model, reader.from_pretrained(checkpoint, revision=revision or None)
 
 # %% ../../nbs/18_annotators.ipynb #339c1dc0
@@ -227,35 +228,52 @@ def _prompts(
     return prompts
 
 # %% ../../nbs/18_annotators.ipynb #75f2db04
-def _nearest_name(
-    words: str,  # of the text
-    names: list[str],  # in the text
-) -> str:  # "" where no word is that of a name
-    "The name that shares the largest part of its words, and of theirs, with `words`."
-    parts = set(words.lower().replace(".", " ").split())
-    def agreement(name): return len(parts & set(name.lower().split())) / len(parts | set(name.lower().split()))
-    best = max(names, key=agreement)
-    return best if agreement(best) > 0 else ""
+def _name_spans(
+    tokens: list[int],  # of a text: a mark, then the names, each with a dot behind it
+    dot: int,  # its token
+) -> list[slice]:  # one for each name
+    "Where the names stand in a text."
+    ends = [i for i, token in enumerate(tokens) if token == dot] or [len(tokens) - 1]  # no dot: a name was cut
+    return [slice(start, end) for start, end in zip([1, *(end + 1 for end in ends)], ends)]
+
+# %% ../../nbs/18_annotators.ipynb #1ab94f61
+def _likeliest_names(
+    scores: np.ndarray,  # float [N, T] of each token, for each box
+    spans: list[slice],  # of the names
+    names: list[str],  # as many
+) -> list[str]:  # N
+    "The name that has the best token for each box."
+    return [names[i] for i in np.stack([scores[:, span].max(1) for span in spans], 1).argmax(1)]
 
 # %% ../../nbs/18_annotators.ipynb #86f8c505
+def _boxes_of_text(
+    detector: Detector,  # that reads names
+    images: list[np.ndarray],  # uint8 [H, W, 3] of one shape
+    names: list[str],  # of one text
+) -> list[_Boxes]:  # of each picture
+    "The boxes of MM-Grounding-DINO for `names`."
+    (model, processor), sizes = detector.opened, [image.shape[:2] for image in images]
+    inputs = processor(images=images, text=[names] * len(images), return_tensors="pt")
+    spans = _name_spans(inputs.input_ids[0].tolist(), processor.tokenizer.convert_tokens_to_ids("."))
+    outputs = _run_model(model, inputs, detector.bf16)
+    results = processor.post_process_grounded_object_detection(
+        outputs, inputs.input_ids, detector.threshold, target_sizes=sizes)
+    tokens = [_array(s[s.max(-1).values > detector.threshold]) for s in outputs.logits.sigmoid()]  # of the same boxes
+    labels = [_likeliest_names(scores, spans, names) for scores in tokens]
+    return [(of_image, _array(r["scores"]), _array(r["boxes"])) for of_image, r in zip(labels, results)]
+
+# %% ../../nbs/18_annotators.ipynb #9a99f275
 def _named_boxes(
     detector: Detector,  # that reads names
     images: list[np.ndarray],  # uint8 [H, W, 3] of one shape
 ) -> list[_Boxes]:  # of each picture
-    "The boxes of MM-Grounding-DINO for all `names`, text by text."
-    (model, processor), sizes = detector.opened, [image.shape[:2] for image in images]
-    tokens = lambda text: len(processor.tokenizer(text).input_ids)
+    "The boxes of MM-Grounding-DINO for all names, text by text."
+    model, processor = detector.opened
     limit = min(model.config.max_text_len, processor.tokenizer.model_max_length)
-    parts = []
-    for names in _prompts(detector.names, tokens, limit):
-        inputs = processor(images=images, text=[names] * len(images), return_tensors="pt")
-        outputs = _run_model(model, inputs, detector.bf16)
-        results = processor.post_process_grounded_object_detection(
-            outputs, inputs.input_ids, detector.threshold, detector.threshold, sizes)
-        labels = [[_nearest_name(words, names) for words in r["text_labels"]] for r in results]
-        parts.append([(label, _array(r["scores"]), _array(r["boxes"])) for label, r in zip(labels, results)])
-    return [(sum((p[0] for p in picture), []), np.concatenate([p[1] for p in picture]),
-             np.concatenate([p[2] for p in picture])) for picture in zip(*parts)]
+    texts = _prompts(detector.names, lambda text: len(processor.tokenizer(text).input_ids), limit)
+    parts = zip(*(_boxes_of_text(detector, images, names) for names in texts))  # picture by picture
+    columns = [tuple(zip(*part)) for part in parts]
+    return [(sum(names, []), np.concatenate(scores), np.concatenate(boxes)) for names, scores, boxes in columns]
 
 # %% ../../nbs/18_annotators.ipynb #a2c4b172
 def _masks_in_boxes(
@@ -296,12 +314,12 @@ def _masked_boxes(
 def _detections(
     boxes: _Boxes,  # of a picture
     masks: np.ndarray,  # bool [N, H, W]
-) -> list[Detection]:  # with a name
+) -> list[Detection]:  # one for each box
     "Boxes and masks as detections, boxes in fractions of the picture."
     names, scores, corners = boxes
     shares = np.clip(corners / np.tile(masks.shape[:0:-1], 2), 0, 1)  # by W, H, W, H
     return [Detection(name, tuple(map(float, share)), mask, float(score))
-            for name, share, mask, score in zip(names, shares, masks, scores) if name]
+            for name, share, mask, score in zip(names, shares, masks, scores)]
 
 # %% ../../nbs/18_annotators.ipynb #298377e8
 def _look(
