@@ -22,8 +22,9 @@ comparison: .venv/installed  ## the main arm alone and against a world model at 
 quality: .venv/installed  ## the teacher's views against the truth, and the student that reprojection taught instead
 	dvc repro teacher_quality evaluate@reprojection_teacher
 
-photos: .venv/installed  ## labels of plain photos by annotators with known errors, held against the truth; figures in data/annotate.json
+photos: .venv/installed  ## labels of plain photos by annotators with known errors, held against the truth, and what annotators cost; figures in data/annotate.json, data/annotator_costs.json
 	python tests/annotated_rooms.py
+	python tests/annotator_costs.py
 
 base: .venv/installed  ## train the shipped base student again (three hours on two cores)
 	mkdir -p data/mini/notebooks

@@ -51,8 +51,6 @@ def resident(field: str) -> int:
 
 def cost(role: str, name: str, options: dict, runs: int = 3) -> dict:
     "Of a photo, after the first one; on a GPU its own memory, else that of the process."
-    import transformers  # noqa: F401, so that its memory does not count
-    torch.set_num_threads(1)
     device, photo = options["device"], np.random.default_rng(5).integers(0, 256, (*SIZE, 3), np.uint8)
     on_gpu, annotator = device.startswith("cuda"), load_annotator(role, name, **options)
     model, before = annotator.opened[0], resident("VmRSS")
@@ -67,10 +65,11 @@ def cost(role: str, name: str, options: dict, runs: int = 3) -> dict:
 
 
 def measure(full: bool, device: str):
-    "Each annotator in a process of its own: its name and what it costs."
+    "Each annotator in a process of its own, that has the libraries already: its name and what it costs."
+    torch.set_num_threads(1)
     for build in (*tiny.DETECTORS, *tiny.DEPTHS):
         role, name = ("objects", "detector") if build in tiny.DETECTORS else ("depth", "depth_model")
-        with tempfile.TemporaryDirectory() as home, ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        with tempfile.TemporaryDirectory() as home, ProcessPoolExecutor(1, get_context("fork")) as pool:
             parts = [build, tiny.sam2] if role == "objects" and build is not tiny.rf_detr else [build]
             folders = [str(tiny.save(full_size(part) if full else part, home)) for part in parts]
             options = {"checkpoint": folders[0], "device": device} | ({"masks": folders[1]} if len(folders) > 1 else {}) | OPTIONS.get(build.__name__, {})
@@ -84,6 +83,7 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     path = repo_root() / "data/annotator_costs.json"
     figures = json.loads(path.read_text()) if path.exists() else {}
-    where = f"{'full size' if arguments.full else 'toys'}, " + (torch.cuda.get_device_name() if arguments.device.startswith("cuda") else "one core")
-    figures[where] = dict(measure(arguments.full, arguments.device))
+    rows = dict(measure(arguments.full, arguments.device))  # before CUDA is touched here, or a fork could not use it
+    where = torch.cuda.get_device_name() if arguments.device.startswith("cuda") else "one core"
+    figures[f"{'full size' if arguments.full else 'toys'}, {where}"] = rows
     write_json(path, figures)

@@ -276,7 +276,7 @@ def test_answers_of_another_number_are_an_error():
 
 
 @pytest.mark.parametrize("make, message", [
-    (lambda: Annotate(objects="nowhere:Thing"), ""), (lambda: Annotate(unsure=0.4), "unsure <= confidence"), (lambda: Annotate(options={"depth": {"checkpoint": "x"}}), "options.depth: no annotator")])
+    (lambda: Annotate(objects="nowhere:Thing"), ""), (lambda: Annotate(unsure=0.4), "unsure <= confidence"), (lambda: Annotate(area=(0.5, 0.2)), "Annotate.area: the smallest, then the largest"), (lambda: Annotate(options={"depth": {"checkpoint": "x"}}), "options.depth: no annotator")])
 def test_wrong_settings_of_annotators(make, message, tmp_path):
     if message:
         with pytest.raises(ValueError, match=message): make()

@@ -67,6 +67,7 @@ class Annotate(Settings):
         super().__post_init__()
         if self.unsure > self.confidence:
             raise ValueError(f"Annotate: unsure <= confidence, not {self.unsure} and {self.confidence}")
+        if self.area[0] >= self.area[1]: raise ValueError(f"Annotate.area: the smallest, then the largest, not {self.area}")
         if unused := [role for role in self.options if role not in self.roles]:
             raise ValueError(f"Annotate.options.{unused[0]}: no annotator; name one as {unused[0]}")
 
