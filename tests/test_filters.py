@@ -9,8 +9,8 @@ from world2vlm.core.actions import parse_actions, plan
 from world2vlm.core.camera import intrinsics, move, project, transform, unproject, yaw
 from world2vlm.core.records import keyframe_poses
 from world2vlm.scenes.room import Room, room_scenes
-from world2vlm.teachers.filters import Filter, filter_rollouts, fitted_pose, measure_rollout, pose_errors, rejection_reason
-from world2vlm.teachers.filters import _measure_view, _motion_from_depth, _motion_from_matches, _relabel_rollout, _turn_of_homography
+from world2vlm.teachers.filters import Filter, filter_rollouts, fitted_pose, pose_errors
+from world2vlm.teachers.filters import _measure_rollout, _measure_view, _motion_from_depth, _motion_from_matches, _rejection_reason, _relabel_rollout, _share_in_view, _turn_of_homography
 from world2vlm.teachers.simulator import Simulator
 
 K = intrinsics(112, 112, 90)
@@ -94,7 +94,7 @@ def test_relabelled_views_pass(imagined):
     wrong = replace(turn, images=small.images)
     relabelled, = filter_rollouts(scene, [wrong], Filter(relabel=True))
     assert relabelled.fidelity["relabelled"] == 1 and abs(relabelled.actions[0].amount - 10) <= 1 and (relabelled.images == small.images).all()
-    assert not rejection_reason(measure_rollout(scene, relabelled))
+    assert not _rejection_reason(_measure_rollout(scene, relabelled))
     opposite = replace(rollout_of(turn, "turn right 20 degrees"), images=small.images)
     assert _relabel_rollout(opposite, _measure_view(scene, small.images[0], keyframe_poses(small)[0])[1]) is None
 
@@ -127,4 +127,4 @@ def test_turn_of_a_homography():
     ({"scale": 1.4}, "scale: 1.4 is off by more than 1.35"), ({"scale": 0.7}, "scale: 0.7 is off by more than 1.35"), ({"scale": 0.75}, ""),
 ])
 def test_each_bound_has_its_reason(measures, reason):
-    assert rejection_reason(measures) == reason
+    assert _rejection_reason(measures) == reason
