@@ -83,12 +83,13 @@ def panorama_scenes(
     fov_deg: float = 90.0,  # horizontal field of view in degrees, (0, 180)
     folder: str | Path = "data/panoramas",  # one <place>.png each
     licence: str = "CC0-1.0",  # of all panoramas in `folder`
+    start: int = 0,  # number of the first anchor in each place
 ) -> Iterator[Scene]:  # without depth and objects
     "Level views of all `places`, `n` of each, in headings that `seed` draws."
     K = intrinsics(*size, fov_deg)
     for place in places:
         panorama = read_panorama(Path(folder) / f"{place}.png")
-        for i, tenths in enumerate(rng_for(seed, place).integers(3600, size=n)):
+        for i, tenths in enumerate(rng_for(seed, place).integers(3600, size=start + n)[start:], start):
             heading = int(tenths) / 10
             image, source = crop_panorama(panorama, heading, K, size), _SOURCE.format(place=place, heading=heading)
             yield Scene(f"{place}-{i:04d}", image, K, source=source, licence=licence)
