@@ -113,9 +113,10 @@ def _detect_again(
     detector: Any = None,  # already open; None opens that of `check`
 ) -> list[dict[int, bool]]:  # for each transition: `_tested_objects`
     "Which objects the detector finds again in the views of `transitions`; {} for all without a detector."
-    objects = candidates(transitions[0].scene, rules.area) if transitions else []
-    if detector is None and check.detector != "none": detector = _open_detector(check.detector, tuple(check.options.items()))
-    if detector is None or not objects: return [{}] * len(transitions)
+    if detector is None and check.detector != "none":
+        detector = _open_detector(check.detector, tuple(check.options.items()))
+    objects = candidates(transitions[0].scene, rules.area) if detector and transitions else []
+    if not objects: return [{}] * len(transitions)
     images = [transitions[0].scene.image, *(t.image_after for t in transitions)]
     anchor, *views = _detections(detector, images)
     everywhere = np.ones(images[0].shape[:2], bool)

@@ -202,10 +202,12 @@ def psnr(
 def ssim(
     a: np.ndarray,  # uint8 [H, W, 3]
     b: np.ndarray,  # uint8 [H, W, 3]
+    where: np.ndarray | None = None,  # bool [H, W] pixels that count
 ) -> float:  # up to 1
     "Structural similarity."
     from skimage.metrics import structural_similarity
-    return float(structural_similarity(a, b, channel_axis=-1))
+    mean, values = structural_similarity(a, b, channel_axis=-1, full=True)  # [H, W, 3]
+    return float(mean if where is None else values[where].mean())
 
 # %% ../../nbs/23_filters.ipynb #46356919
 def _sharpness(
