@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from ..core.actions import plan, Ranges, Trajectory
 from ..core.camera import Action, TURNS
@@ -35,7 +36,7 @@ class RealTurns(Settings):
     fov_deg: FieldOfView = 90.0  # horizontal field of view in degrees
     anchors: Count = 100  # views before, in each place of the training
     turns: Count = 4  # from each of them
-    questions: Count = 120  # about each unseen place, each with a view before of its own
+    questions: Count = 120  # anchors in each unseen place, each with one turn and a question of both tasks
     ranges: Ranges = Ranges(turn=(10.0, 60.0, 10.0))  # grid of the turns
     supervise: Supervise = field(default_factory=lambda: _TURN_TASKS)  # tasks, rules and wording of the training
     seed: Seed = 0  # of the headings
@@ -94,15 +95,16 @@ def _question_shard(
     index: int,  # number of the place
     reject: Reject,  # called for each input that is left out
     config: RealTurns,  # which questions
-) -> list[Example]:  # one for each anchor
-    "The questions about unseen place `index`: which turn it was (A2)."
-    pairs, n = _place_rollouts(config, config.unseen[index], config.questions, 1, reject), len(_turn_grid(config.ranges))
-    examples = []
-    for i, phrasing in enumerate(("direct", "sentence")):
-        rules = replace(config.supervise.rules, phrasings=(phrasing,))
-        form = replace(config.supervise, tasks=("A2",), balance=(), per_scene=0, rules=rules)
-        half = [pair for k, pair in enumerate(pairs) if k // n % 2 == i]
-        examples += derive_examples(half, form, f"{config.unseen[index]} {phrasing}", reject, split="test")
+) -> list[Example]:  # first A2, one for each anchor, then A4
+    "The questions about unseen place `index`: which turn it was (A2), and whether a claim about it is true (A4)."
+    place, n = config.unseen[index], len(_turn_grid(config.ranges))
+    pairs, examples = _place_rollouts(config, place, config.questions, 1, reject), []
+    for task, balance, name in (("A2", (), place), ("A4", ("A4",), f"{place} claims")):
+        for i, phrasing in enumerate(("direct", "sentence")):
+            rules = replace(config.supervise.rules, phrasings=(phrasing,))
+            form = replace(config.supervise, tasks=(task,), balance=balance, per_scene=0, rules=rules)
+            half = [pair for k, pair in enumerate(pairs) if k // n % 2 == i]
+            examples += derive_examples(half, form, f"{name} {phrasing}", reject, split="test")
     return examples
 
 # %% ../../nbs/54_real_turns.ipynb #0beda281
@@ -128,28 +130,48 @@ def make_real_turns(
             "questions": _write_examples(config, questions, ask, len(config.unseen))}
 
 # %% ../../nbs/54_real_turns.ipynb #a3f94239
+_Origin = Literal["any", "real", "simulated"]
+
+def _room_ids(
+    scenes: Path | str,  # data set
+) -> frozenset[str]:  # of simulated rooms
+    "The scenes of a data set that are simulated."
+    import pyarrow.parquet as pq
+    tables = [pq.read_table(path, columns=["id", "room"]) for path in shard_paths("scenes", scenes)]
+    return frozenset(name for table in tables for name in table["id"].filter(table["room"].is_valid()).to_pylist())
+
+
 def _copied_shard(
     index: int,  # number of the shard
     reject: Reject,  # not used
     paths: list[Path],  # shards of the data sets that are mixed
+    rooms: frozenset[str] = frozenset(),  # simulated scenes
+    origin: _Origin = "any",  # which examples are taken
 ) -> Iterable[Example]:  # unchanged
-    "The examples of shard `index`."
-    return read_shard("examples", paths[index])
+    "The examples of shard `index` whose scenes have this `origin`."
+    examples = read_shard("examples", paths[index])
+    return (e for e in examples if origin == "any" or (e.scene_id in rooms) == (origin == "simulated"))
 
 # %% ../../nbs/54_real_turns.ipynb #b0185e2b
 @dataclass(frozen=True)
 class _Mix(Settings):
     "What is mixed."
     mixed: tuple[str, ...]  # names of the data sets
+    origin: _Origin = "any"  # which examples are taken
 
 
 def mix_examples(
     sources: list[Path | str],  # data sets of examples, whose scenes differ
     out: Path | str,  # folder of the mixed data set
     workers: int = 1,  # processes
+    origin: _Origin = "any",  # of the examples that are taken
+    scenes: Path | str | None = None,  # data set of scenes, which tells rooms from pictures; "any" does not read it
 ) -> dict:  # content of stats.json
-    "The stage `mix`: the examples of all `sources` as one data set."
+    "The stage `mix`: the examples of all `sources` as one data set; ValueError where none has the `origin`."
     paths = [path for source in sources for path in shard_paths("examples", source)]
-    config, items = _Mix(tuple(Path(source).name for source in sources)), partial(_copied_shard, paths=paths)
-    with atomic_dir(out, fingerprint(config, *sources, stage=mix_examples)) as work:
-        return write_shards("examples", work, items, len(paths), recipe_of(config), workers)
+    config, read = _Mix(tuple(Path(source).name for source in sources), origin), [scenes] * (origin != "any")
+    items = partial(_copied_shard, paths=paths, rooms=_room_ids(*read) if read else frozenset(), origin=origin)
+    with atomic_dir(out, fingerprint(config, *sources, *read, stage=mix_examples)) as work:
+        stats = write_shards("examples", work, items, len(paths), recipe_of(config), workers)
+        if stats["rows"]: return stats
+        raise ValueError(f"no {origin} example in {', '.join(config.mixed)}; set scenes.source to sources that have them")

@@ -29,7 +29,7 @@ from ..teachers.filters import filter_rollouts, ssim
 from ..dataset.synthesis import Scenes, shard_scenes
 
 # %% ../../nbs/74_teacher_quality.ipynb #e5e16267
-_PLACES = Scenes("panoramas", places=TRAINING_PLACES + VALIDATION_PLACES, n=52)  # no teacher of the project knows any
+_PLACES = Scenes("panoramas", places=TRAINING_PLACES + VALIDATION_PLACES, n=52, per_shard=13)
 
 @dataclass(frozen=True)
 class TeacherQuality(Settings):

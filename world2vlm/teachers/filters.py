@@ -283,7 +283,7 @@ class Filter(Settings):
     agreement: NotNegative = 14.0  # dB, on pixels of the anchor
     matches: bool = True  # match features, which takes about 100 pixels; if not, only sharpness and agreement count
     min_overlap: Share = 0.1  # share of the anchor in view, or of the view in the anchor, below which nothing is tested
-    untestable: Literal["keep", "drop"] = "drop"  # what becomes of a rollout with so small an overlap
+    untestable: Literal["keep", "drop"] = "keep"  # what becomes of a rollout with so small an overlap
     relabel: bool = False  # keep a rollout of one wrong action under the motion that it shows
 
 # %% ../../nbs/23_filters.ipynb #4df18cab
