@@ -16,7 +16,7 @@ from world2vlm.core.records import transitions_of
 from world2vlm.dataset.real_turns import make_real_turns, mix_examples, RealTurns
 from world2vlm.dataset.schema import from_row, to_row
 from world2vlm.dataset.shards import read_dataset, shard_paths, validate_dataset
-from world2vlm.dataset.synthesis import HeldOut, make_held_out, Scenes, Supervise
+from world2vlm.dataset.synthesis import HeldOut, make_held_out, make_scenes, Scenes, Supervise
 from world2vlm.evaluation.held_out import _majority_rows, _random_rows, _training_groups
 from world2vlm.scenes.panoramas import crop_panorama, panorama_scenes
 from world2vlm.scenes.room import room_scenes
@@ -37,7 +37,9 @@ def home(tmp_path_factory):
     make_held_out(HeldOut(Scenes(n=4, size=(32, 32), per_shard=2), supervise=Supervise(per_scene=2)), home / "svc")
     shutil.copytree(home / "svc", home / "examples/svc")
     make_real_turns(CONFIG, home / "examples/panorama", home / "questions")
-    mix_examples([home / "examples/svc", home / "examples/panorama"], home / "examples/mixed")
+    make_scenes(Scenes(n=4, size=(32, 32), per_shard=2), home / "scenes")
+    for origin, name in (("any", "mixed"), ("real", "real"), ("simulated", "simulated")):
+        mix_examples([home / "examples/svc", home / "examples/panorama"], home / "examples" / name, 1, origin, home / "scenes")
     return home
 
 
@@ -132,10 +134,20 @@ def test_unseen_places_of_the_pipeline(profile):
 
 
 def test_questions_are_balanced(home):
-    questions = list(read_dataset("examples", home / "questions"))
-    assert len(questions) == len({e.scene_id for e in questions}) == 48 and {(e.task, e.split) for e in questions} == {("A2", "test")}
+    questions = list(read_dataset("examples", home / "questions", task="A2"))
+    assert len(questions) == len({e.scene_id for e in questions}) == 48 and {e.split for e in questions} == {"test"}
     cells = Counter((e.scene_id.rpartition("-")[0], e.phrasing, *e.target["actions"][0].values()) for e in questions)
     assert len(cells) == 2 * 2 * 12 and set(cells.values()) == {1} and all(not e.choices for e in questions)
+
+
+def test_claims_about_turns_are_balanced(home):
+    "As many true as false at each place and in each wording; the turns of the false ones are others."
+    claims = list(read_dataset("examples", home / "questions", task="A4"))
+    cells = Counter((e.scene_id.rpartition("-")[0], e.phrasing, e.target["yes"]) for e in claims)
+    assert len(cells) == 2 * 2 * 2 and {e.split for e in claims} == {"test"} and not any(e.choices for e in claims)
+    assert all(n == cells[place, phrasing, not yes] >= 2 for (place, phrasing, yes), n in cells.items())
+    turn = {e.scene_id: e.target["actions"][0] for e in read_dataset("examples", home / "questions", task="A2")}
+    for e in claims: assert (f"turn {turn[e.scene_id]['kind'][5:]} {turn[e.scene_id]['amount']:g} degrees" in e.question) == e.target["yes"]
 
 
 def test_training_turns_are_balanced(home):
@@ -146,6 +158,15 @@ def test_training_turns_are_balanced(home):
 def test_mixed_is_the_union(home):
     rows = lambda name: [to_row("examples", e) for e in read_dataset("examples", home / "examples" / name)]
     assert rows("mixed") == rows("svc") + rows("panorama")
+
+
+def test_origins_part_the_mixture(home):
+    "The arms of real, of simulated and of mixed scenes."
+    rows = lambda name: [e.id for e in read_dataset("examples", home / "examples" / name)]
+    assert rows("real") == rows("panorama") and rows("simulated") == rows("svc") and validate_dataset("examples", home / "examples/real") == []
+    with pytest.raises(ValueError, match="no simulated example in panorama; set scenes.source"):
+        mix_examples([home / "examples/panorama"], home / "none", 1, "simulated", home / "scenes")
+    assert not (home / "none").exists()
 
 
 def test_training_reads_the_mixture_shuffled(home):
