@@ -132,6 +132,7 @@ def make_real_turns(
 # %% ../../nbs/54_real_turns.ipynb #a3f94239
 _Origin = Literal["any", "real", "simulated"]
 
+# %% ../../nbs/54_real_turns.ipynb #2ee4da7f
 def _room_ids(
     scenes: Path | str,  # data set
 ) -> frozenset[str]:  # of simulated rooms
@@ -140,7 +141,7 @@ def _room_ids(
     tables = [pq.read_table(path, columns=["id", "room"]) for path in shard_paths("scenes", scenes)]
     return frozenset(name for table in tables for name in table["id"].filter(table["room"].is_valid()).to_pylist())
 
-
+# %% ../../nbs/54_real_turns.ipynb #0ab62030
 def _copied_shard(
     index: int,  # number of the shard
     reject: Reject,  # not used
@@ -159,7 +160,7 @@ class _Mix(Settings):
     mixed: tuple[str, ...]  # names of the data sets
     origin: _Origin = "any"  # which examples are taken
 
-
+# %% ../../nbs/54_real_turns.ipynb #0d5eca04
 def mix_examples(
     sources: list[Path | str],  # data sets of examples, whose scenes differ
     out: Path | str,  # folder of the mixed data set

@@ -21,6 +21,7 @@ from .shards import shard_paths
 # %% ../../nbs/52_usage.ipynb #ee6ceb3e
 _Size = tuple[str, int]  # "turn" and its upper end in degrees, "move" and its upper end in metres, or "sequence" and 0
 
+# %% ../../nbs/52_usage.ipynb #4a8c1306
 def _motion_size(
     actions: Iterable[Action],  # of a trajectory, or up to a keyframe
 ) -> _Size:  # to count by
@@ -46,6 +47,7 @@ def _size_rows(
 # %% ../../nbs/52_usage.ipynb #d07e26aa
 _GATE_REASONS = {"inliers", "sharpness", "agreement", "rotation", "direction", "drift", "scale", "not testable"}
 
+# %% ../../nbs/52_usage.ipynb #a1e0f459
 def _kept_by_size(
     folder: Path,  # data set of rollouts, closed
     min_overlap: float = 0.0,  # of the filter; what has less is not testable
@@ -72,7 +74,7 @@ def _picture_kind(
     if scene.room: return "rooms"
     return "plain pictures" if scene.depth is None else "pictures with depth"
 
-
+# %% ../../nbs/52_usage.ipynb #39345d4b
 def _shard_figures(
     pairs: list[tuple[Scene, list[Rollout]]],  # of a shard
     examples: list[Example],  # about them
@@ -99,7 +101,7 @@ def _agreement(
     sizes = [{"kind": kind, "up_to": end} | cell for (kind, end), cell in shares(lambda row: (row[1], row[2]))]
     return {"tasks": dict(shares(lambda row: row[0])), "motion_sizes": sizes} if sizes else {}
 
-
+# %% ../../nbs/52_usage.ipynb #b994ab1b
 def _stage_figures(
     folder: Path,  # one JSON file for each shard
 ) -> dict:  # "views": kind of picture -> imagined, used, share; "agreement" of `_agreement` where something was tested

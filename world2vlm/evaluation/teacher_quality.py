@@ -20,17 +20,17 @@ from ..core.actions import plan
 from ..core.plotting import canvas, styled
 from ..core.records import keyframe_poses, Rollout, Scene
 from ..core.runs import parallel_map, rng_for
-from ..scenes.panoramas import _place_and_heading, crop_panorama, read_panorama
-from ..scenes.panoramas import TRAINING_PLACES, VALIDATION_PLACES
+from ..scenes.panoramas import (
+    _place_and_heading, crop_panorama, read_panorama, TRAINING_PLACES, VALIDATION_PLACES)
 from ..teachers.base import load_teacher, teacher_with_options, TeacherOptions, WorldModel
 from ..teachers.reprojection import fill_smooth, reproject
-from ..teachers.filters import Filter, fitted_pose, pose_errors, psnr
-from ..teachers.filters import filter_rollouts, ssim
+from ..teachers.filters import Filter, filter_rollouts, fitted_pose, pose_errors, psnr, ssim
 from ..dataset.synthesis import Scenes, shard_scenes
 
 # %% ../../nbs/74_teacher_quality.ipynb #e5e16267
 _PLACES = Scenes("panoramas", places=TRAINING_PLACES + VALIDATION_PLACES, n=52, per_shard=13)
 
+# %% ../../nbs/74_teacher_quality.ipynb #8827fee5
 @dataclass(frozen=True)
 class TeacherQuality(Settings):
     "Which views are evaluated."
@@ -88,6 +88,7 @@ def _view_scores(
 # %% ../../nbs/74_teacher_quality.ipynb #7d03ecb1
 _Fit = Callable[[np.ndarray, np.ndarray], np.ndarray]  # imagined view, requested pose -> the pose that the view shows
 
+# %% ../../nbs/74_teacher_quality.ipynb #574f62fb
 def _fitted_turn(
     panorama: np.ndarray,  # uint8 [H, 2 H, 3]
     heading: float,  # of the anchor, degrees
@@ -107,7 +108,7 @@ def _fitted_turn(
     start = min(np.arange(middle - reach, middle + reach + 1e-6, step), key=cost)
     return yaw(minimize_scalar(cost, bounds=(start - step, start + step), method="bounded", options={"xatol": 0.02}).x)
 
-
+# %% ../../nbs/74_teacher_quality.ipynb #c6a3bc74
 def _pose_error(
     rollout: Rollout,  # of one action
     fit: _Fit,  # finds the pose that a view shows
@@ -145,32 +146,36 @@ def _evaluate_view(
     return _EvaluatedView(kind, action.amount, scores, rejection, np.stack([scene.image, truth, image]))
 
 # %% ../../nbs/74_teacher_quality.ipynb #fa7e8dc8
-def _truth(
+def _reference(
     scene: Scene,  # a room, or a view of a panorama
-    config: TeacherQuality,  # folder of the panoramas; whether poses are searched
-) -> tuple[WorldModel, _Fit | None]:  # the teacher that shows the truth; finds the pose that a view shows
-    "Who knows the true views of `scene`."
+    folder: str,  # of the panoramas
+) -> WorldModel:  # imagines the true views of `scene`
+    "The teacher that knows the truth."
+    return load_teacher("simulator") if scene.room else load_teacher("panorama", folder=folder)
+
+# %% ../../nbs/74_teacher_quality.ipynb #74fb56e4
+def _pose_fit(
+    scene: Scene,  # a room, or a view of a panorama
+    folder: str,  # of the panoramas
+) -> _Fit:  # finds the pose that a view of `scene` shows
+    "Render and compare, in the room or in the panorama of `scene`."
     if scene.room:
         from world2vlm.scenes.room import Room
-        fit = partial(fitted_pose, Room(scene.room.seed), scene) if config.poses else None
-        return load_teacher("simulator"), fit
+        return partial(fitted_pose, Room(scene.room.seed), scene)
     place, heading = _place_and_heading(scene)
-    panorama = read_panorama(f"{config.scenes.panoramas}/{place}.png")
-    fit = partial(_fitted_turn, panorama, heading, scene) if config.poses else None
-    return load_teacher("panorama", folder=config.scenes.panoramas), fit
+    return partial(_fitted_turn, read_panorama(f"{folder}/{place}.png"), heading, scene)
 
-
+# %% ../../nbs/74_teacher_quality.ipynb #97d0222c
 def _evaluate_shard(
     part: int,  # shard of the scenes
     teacher: str | WorldModel,  # name, `module:Class`, or a teacher that is open already
     config: TeacherQuality,  # which views
 ) -> list[_EvaluatedView]:  # of all scenes of the shard
     "Evaluate what `teacher` imagines in one shard of scenes."
-    model, views = teacher_with_options(teacher, config.options), []
+    model, views, folder = teacher_with_options(teacher, config.options), [], config.scenes.panoramas
     for scene in shard_scenes(part, lambda *_: None, config.scenes):
-        reference, fit = _truth(scene, config)
-        true = reference.imagine(scene, [plan(actions) for actions in _probe_motions(scene, config)])
-        truth = {r.actions: r.images[0] for r in true}
+        true = _reference(scene, folder).imagine(scene, [plan(actions) for actions in _probe_motions(scene, config)])
+        truth, fit = {r.actions: r.images[0] for r in true}, _pose_fit(scene, folder) if config.poses else None
         for rollout in model.imagine(scene, [plan(actions) for actions in truth], config.seed):
             views.append(_evaluate_view(scene, rollout, truth[rollout.actions], config.filter, fit))
     return views
@@ -203,6 +208,7 @@ def scores_by_motion_size(
 # name in the scores -> title of a column
 _BASELINES = {"copy": "copy", "without depth": "no depth", "mirrored in": "mirrored", "smoothed in": "smoothed"}
 
+# %% ../../nbs/74_teacher_quality.ipynb #c0b55c81
 def _table_row(
     row: dict,  # of `scores_by_motion_size`
 ) -> list[str]:  # cells

@@ -85,7 +85,7 @@ def _exact_shares(
     tasks = score_rows([row | {"scene_id": clusters(row)} for row in rows])["exactly right"]["tasks"]
     return {task: {name: value for name, value in cell.items() if name != "phrasings"} for task, cell in tasks.items()}
 
-
+# %% ../../nbs/81_transfer.ipynb #99c53662
 def turns_by_place(
     rows: list[dict],  # answers about real turns
 ) -> dict[str, dict]:  # "all places", then each place -> result of `motion_errors`, and "exactly right" of each task

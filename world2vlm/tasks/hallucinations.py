@@ -22,6 +22,7 @@ from .cases import object_id
 # %% ../../nbs/47_hallucinations.ipynb #e6d4b3fe
 _DETECTORS = {"none": ""}  # name -> module:class
 
+# %% ../../nbs/47_hallucinations.ipynb #496206a4
 @dataclass(frozen=True)
 class HallucinationCheck(Settings):
     "How a detector confirms in imagined views what geometry says, if there is one."
@@ -74,6 +75,18 @@ def _is_detected(
     return any(map(fits, detections))
 
 # %% ../../nbs/47_hallucinations.ipynb #5940234a
+def _check_mask(
+    name: str,  # of the detector
+    detection: Any,  # of a picture
+    size: tuple[int, int],  # height and width of the picture, pixels
+) -> None:
+    "ValueError unless the mask of `detection` has the type and the `size` of a mask of its picture."
+    mask = np.asarray(detection.mask)
+    if mask.dtype == bool and mask.shape == size: return
+    wrong = f"{mask.dtype} {list(mask.shape)}, expected bool {list(size)} as its picture"
+    raise ValueError(f"detector {name}: the mask of {detection.label!r} is {wrong}")
+
+# %% ../../nbs/47_hallucinations.ipynb #1a0b0c82
 def _detections(
     detector: Any,  # with the method `objects`
     images: list[np.ndarray],  # uint8 [H, W, 3] each, of one size
@@ -81,11 +94,8 @@ def _detections(
     "What `detector` finds in `images`; ValueError unless it gives masks of their size for each."
     lists, name = list(detector.objects(images)), type(detector).__name__
     if len(lists) != len(images): raise ValueError(f"detector {name}: {len(lists)} lists for {len(images)} pictures")
-    for detection in (d for detections in lists for d in detections):
-        mask, size = np.asarray(detection.mask), images[0].shape[:2]
-        if mask.dtype == bool and mask.shape == size: continue
-        wrong = f"{mask.dtype} {list(mask.shape)}, expected bool {list(size)} as its picture"
-        raise ValueError(f"detector {name}: the mask of {detection.label!r} is {wrong}")
+    for detections in lists:
+        for detection in detections: _check_mask(name, detection, images[0].shape[:2])
     return lists
 
 # %% ../../nbs/47_hallucinations.ipynb #9cfdcc40
@@ -105,7 +115,7 @@ def _tested_objects(
         results[instance.id] = _is_detected(instance, place.mask, _known_pixels(transition), detections, check)
     return results
 
-
+# %% ../../nbs/47_hallucinations.ipynb #3ff36006
 def _detect_again(
     transitions: list[Transition],  # of one scene
     check: HallucinationCheck,  # detector and bounds
@@ -135,7 +145,7 @@ def _verdict(
     if not answers: return ""
     return "confirmed" if np.mean(answers) >= min_share else "contradicted"
 
-
+# %% ../../nbs/47_hallucinations.ipynb #a5025590
 def _with_verdicts(
     examples: list[Example],  # of one transition
     detected: dict[int, bool],  # of `_detect_again`, for this transition
