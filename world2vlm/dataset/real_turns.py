@@ -14,7 +14,7 @@ from typing import Literal
 
 from ..core.actions import plan, Ranges, Trajectory
 from ..core.camera import Action, TURNS
-from ..core.config import Count, FieldOfView, Seed, Settings, Side, Workers
+from ..core.config import Count, FieldOfView, Seed, Settings, Side, Whole, Workers
 from ..core.records import Example, Rollout, Scene
 from ..core.runs import Reject
 from ..core.stages import atomic_dir, fingerprint, recipe_of
@@ -37,6 +37,7 @@ class RealTurns(Settings):
     anchors: Count = 100  # views before, in each place of the training
     turns: Count = 4  # from each of them
     questions: Count = 120  # anchors in each unseen place, each with one turn and a question of both tasks
+    object_questions: Whole = 40  # upper bound in each unseen place, of each task about the objects outlined there
     ranges: Ranges = Ranges(turn=(10.0, 60.0, 10.0))  # grid of the turns
     supervise: Supervise = field(default_factory=lambda: _TURN_TASKS)  # tasks, rules and wording of the training
     seed: Seed = 0  # of the headings
@@ -90,13 +91,28 @@ def _training_shard(
     pairs = _place_rollouts(config, config.places[index], config.anchors, config.turns, reject)
     return derive_examples(pairs, config.supervise, config.places[index], reject, split="train")
 
+# %% ../../nbs/54_real_turns.ipynb #844c8076
+_OBJECT_TASKS = ("D1", "D2", "D3", "D4")
+
+def _object_questions(
+    config: RealTurns,  # how many, and in which words
+    place: str,  # name of a panorama
+    pairs: list[tuple[Scene, list[Rollout]]],  # anchors with their true views
+    reject: Reject,  # called with the number of cases left out, for each reason
+) -> list[Example]:  # of the tasks about objects
+    "Questions about the outlined objects of a `place`; none where nothing is outlined."
+    if not config.object_questions or not any(scene.instances for scene, _ in pairs): return []
+    rules, limit = replace(config.supervise.rules, phrasings=("direct", "sentence")), config.object_questions / len(pairs)
+    form = replace(config.supervise, tasks=_OBJECT_TASKS, balance=("D2", "D4"), per_scene=limit, rules=rules)
+    return derive_examples(pairs, form, f"{place} objects", reject, split="test")
+
 # %% ../../nbs/54_real_turns.ipynb #0edae356
 def _question_shard(
     index: int,  # number of the place
     reject: Reject,  # called for each input that is left out
     config: RealTurns,  # which questions
-) -> list[Example]:  # first A2, one for each anchor, then A4
-    "The questions about unseen place `index`: which turn it was (A2), and whether a claim about it is true (A4)."
+) -> list[Example]:  # first A2, one for each anchor, then A4, then those about objects
+    "The questions about unseen place `index`: which turn it was, whether a claim about it is true, what it did to objects."
     place, n = config.unseen[index], len(_turn_grid(config.ranges))
     pairs, examples = _place_rollouts(config, place, config.questions, 1, reject), []
     for task, balance, name in (("A2", (), place), ("A4", ("A4",), f"{place} claims")):
@@ -105,7 +121,7 @@ def _question_shard(
             form = replace(config.supervise, tasks=(task,), balance=balance, per_scene=0, rules=rules)
             half = [pair for k, pair in enumerate(pairs) if k // n % 2 == i]
             examples += derive_examples(half, form, f"{name} {phrasing}", reject, split="test")
-    return examples
+    return examples + _object_questions(config, place, pairs, reject)
 
 # %% ../../nbs/54_real_turns.ipynb #0beda281
 def _write_examples(

@@ -18,7 +18,7 @@ from .answering import answer_examples
 from .benchmarks.base import ask_benchmark, control_rows, Item
 from .benchmarks.rooms import load_rooms
 from .held_out import (
-    _open_student, _random_rows, _shuffle_images, _training_groups, Evaluate, motion_errors)
+    _majority_rows, _open_student, _random_rows, _shuffle_images, _training_groups, Evaluate, motion_errors)
 from .statistics import score_rows
 from ..students.models import Student
 
@@ -62,7 +62,9 @@ def ask_transfer(
             for run in (name, "blind")[:1 + (name == final)]: _ask_both(student, items, questions, config, work, run)
         guesses = control_rows("rooms", items, "random", config.seed)
         write_text(work / "as_sat/random.jsonl", "".join(json.dumps(row) + "\n" for row in guesses))
-        _random_rows(_training_groups(questions), questions, work / "real_turns/random.jsonl", config.seed)
+        groups = _training_groups(questions)  # real turns are no part of every training: the controls know the answers asked for
+        _majority_rows(groups, questions, work / "real_turns/majority.jsonl")
+        _random_rows(groups, questions, work / "real_turns/random.jsonl", config.seed)
     return Path(out)
 
 # %% ../../nbs/81_transfer.ipynb #78a09d8e
