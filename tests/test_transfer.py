@@ -44,9 +44,9 @@ def test_goes_on_after_a_kill_with_the_same_bytes(home, tmp_path, monkeypatch):
     for out in ("killed", "whole"): ask_transfer(config, students, home / "rooms", home / "turns", tmp_path / out)
     files = {path.relative_to(tmp_path / "whole"): path.read_bytes() for path in (tmp_path / "whole").rglob("*.jsonl")}
     assert files == {path.relative_to(tmp_path / "killed"): path.read_bytes() for path in (tmp_path / "killed").rglob("*.jsonl")}
-    assert len(files) == 8 and (tmp_path / "killed/as_sat/base.jsonl").read_bytes() == answered
+    assert len(files) == 9 and (tmp_path / "killed/as_sat/base.jsonl").read_bytes() == answered
     runs = read_transfer(tmp_path / "whole")
-    assert all(set(by_run) == {"base", "grpo", "blind", "random"} for by_run in runs.values())
+    assert {exam: {*by_run} - {"base", "grpo", "blind", "random"} for exam, by_run in runs.items()} == {"as SAT": set(), "real turns": {"majority"}}
     assert set(score_runs(runs["as SAT"])["grpo"]["exactly right"]["tasks"]) == {"camera", "consequence", "aim", "perspective"}
 
 

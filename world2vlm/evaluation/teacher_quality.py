@@ -256,3 +256,17 @@ def quality_figure(
             score = f"{view.scores['psnr teacher']:.1f} dB"
             ax.set_title(f"{rank}: anchor, truth, imagined after {view.kind} {view.amount:g}, {score}")
     return figure
+
+# %% ../../nbs/74_teacher_quality.ipynb #0ac4804d
+def _real_turn_table(
+    rows: dict[str, list[dict]],  # teacher -> of `scores_by_motion_size`, at real places
+) -> str:  # Markdown
+    "PSNR / SSIM of what the anchor saw and of the rest, beside the anchor itself; pose error; the share of good views."
+    titles = ["teacher", "turn, degrees", "views", "seen", "seen: copy", "unseen", "unseen: copy", "rotation error, degrees", "kept"]
+    pair = lambda row, part, name: f"{row[f'{part} {name}']:.1f} / {row[f'{part} ssim {name}']:.2f}" if f"{part} {name}" in row else ""
+    def cells(teacher, row):
+        parts = [pair(row, part, name) for part in ("seen", "unseen") for name in ("teacher", "copy")]
+        rotation = f"{row['rotation']:.1f}" if "rotation" in row else ""
+        return [teacher, "all" if row["amount"] is None else f"{row['amount']:g}", str(row["n"]), *parts, rotation, f"{row['kept']:.0%}"]
+    lines = [titles, ["---"] * len(titles), *(cells(name, row) for name, of_teacher in rows.items() for row in of_teacher)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -62,7 +62,7 @@ def ask_transfer(
             for run in (name, "blind")[:1 + (name == final)]: _ask_both(student, items, questions, config, work, run)
         guesses = control_rows("rooms", items, "random", config.seed)
         write_text(work / "as_sat/random.jsonl", "".join(json.dumps(row) + "\n" for row in guesses))
-        groups = _training_groups(questions)  # real turns are no part of every training: the controls know the answers asked for
+        groups = _training_groups(questions)
         _majority_rows(groups, questions, work / "real_turns/majority.jsonl")
         _random_rows(groups, questions, work / "real_turns/random.jsonl", config.seed)
     return Path(out)

@@ -69,7 +69,7 @@ VALIDATION_PLACES = ("city_2", "forest", "interior")  # a town, a wood, a room
 def _read_outlines(
     folder: str | Path,  # of the panoramas
     place: str,  # name of one
-) -> list[tuple[str, np.ndarray]] | None:  # label, [N, 2] corners: longitude and latitude, degrees; None for no outlines
+) -> list[tuple[str, np.ndarray]] | None:  # label, [N, 2] longitudes and latitudes in degrees; None where none are
     "The outlined objects of a `place`, nearer ones later; ValueError for a file that is none of outlines."
     path = Path(folder) / "objects.json"
     if not path.is_file(): return None

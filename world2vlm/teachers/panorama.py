@@ -16,7 +16,8 @@ from ..core.actions import format_actions, Trajectory
 from ..core.camera import relative_motion
 from ..core.records import keyframe_poses, Rollout, Scene
 from ..core.runs import Reject
-from ..scenes.panoramas import _place_and_heading, _crop_ids, _object_ids, _read_outlines, crop_panorama, read_panorama
+from ..scenes.panoramas import (
+    _crop_ids, _object_ids, _place_and_heading, _read_outlines, crop_panorama, read_panorama)
 from .base import collect_rollouts
 
 # %% ../../nbs/24_panorama.ipynb #bb62b71b
@@ -62,7 +63,8 @@ class Panorama:
         if (anchor := _place_and_heading(scene)) is None:
             views = lambda t: f"no panorama: scene {scene.id} is no crop of one, use another teacher"
         else:
-            panorama, outlines = read_panorama(Path(self.folder) / f"{anchor[0]}.png"), _read_outlines(self.folder, anchor[0])
+            place, heading = anchor
+            panorama, outlines = read_panorama(Path(self.folder) / f"{place}.png"), _read_outlines(self.folder, place)
             objects = _object_ids(outlines) if outlines else None
-            views = lambda t: _first_move(t) or _turned_views(panorama, anchor[1], scene, t, objects)
+            views = lambda t: _first_move(t) or _turned_views(panorama, heading, scene, t, objects)
         return collect_rollouts(self, scene, trajectories, views, seed, reject)
