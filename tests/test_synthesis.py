@@ -138,7 +138,7 @@ def test_all_teachers_get_the_same_trajectories():
 
 # Several sources.
 FOLDER = str(repo_root() / "data/panoramas")
-PLACES = Scenes("panoramas", panoramas=FOLDER, places=("hall", "lab", "interior"), n=7, per_shard=3, size=(32, 32))
+PLACES = Scenes("panoramas", panoramas=FOLDER, places=("hall", "lab", "studio"), n=7, per_shard=3, size=(32, 32))
 
 
 @settings(max_examples=40, deadline=None)
@@ -319,3 +319,14 @@ def test_held_out_questions_are_exact_and_of_the_test_split(tmp_path):
     assert stats["rows"] and stats["counts"]["split"].keys() == {"test"} and stats["counts"]["evidence"].keys() == {"exact"}
     assert all(e.scene_id >= "room-900000" for e in read_dataset("examples", tmp_path / "held_out"))
     assert max(stats["counts"]["task"].values()) <= 2
+
+
+def test_plain_jpegs_are_used_up(tmp_path):
+    "A folder of JPEGs, no manifest and no depth: nothing is imagined that no question can use."
+    (tmp_path / "photos").mkdir()
+    for i, scene in enumerate(panorama_scenes(("hall", "lab"), 3, 0, (96, 72), 54, FOLDER)): Image.fromarray(scene.image).save(tmp_path / f"photos/{i}.jpg")
+    make_scenes(Scenes("photos", str(tmp_path / "photos"), n=0, size=(96, 72), per_shard=4), tmp_path / "scenes")
+    config = Imagine(presets={"single": 6, "forward_turn": 1, "turn_forward": 1}, ranges=Ranges((.2, 1.5, .1), (10, 60, 10)))
+    imagined = make_rollouts(config, "reprojection", tmp_path / "scenes", tmp_path / "rollouts")
+    [(kind, views)] = make_questions(Supervise(), tmp_path / "scenes", tmp_path / "rollouts", tmp_path / "examples")["views"].items()
+    assert kind == "plain pictures" and views["imagined"] == imagined["rows"] > 6 and views["share"] >= .9
