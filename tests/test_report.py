@@ -47,8 +47,12 @@ def full(results) -> ArmReport:
     log = {"loss": np.stack([steps, 1 / steps], 1), "reward": np.stack([steps, steps / 30], 1)}
     checks = [dict(task="D1", evidence="warped", n=10, measure="mean IoU", value=0.9, errors={"hidden": 2})]
     motions = {"grpo": dict(n=9, direction=.9, low=.8, high=.95, metres=.04, degrees=None)}
+    shares = {"D2": dict(n=40, scenes=3, score=.7, low=.5, high=.8)}
+    usage = {"motion_sizes": [dict(kind="turn", up_to=20, refused=0, imagined=9, kept=1.0, not_testable=0.0)],
+             "views": {"plain pictures": dict(imagined=40, used=38, share=.95)},
+             "agreement": {"tasks": {"D1": dict(n=60, confirmed=.9)}, "motion_sizes": [dict(kind="sequence", up_to=0, n=60, confirmed=.9)]}}
     return ArmReport("smoke", "one & only", results, pairs=[ViewPair(view(), view(), view(), "move forward 0.5 meters")] * 2, questions=[asked],
-                     errors=[asked], motions=motions, as_sat=results, real_turns={"grpo": {"all places": motions["grpo"]}},
+                     errors=[asked], motions=motions, as_sat=results, real_turns={"grpo": {"all places": motions["grpo"] | {"exactly right": shares}}}, usage=usage,
                      balance={"D2": {"yes": 3, "no": 4}}, curves={"sft": log, "grpo": log}, checks=checks)
 
 
@@ -101,6 +105,10 @@ def test_text_is_escaped(page):
 def test_motions_at_a_place(full, page):
     table = motion_table({"unseen rooms": full.motions, "forest": {}}, {"base": "base", "grpo": "after"})
     assert table.rows == [["unseen rooms", "after", "9", "90.0", "80.0 to 95.0", "0.04", ""]] and "real: all places" in page
+
+
+def test_the_page_counts_what_was_left_out(page):
+    for text in ("turn, up to 20 degrees", "not testable, %", "plain pictures", "confirmed, %", "several actions", "70.0 (50.0 to 80.0)"): assert text in page
 
 
 def test_same_content_same_bytes(full, page): assert arm_page(full) == page

@@ -284,8 +284,8 @@ def _transfer_tables(
     for run, places in report.real_turns.items():
         for place, result in places.items(): motions.setdefault(f"real: {place}", {})[run] = result
     names = run_names(RUNS, report.results | report.real_turns)
-    tables += [motion_table(motions, names)] if motions else []
-    return tables + ([_place_table(report.real_turns, names)] if report.real_turns else [])
+    by_place = _place_table(report.real_turns, names)
+    return tables + [motion_table(motions, names)] * bool(motions) + [by_place] * bool(by_place.rows)
 
 
 def _usage_tables(

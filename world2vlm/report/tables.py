@@ -111,7 +111,7 @@ def _place_table(
 ) -> Table:  # one row per place and task, one column per run
     "Exactly right answers at real places, with their intervals."
     runs = [run for run in names if run in results]
-    shares = {run: {place: r["exactly right"] for place, r in results[run].items()} for run in runs}
+    shares = {run: {place: r.get("exactly right", {}) for place, r in results[run].items()} for run in runs}
     asked = dict.fromkeys((place, task) for places in shares.values() for place, r in places.items() for task in r)
     cell = lambda run, place, task: shares[run].get(place, {}).get(task)
     text = lambda r: f"{format_points(r['score'])} ({format_interval(r)})" if r else ""
