@@ -192,10 +192,12 @@ def test_the_whole_view_needs_a_share(detected, share, verdict):
     assert said == verdict and example.evidence == "warped" + f", {verdict}" * bool(verdict)
 
 
-def test_the_class_counts_where_it_is_asked_for():
+def test_the_class_counts_where_it_is_asked_for_and_the_score_always():
     cup, everywhere = Instance(1, "red cup", blob(48, 48, 12)), np.ones((96, 96), bool)
     found = lambda label, **bounds: _is_detected(cup, cup.mask, everywhere, [Detection(label, None, cup.mask, 1.0)], HallucinationCheck(**bounds))
     assert found("plate") and found("Cup", same_class=True) and not found("plate", same_class=True) and not found("", same_class=True)
+    unsure = Detection("cup", None, cup.mask, .25)
+    assert not _is_detected(cup, cup.mask, everywhere, [unsure], HallucinationCheck()) and _is_detected(cup, cup.mask, everywhere, [unsure], HallucinationCheck(confidence=.2))
 
 
 @pytest.mark.parametrize("name, options, message", [

@@ -28,6 +28,7 @@ class HallucinationCheck(Settings):
     "How a detector confirms in imagined views what geometry says, if there is one."
     detector: Annotated[str, _DETECTORS, "module:Class"] = "none"  # a class with the method `objects`
     options: dict[str, int | float | bool | str] = field(default_factory=dict)  # arguments of its class
+    confidence: Share = 0.3  # smallest score of a detection
     min_iou: Share = 0.4  # IoU of the masks from which an object is confirmed
     min_share: Annotated[float, "> 0", "<= 1"] = 0.5  # of the objects in view, for a question about the whole view
     same_class: bool = False  # the detection must also have the object's class
@@ -63,11 +64,12 @@ def _is_detected(
     instance: Instance,  # gives the class
     mask: np.ndarray,  # bool [H, W] where it should be
     known: np.ndarray,  # bool [H, W] pixels that are compared
-    detections: list,  # of the picture: label, mask
+    detections: list,  # of the picture: label, mask, score
     check: HallucinationCheck,  # gives the bounds
 ) -> bool:  # whether a detection fits
     "Whether one of the `detections` covers the `mask` of `instance`."
     def fits(detection):
+        if detection.score < check.confidence: return False
         other = detection.mask & known
         overlap = (mask & other).sum() >= check.min_iou * max(1, (mask | other).sum())
         word = (detection.label.lower().split() or [""])[-1]
