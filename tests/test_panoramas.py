@@ -6,7 +6,7 @@ from PIL import Image
 
 from world2vlm.core.camera import homography, intrinsics, project, unproject, yaw
 from world2vlm.core.config import repo_root
-from world2vlm.scenes.panoramas import crop_panorama, read_panorama, TRAINING_PLACES, VALIDATION_PLACES
+from world2vlm.scenes.panoramas import _crop_ids, _object_ids, _read_outlines, crop_panorama, panorama_scenes, read_panorama, TRAINING_PLACES, VALIDATION_PLACES
 from world2vlm.students.dense_targets import _turn_targets
 
 FOLDER = repo_root() / "data/panoramas"
@@ -57,3 +57,43 @@ def test_bad_files_are_one_clear_error(tmp_path, content, reason):
     path.write_bytes(content) if content else Image.new("RGB", (64, 64)).save(path)
     with pytest.raises(ValueError, match=reason) as error: read_panorama(path)
     assert str(path) in str(error.value)
+
+
+# Outlines of objects.
+def test_unseen_places_have_outlines():
+    "Those of the exam, and no others."
+    labels = {place: [label for label, _ in _read_outlines(FOLDER, place) or []] for place in (*TRAINING_PLACES, *VALIDATION_PLACES)}
+    assert {place for place, names in labels.items() if names} == set(VALIDATION_PLACES) and all(len(labels[place]) >= 4 for place in VALIDATION_PLACES)
+    for place in VALIDATION_PLACES:
+        corners = np.concatenate([outline for _, outline in _read_outlines(FOLDER, place)])
+        assert (abs(corners[:, 1]) <= 90).all() and (np.ptp(corners[:, 0]) <= 420) and all(len(outline) >= 4 for _, outline in _read_outlines(FOLDER, place))
+        shown = np.unique(_object_ids(_read_outlines(FOLDER, place)))
+        assert len(shown) == 1 + len(labels[place]), "no outline is hidden by the others"
+
+
+@settings(max_examples=40, deadline=None)
+@given(left=st.floats(-180, 180), width=st.floats(8, 60), low=st.floats(-40, 20), height=st.floats(8, 40), heading=st.floats(-720, 720))
+def test_outlines_are_seen_in_their_direction(left, width, low, height, heading):
+    "Property: a pixel shows the object just where its ray points into the outline, also across 180 degrees."
+    outline = np.array([(left, low), (left + width, low), (left + width, low + height), (left, low + height)])
+    ids = _crop_ids(_object_ids([("box", outline)]), heading, K, SIZE)
+    x, y, z = np.moveaxis(unproject(np.ones((64, 64)), K), -1, 0)
+    longitude = (np.degrees(np.arctan2(x, z)) + heading - left) % 360
+    latitude = np.degrees(np.arctan2(-y, np.hypot(x, z))) - low
+    margin = np.minimum(np.minimum(longitude, width - longitude), np.minimum(latitude, height - latitude))  # degrees to the nearest edge, < 0 outside
+    assert ids[margin > .5].all() and not ids[(margin < -.5) & (longitude < 359)].any()
+
+
+def test_later_outlines_hide_earlier_ones():
+    square = lambda a: np.array([(-a, -a), (a, -a), (a, a), (-a, a)], float)
+    ids = _crop_ids(_object_ids([("wall", square(30)), ("lamp", square(10))]), 0, K, SIZE)
+    assert ids[32, 32] == 2 and ids[32, 20] == 1 and ids[32, 2] == 0
+    assert not (_crop_ids(_object_ids([("lamp", square(10)), ("wall", square(30))]), 0, K, SIZE) == 1).any()
+
+
+@pytest.mark.parametrize("text", ["no json", "[]", '{"hall": [{"label": "lamp"}]}', '{"hall": [{"label": "lamp", "outline": [[1, 2, 3], [4, 5]]}]}', '{"hall": 3}'])
+def test_bad_outlines_are_one_clear_error(tmp_path, text):
+    (tmp_path / "hall.png").write_bytes((FOLDER / "hall.png").read_bytes())
+    (tmp_path / "objects.json").write_text(text)
+    with pytest.raises(ValueError, match="no outlines of the objects of hall .*; fetch it again") as error: next(panorama_scenes(["hall"], 1, 0, folder=tmp_path))
+    assert str(tmp_path / "objects.json") in str(error.value)

@@ -309,7 +309,7 @@ def test_experiments_change_settings(tmp_path, override, section, name, value):
 def test_the_arm_names_the_teacher():
     "No second setting can contradict it: every stage of an arm gets the teacher of that arm."
     assert not {"teacher", "arm"} & set(PARAMS)
-    for name in (s for s in STAGES if s.split("@")[0] in ("sft", "grpo", "evaluate", "report", "comparison")):
+    for name in (s for s in STAGES if s.split("@")[0] in ("sft", "grpo", "evaluate", "report")):
         assert given(name)["teacher"] == PARAMS["arms"][name.split("@")[1]]["teacher"]
 
 

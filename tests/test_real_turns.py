@@ -12,21 +12,25 @@ from PIL import Image
 from world2vlm.core.actions import plan
 from world2vlm.core.camera import Action, intrinsics
 from world2vlm.core.config import load_settings, repo_root
-from world2vlm.core.records import transitions_of
+from world2vlm.core.records import iou, transitions_of
+from world2vlm.dataset import real_turns
 from world2vlm.dataset.real_turns import make_real_turns, mix_examples, RealTurns
 from world2vlm.dataset.schema import from_row, to_row
 from world2vlm.dataset.shards import read_dataset, shard_paths, validate_dataset
-from world2vlm.dataset.synthesis import HeldOut, make_held_out, Scenes, Supervise
+from world2vlm.dataset.synthesis import HeldOut, make_held_out, make_scenes, Scenes, Supervise
 from world2vlm.evaluation.held_out import _majority_rows, _random_rows, _training_groups
 from world2vlm.scenes.panoramas import crop_panorama, panorama_scenes
 from world2vlm.scenes.room import room_scenes
 from world2vlm.students.training import _selected_rows, Training
+from world2vlm.tasks.cases import object_id
+from world2vlm.tasks.rules import Rules
 from world2vlm.tasks.tasks import TASKS
+from world2vlm.tasks.visibility import visibility_of
 from world2vlm.teachers.base import load_teacher
 
 ROOT = repo_root()
 FOLDER = str(ROOT / "data/panoramas")
-CONFIG = RealTurns(("hall", "lab", "studio"), ("interior", "forest"), FOLDER, (32, 32), anchors=4, turns=3, questions=24)
+CONFIG = RealTurns(("hall", "lab", "studio"), ("interior", "forest"), FOLDER, (32, 32), anchors=4, turns=3, questions=24, object_questions=10)
 TURNS_20 = [plan([Action(kind, 20)]) for kind in ("turn_right", "turn_left")]
 
 
@@ -37,7 +41,9 @@ def home(tmp_path_factory):
     make_held_out(HeldOut(Scenes(n=4, size=(32, 32), per_shard=2), supervise=Supervise(per_scene=2)), home / "svc")
     shutil.copytree(home / "svc", home / "examples/svc")
     make_real_turns(CONFIG, home / "examples/panorama", home / "questions")
-    mix_examples([home / "examples/svc", home / "examples/panorama"], home / "examples/mixed")
+    make_scenes(Scenes(n=4, size=(32, 32), per_shard=2), home / "scenes")
+    for origin, name in (("any", "mixed"), ("real", "real"), ("simulated", "simulated")):
+        mix_examples([home / "examples/svc", home / "examples/panorama"], home / "examples" / name, 1, origin, home / "scenes")
     return home
 
 
@@ -101,8 +107,8 @@ def test_a_scene_survives_its_row():
         assert (teacher.imagine(again, TURNS_20)[0].images == teacher.imagine(scene, TURNS_20)[0].images).all()
 
 
-def test_nothing_is_asked_about_objects():
-    "All eight tasks on a real turn: only the two about the motion have a question."
+def test_nothing_is_asked_about_objects_without_outlines():
+    "All eight tasks on a real turn at a place without outlines: only the two about the motion have a question."
     [scene] = panorama_scenes(("hall",), 1, 5, folder=FOLDER)
     [rollout, _] = load_teacher("panorama", folder=FOLDER).imagine(scene, TURNS_20)
     found = [e.task for t in transitions_of(scene, rollout) for task in TASKS.values() for e in task.derive(t, np.random.default_rng(0))]
@@ -132,10 +138,43 @@ def test_unseen_places_of_the_pipeline(profile):
 
 
 def test_questions_are_balanced(home):
-    questions = list(read_dataset("examples", home / "questions"))
-    assert len(questions) == len({e.scene_id for e in questions}) == 48 and {(e.task, e.split) for e in questions} == {("A2", "test")}
+    questions = list(read_dataset("examples", home / "questions", task="A2"))
+    assert len(questions) == len({e.scene_id for e in questions}) == 48 and {e.split for e in questions} == {"test"}
     cells = Counter((e.scene_id.rpartition("-")[0], e.phrasing, *e.target["actions"][0].values()) for e in questions)
     assert len(cells) == 2 * 2 * 12 and set(cells.values()) == {1} and all(not e.choices for e in questions)
+
+
+def test_claims_about_turns_are_balanced(home):
+    "As many true as false at each place and in each wording; the turns of the false ones are others."
+    claims = list(read_dataset("examples", home / "questions", task="A4"))
+    cells = Counter((e.scene_id.rpartition("-")[0], e.phrasing, e.target["yes"]) for e in claims)
+    assert len(cells) == 2 * 2 * 2 and {e.split for e in claims} == {"test"} and not any(e.choices for e in claims)
+    assert all(n == cells[place, phrasing, not yes] >= 2 for (place, phrasing, yes), n in cells.items())
+    turn = {e.scene_id: e.target["actions"][0] for e in read_dataset("examples", home / "questions", task="A2")}
+    for e in claims: assert (f"turn {turn[e.scene_id]['kind'][5:]} {turn[e.scene_id]['amount']:g} degrees" in e.question) == e.target["yes"]
+
+
+def test_objects_of_unseen_places_are_asked_about(home):
+    "At most ten questions of a task at a place, about outlined objects, without letters; a setting leaves them out."
+    stats, asked = Counter(), [e for e in read_dataset("examples", home / "questions") if e.task[0] == "D"]
+    for e in asked: stats[e.scene_id.rpartition("-")[0], e.task] += 1
+    assert {(place, task) for place in CONFIG.unseen for task in ("D1", "D2", "D3")} | {("interior", "D4")} <= set(stats) and max(stats.values()) == 10
+    assert {e.evidence for e in asked} == {"exact"} and not any(e.choices for e in asked) and {e.split for e in asked} == {"test"}
+    assert 0 < sum(e.target["yes"] for e in asked if e.task == "D2") < sum(e.task == "D2" for e in asked)
+    without = replace(CONFIG, object_questions=0)
+    assert {e.task for e in real_turns._question_shard(0, lambda *_: None, without)} == {"A2", "A4"}
+
+
+def test_outlines_turn_with_the_picture():
+    "The box of an object after a turn, from its outline, is the one that the homography gives, and the labels are right."
+    overlaps, config = [], replace(CONFIG, size=(96, 96))
+    for place in CONFIG.unseen:
+        for scene, rollouts in real_turns._place_rollouts(config, place, 8, 2, lambda *_: None):
+            for transition in (t for rollout in rollouts for t in transitions_of(scene, rollout)):
+                warped = replace(transition, rollout=replace(transition.rollout, ids=None), cache={})
+                examples = TASKS["D1"].derive(transition, np.random.default_rng(0), Rules(area=(.03, .6)))
+                overlaps += [iou(e.target["box"], visibility_of(warped, object_id(e)).box) for e in examples]
+    assert len(overlaps) > 15 and np.mean(overlaps) > .93 and min(overlaps) > .7, sorted(overlaps)
 
 
 def test_training_turns_are_balanced(home):
@@ -146,6 +185,15 @@ def test_training_turns_are_balanced(home):
 def test_mixed_is_the_union(home):
     rows = lambda name: [to_row("examples", e) for e in read_dataset("examples", home / "examples" / name)]
     assert rows("mixed") == rows("svc") + rows("panorama")
+
+
+def test_origins_part_the_mixture(home):
+    "The arms of real, of simulated and of mixed scenes."
+    rows = lambda name: [e.id for e in read_dataset("examples", home / "examples" / name)]
+    assert rows("real") == rows("panorama") and rows("simulated") == rows("svc") and validate_dataset("examples", home / "examples/real") == []
+    with pytest.raises(ValueError, match="no simulated example in panorama; set scenes.source"):
+        mix_examples([home / "examples/panorama"], home / "none", 1, "simulated", home / "scenes")
+    assert not (home / "none").exists()
 
 
 def test_training_reads_the_mixture_shuffled(home):

@@ -48,8 +48,12 @@ def full(results) -> ArmReport:
     checks = [dict(task="D1", evidence="warped", n=10, measure="mean IoU", value=0.9, errors={"hidden": 2})]
     scenes = {"counts": {"K_evidence": {"exif": 1300, "estimated": 2}, "depth_evidence": {"estimated": 1302}}, "reasons": {"small": 7}, "weights": {"some/depth": "mit"}}
     motions = {"grpo": dict(n=9, direction=.9, low=.8, high=.95, metres=.04, degrees=None)}
+    shares = {"D2": dict(n=40, scenes=3, score=.7, low=.5, high=.8)}
+    usage = {"motion_sizes": [dict(kind="turn", up_to=20, refused=0, imagined=9, kept=1.0, not_testable=0.0)],
+             "views": {"plain pictures": dict(imagined=40, used=38, share=.95)},
+             "agreement": {"tasks": {"D1": dict(n=60, confirmed=.9)}, "motion_sizes": [dict(kind="sequence", up_to=0, n=60, confirmed=.9)]}}
     return ArmReport("smoke", "one & only", results, pairs=[ViewPair(view(), view(), view(), "move forward 0.5 meters")] * 2, questions=[asked],
-                     errors=[asked], motions=motions, as_sat=results, real_turns={"grpo": {"all places": motions["grpo"]}},
+                     errors=[asked], motions=motions, as_sat=results, real_turns={"grpo": {"all places": motions["grpo"] | {"exactly right": shares}}}, usage=usage,
                      balance={"D2": {"yes": 3, "no": 4}}, curves={"sft": log, "grpo": log}, checks=checks, scenes=scenes)
 
 
@@ -108,6 +112,10 @@ def test_evidence_of_the_scenes(full, page):
     tables = _scene_tables(full.scenes)
     assert [table.rows for table in tables] == [[["exif", "1,300", "0"], ["estimated", "2", "1,302"]], [["small", "7"]], [["some/depth", "mit"]]]
     assert "1,302" in page and "some/depth" in page
+
+
+def test_the_page_counts_what_was_left_out(page):
+    for text in ("turn, up to 20 degrees", "not testable, %", "plain pictures", "confirmed, %", "several actions", "70.0 (50.0 to 80.0)"): assert text in page
 
 
 def test_same_content_same_bytes(full, page): assert arm_page(full) == page

@@ -23,6 +23,7 @@ from world2vlm.students.pretraining import Base, Phase
 from world2vlm.students.sft import SFT
 from world2vlm.students.training import Training
 from world2vlm.scenes.annotate import Annotate
+from world2vlm.tasks.hallucinations import HallucinationCheck
 from world2vlm.tasks.rules import Rules
 from world2vlm.teachers.base import TEACHERS
 from world2vlm.teachers.filters import Filter
@@ -30,7 +31,7 @@ from world2vlm.teachers.svc.training import SVCTraining
 
 SECTIONS = dict(scenes=Scenes, annotate=Annotate, imagine=Imagine, supervise=Supervise, real_turns=RealTurns, held_out=HeldOut, label_audit=LabelAudit, teacher_quality=TeacherQuality,
                 student=StudentConfig, base=Base, svc=SVCTraining, sft=SFT, grpo=GRPO, evaluate=Evaluate, rooms_benchmark=RoomsBenchmark, comparison=Comparison)
-CLASSES = [*SECTIONS.values(), Ranges, Filter, Rules, ViewSearch, Training, MiniConfig, Phase]
+CLASSES = [*SECTIONS.values(), Ranges, Filter, HallucinationCheck, Rules, ViewSearch, Training, MiniConfig, Phase]
 
 
 def changed(params: dict, path: str, value) -> dict:
@@ -81,6 +82,14 @@ WRONG = [
     ("supervise/shares/tset", 0.0, "did you mean test?"),
     ("supervise/shares/train", -0.5, "expected a number >= 0 and <= 1, got -0.5"),
     ("supervise/per_scene", -1, "expected a number >= 0"),
+    ("supervise/hallucinations/detector", "detr", "expected one of none, module:Class, got 'detr'"),
+    ("supervise/hallucinations/contradicted", "dorp", "expected one of drop, mark, got 'dorp' (str); did you mean drop?"),
+    ("supervise/hallucinations/min_share", 0, "expected a number > 0 and <= 1, got 0.0"),
+    ("supervise/rules/nominal", "yes", "expected bool, got 'yes'"),
+    ("imagine/nominal", 1, "expected bool, got 1"),
+    ("imagine/filters/svc/untestable", "kep", "expected one of keep, drop, got 'kep' (str); did you mean keep?"),
+    ("scenes/source", "roms", "expected one of rooms, photos, panoramas, got 'roms' (str); did you mean rooms?"),
+    ("scenes/source", {"rooms": 0.5, "photo": 0.5}, "expected one of rooms, photos, panoramas, got 'photo' (str); did you mean photos?"),
     ("supervise/rules/phrasings", ["chioce"], "expected one of direct, choice, sentence, got 'chioce' (str); did you mean choice?"),
     ("supervise/rules/max_examples", 0, "expected a number >= 1, got 0"),
     ("annotate/objects", "detectr", "expected one of none, detector, module:Class, got 'detectr' (str); did you mean detector?"),

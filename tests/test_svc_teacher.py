@@ -95,7 +95,7 @@ def test_from_training_to_questions(trained, plain):
     assert all(r.fidelity["nominal"] for r in nominal) and "A2" in tasks and not tasks & {"A1", "A3"}
     rejected.clear()
     turns = load_teacher("svc", checkpoint=str(trained)).imagine(bare, trajectories[:3], seed=3, reject=reject)
-    assert [r.actions for r in turns] == [tuple(trajectories[2].actions)]
+    assert [r.actions for r in turns] == [tuple(trajectories[2].actions)] and turns[0].fidelity["nominal"] == 0, "this checkpoint has metres of its own"
     assert len(rejected) == 2 and all(reason.startswith("no depth") for _, reason in rejected)
 
 

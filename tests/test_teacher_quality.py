@@ -1,18 +1,22 @@
 "Evaluating a teacher: the truth is perfect, a mirrored teacher scores badly, tables add up."
 import json
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
+from hypothesis import given, settings, strategies as st
 
-from world2vlm.core.camera import Action
+from world2vlm.core.camera import Action, yaw
 from world2vlm.core.actions import plan
 from world2vlm.core.config import repo_root
 from world2vlm.dataset.synthesis import Scenes
 from world2vlm.evaluation.teacher_quality import _EvaluatedView, evaluate_teacher, _evaluate_view, quality_table, scores_by_motion_size, TeacherQuality
-from world2vlm.evaluation.teacher_quality import _baseline_views, _evaluate_shard, _probe_motions, _ranked_views, _view_scores
+from world2vlm.evaluation.teacher_quality import _baseline_views, _evaluate_shard, _fitted_turn, _probe_motions, _ranked_views, _view_scores
+from world2vlm.scenes.panoramas import _place_and_heading, crop_panorama, panorama_scenes, read_panorama
 from world2vlm.scenes.room import Room, room_scenes
 from world2vlm.teachers.base import load_teacher
+from world2vlm.teachers.filters import fitted_pose, pose_errors
 
 CONFIG = TeacherQuality(Scenes(first=700_000, n=4, seed=1, size=(64, 64), per_shard=2), turns=(10, 30), moves=(0.3,), poses=False)
 
@@ -30,7 +34,7 @@ def test_the_truth_is_perfect():
 def test_a_mirrored_teacher_scores_badly(scene):
     "The commonest bug of the field: left and right exchanged."
     left, right = (load_teacher("simulator", radius=0.0).imagine(scene, [plan([Action(kind, 20)])], 0)[0] for kind in ("turn_left", "turn_right"))
-    wrong = _evaluate_view(scene, replace(left, images=right.images), left.images[0], room=Room(scene.room.seed))
+    wrong = _evaluate_view(scene, replace(left, images=right.images), left.images[0], fit=partial(fitted_pose, Room(scene.room.seed), scene))
     assert wrong.scores["rotation"] > 15 and wrong.scores["psnr teacher"] < wrong.scores["psnr without depth"]
 
 
@@ -40,6 +44,41 @@ def test_baselines_use_what_they_may(scene):
     assert (turned["without depth"] == turned["mirrored in"]).all() and (turned["copy"] == scene.image).all() and 0.2 < unseen.mean() < 0.6
     assert (moved["without depth"] == scene.image).all() and (moved["mirrored in"] != scene.image).any()
     assert (turned["smoothed in"][~unseen] == turned["mirrored in"][~unseen]).all() and (turned["smoothed in"][unseen] != turned["mirrored in"][unseen]).any()
+
+
+# Turns at real places.
+PLACES = replace(CONFIG, scenes=Scenes("panoramas", panoramas=str(repo_root() / "data/panoramas"), places=("interior", "hall", "forest_2", "city"), n=4, per_shard=2), turns=(10, 50))
+
+
+@settings(max_examples=8, deadline=None)
+@given(error=st.floats(-15, 15), turn=st.sampled_from([-40, 10, 60]), place=st.sampled_from(PLACES.scenes.places))
+def test_the_turn_of_a_view_is_recovered(error, turn, place):
+    "Property: where the view shows another turn than the requested one, the fit finds that turn."
+    panorama, [anchor] = read_panorama(f"{PLACES.scenes.panoramas}/{place}.png"), panorama_scenes([place], 1, 3, folder=PLACES.scenes.panoramas)
+    view = crop_panorama(panorama, (heading := _place_and_heading(anchor)[1]) + turn + error, anchor.K, anchor.size)
+    assert pose_errors(_fitted_turn(panorama, heading, anchor, view, yaw(turn)), yaw(turn + error))["rotation"] < .3
+
+
+def test_the_truth_is_perfect_at_real_places_and_a_mirrored_teacher_is_not():
+    true = evaluate_teacher(load_teacher("panorama", folder=PLACES.scenes.panoramas), replace(PLACES, poses=True))
+    assert len(true) == 8 and {v.kind for v in true} == {"turn"} and all(v.scores["psnr teacher"] > 70 and v.scores["rotation"] < .3 for v in true)
+    class Mirrored:
+        name, exact = "mirrored", False
+        def imagine(self, scene, trajectories, seed=0, reject=None):
+            opposite = [plan([a.opposite for a in t.actions]) for t in trajectories]
+            views = load_teacher("panorama", folder=PLACES.scenes.panoramas).imagine(scene, opposite)
+            return [replace(v, actions=t.actions, poses=t.poses) for v, t in zip(views, trajectories)]
+    wrong = evaluate_teacher(Mirrored(), replace(PLACES, poses=True))
+    assert np.median([v.scores["rotation"] for v in wrong]) > 10 and np.mean([v.scores["seen teacher"] for v in wrong]) < 18
+
+
+def test_reprojection_is_right_where_the_anchor_saw():
+    "Measured beforehand: 32 to 34 dB on seen pixels, copying the anchor 13 to 16."
+    rows = scores_by_motion_size(evaluate_teacher("reprojection", PLACES))
+    for row in rows:
+        assert row["seen teacher"] > 29 and row["seen copy"] < 20 and row["unseen teacher"] < row["seen teacher"] - 8
+        assert row["seen ssim teacher"] > .9 > row["seen ssim copy"]
+    assert quality_table(rows).count("\n") == len(rows) + 1
 
 
 def test_every_scene_has_every_size_once(scene):
@@ -64,7 +103,8 @@ def test_worst_and_best_are_chosen_by_rule():
 
 
 def test_few_unseen_pixels_are_not_scored_separately(scene):
-    assert not any(name.startswith("unseen") for name in _view_scores({"copy": scene.image}, scene.image, np.zeros((64, 64), bool)))
+    scores = _view_scores({"copy": scene.image}, scene.image, np.zeros((64, 64), bool))
+    assert not any(name.startswith("unseen") for name in scores) and scores["seen copy"] == scores["psnr copy"]
 
 
 def test_tables_read_the_tracked_metrics():
@@ -73,4 +113,4 @@ def test_tables_read_the_tracked_metrics():
     lines = quality_table(rows).splitlines()
     assert len(lines) == len(rows) + 2 and {line.count("|") for line in lines} == {14}
     one_view = replace(CONFIG, scenes=replace(CONFIG.scenes, n=1, per_shard=1), turns=(), moves=(0.5,), poses=True)
-    assert rows[0].keys() == scores_by_motion_size(_evaluate_shard(0, "reprojection", one_view))[0].keys()
+    assert rows[0].keys() <= scores_by_motion_size(_evaluate_shard(0, "reprojection", one_view))[0].keys()

@@ -44,9 +44,9 @@ def test_goes_on_after_a_kill_with_the_same_bytes(home, tmp_path, monkeypatch):
     for out in ("killed", "whole"): ask_transfer(config, students, home / "rooms", home / "turns", tmp_path / out)
     files = {path.relative_to(tmp_path / "whole"): path.read_bytes() for path in (tmp_path / "whole").rglob("*.jsonl")}
     assert files == {path.relative_to(tmp_path / "killed"): path.read_bytes() for path in (tmp_path / "killed").rglob("*.jsonl")}
-    assert len(files) == 8 and (tmp_path / "killed/as_sat/base.jsonl").read_bytes() == answered
+    assert len(files) == 9 and (tmp_path / "killed/as_sat/base.jsonl").read_bytes() == answered
     runs = read_transfer(tmp_path / "whole")
-    assert all(set(by_run) == {"base", "grpo", "blind", "random"} for by_run in runs.values())
+    assert {exam: {*by_run} - {"base", "grpo", "blind", "random"} for exam, by_run in runs.items()} == {"as SAT": set(), "real turns": {"majority"}}
     assert set(score_runs(runs["as SAT"])["grpo"]["exactly right"]["tasks"]) == {"camera", "consequence", "aim", "perspective"}
 
 
@@ -60,11 +60,20 @@ def test_direction_and_amount(said, direction, metres):
 
 
 def test_places_are_told_apart():
-    row = dict(task="A2", phrasing="direct", gold="turn left 20 degrees")
+    row = dict(task="A2", direction="inverse", phrasing="direct", gold="turn left 20 degrees", parsed="", score=dict(exact=0.0, overall=0.5))
     rows = [row | dict(scene_id=f"forest_2-{k}", response="turn left 30 degrees") for k in range(3)] + [row | dict(scene_id="hall-1", response="turn right 20 degrees")]
     found = turns_by_place(rows)
     assert {place: (r["n"], r["direction"]) for place, r in found.items()} == {"all places": (4, .75), "forest_2": (3, 1), "hall": (1, 0)}
-    assert found["forest_2"]["degrees"] == 10
+    assert found["forest_2"]["degrees"] == 10 and turns_by_place([])["all places"] == motion_errors([]) | {"exactly right": {}}
+
+
+def test_intervals_are_clustered_by_place():
+    "Sixty claims at each place, all right at two and all wrong at the third: hardly anything is known of a fourth."
+    row = dict(task="A4", direction="forward", phrasing="direct", gold="true", response="true", parsed=True)
+    rows = [row | dict(scene_id=f"{place}-{k}", score=dict(exact=float(place != "city_2"), overall=1.0)) for place in ("forest", "interior", "city_2") for k in range(60)]
+    found = {place: result["exactly right"]["A4"] for place, result in turns_by_place(rows).items()}
+    assert (found["all places"]["scenes"], found["all places"]["n"], found["forest"]["scenes"]) == (3, 180, 60)
+    assert found["all places"]["low"] < .2 and found["all places"]["high"] > .9 and found["forest"]["low"] > .9 and found["city_2"]["high"] < .1
 
 
 @pytest.fixture(scope="module")

@@ -122,14 +122,14 @@ def _choice(
     options: tuple,  # types of a union: `int | None`
     where: str,  # dotted name of the setting
 ) -> Any:  # the value, checked
-    "`value` as the first of the `options` it fits. ConfigError if it fits none."
+    "`value` as the first of the `options` it fits. ConfigError, about a part of it where one is wrong, if it fits none."
     if value is None and type(None) in options: return None
     errors = []
     for option in options:
         if option is type(None): continue
         try: return _check_value(value, option, where)
         except ConfigError as error: errors.append(error)
-    raise errors[0]
+    raise next((error for error in errors if not str(error).startswith(f"{where}: ")), errors[0])
 
 # %% ../../nbs/00_config.ipynb #e03a7d4e
 def _check_value(

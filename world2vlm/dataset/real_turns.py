@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from ..core.actions import plan, Ranges, Trajectory
 from ..core.camera import Action, TURNS
-from ..core.config import Count, FieldOfView, Seed, Settings, Side, Workers
+from ..core.config import Count, FieldOfView, Seed, Settings, Side, Whole, Workers
 from ..core.records import Example, Rollout, Scene
 from ..core.runs import Reject
 from ..core.stages import atomic_dir, fingerprint, recipe_of
@@ -35,7 +36,8 @@ class RealTurns(Settings):
     fov_deg: FieldOfView = 90.0  # horizontal field of view in degrees
     anchors: Count = 100  # views before, in each place of the training
     turns: Count = 4  # from each of them
-    questions: Count = 120  # about each unseen place, each with a view before of its own
+    questions: Count = 120  # anchors in each unseen place, each with one turn and a question of both tasks
+    object_questions: Whole = 40  # upper bound in each unseen place, of each task about the objects outlined there
     ranges: Ranges = Ranges(turn=(10.0, 60.0, 10.0))  # grid of the turns
     supervise: Supervise = field(default_factory=lambda: _TURN_TASKS)  # tasks, rules and wording of the training
     seed: Seed = 0  # of the headings
@@ -89,21 +91,37 @@ def _training_shard(
     pairs = _place_rollouts(config, config.places[index], config.anchors, config.turns, reject)
     return derive_examples(pairs, config.supervise, config.places[index], reject, split="train")
 
+# %% ../../nbs/54_real_turns.ipynb #844c8076
+_OBJECT_TASKS = ("D1", "D2", "D3", "D4")
+
+def _object_questions(
+    config: RealTurns,  # how many, and in which words
+    place: str,  # name of a panorama
+    pairs: list[tuple[Scene, list[Rollout]]],  # anchors with their true views
+    reject: Reject,  # called with the number of cases left out, for each reason
+) -> list[Example]:  # of the tasks about objects
+    "Questions about the outlined objects of a `place`; none where nothing is outlined."
+    if not config.object_questions or not any(scene.instances for scene, _ in pairs): return []
+    rules, limit = replace(config.supervise.rules, phrasings=("direct", "sentence")), config.object_questions / len(pairs)
+    form = replace(config.supervise, tasks=_OBJECT_TASKS, balance=("D2", "D4"), per_scene=limit, rules=rules)
+    return derive_examples(pairs, form, f"{place} objects", reject, split="test")
+
 # %% ../../nbs/54_real_turns.ipynb #0edae356
 def _question_shard(
     index: int,  # number of the place
     reject: Reject,  # called for each input that is left out
     config: RealTurns,  # which questions
-) -> list[Example]:  # one for each anchor
-    "The questions about unseen place `index`: which turn it was (A2)."
-    pairs, n = _place_rollouts(config, config.unseen[index], config.questions, 1, reject), len(_turn_grid(config.ranges))
-    examples = []
-    for i, phrasing in enumerate(("direct", "sentence")):
-        rules = replace(config.supervise.rules, phrasings=(phrasing,))
-        form = replace(config.supervise, tasks=("A2",), balance=(), per_scene=0, rules=rules)
-        half = [pair for k, pair in enumerate(pairs) if k // n % 2 == i]
-        examples += derive_examples(half, form, f"{config.unseen[index]} {phrasing}", reject, split="test")
-    return examples
+) -> list[Example]:  # first A2, one for each anchor, then A4, then those about objects
+    "The questions about unseen place `index`: which turn it was, whether a claim about it is true, what it did to objects."
+    place, n = config.unseen[index], len(_turn_grid(config.ranges))
+    pairs, examples = _place_rollouts(config, place, config.questions, 1, reject), []
+    for task, balance, name in (("A2", (), place), ("A4", ("A4",), f"{place} claims")):
+        for i, phrasing in enumerate(("direct", "sentence")):
+            rules = replace(config.supervise.rules, phrasings=(phrasing,))
+            form = replace(config.supervise, tasks=(task,), balance=balance, per_scene=0, rules=rules)
+            half = [pair for k, pair in enumerate(pairs) if k // n % 2 == i]
+            examples += derive_examples(half, form, f"{name} {phrasing}", reject, split="test")
+    return examples + _object_questions(config, place, pairs, reject)
 
 # %% ../../nbs/54_real_turns.ipynb #0beda281
 def _write_examples(
@@ -128,28 +146,49 @@ def make_real_turns(
             "questions": _write_examples(config, questions, ask, len(config.unseen))}
 
 # %% ../../nbs/54_real_turns.ipynb #a3f94239
+_Origin = Literal["any", "real", "simulated"]
+
+# %% ../../nbs/54_real_turns.ipynb #2ee4da7f
+def _room_ids(
+    scenes: Path | str,  # data set
+) -> frozenset[str]:  # of simulated rooms
+    "The scenes of a data set that are simulated."
+    import pyarrow.parquet as pq
+    tables = [pq.read_table(path, columns=["id", "room"]) for path in shard_paths("scenes", scenes)]
+    return frozenset(name for table in tables for name in table["id"].filter(table["room"].is_valid()).to_pylist())
+
+# %% ../../nbs/54_real_turns.ipynb #0ab62030
 def _copied_shard(
     index: int,  # number of the shard
     reject: Reject,  # not used
     paths: list[Path],  # shards of the data sets that are mixed
+    rooms: frozenset[str] = frozenset(),  # simulated scenes
+    origin: _Origin = "any",  # which examples are taken
 ) -> Iterable[Example]:  # unchanged
-    "The examples of shard `index`."
-    return read_shard("examples", paths[index])
+    "The examples of shard `index` whose scenes have this `origin`."
+    examples = read_shard("examples", paths[index])
+    return (e for e in examples if origin == "any" or (e.scene_id in rooms) == (origin == "simulated"))
 
 # %% ../../nbs/54_real_turns.ipynb #b0185e2b
 @dataclass(frozen=True)
 class _Mix(Settings):
     "What is mixed."
     mixed: tuple[str, ...]  # names of the data sets
+    origin: _Origin = "any"  # which examples are taken
 
-
+# %% ../../nbs/54_real_turns.ipynb #0d5eca04
 def mix_examples(
     sources: list[Path | str],  # data sets of examples, whose scenes differ
     out: Path | str,  # folder of the mixed data set
     workers: int = 1,  # processes
+    origin: _Origin = "any",  # of the examples that are taken
+    scenes: Path | str | None = None,  # data set of scenes, which tells rooms from pictures; "any" does not read it
 ) -> dict:  # content of stats.json
-    "The stage `mix`: the examples of all `sources` as one data set."
+    "The stage `mix`: the examples of all `sources` as one data set; ValueError where none has the `origin`."
     paths = [path for source in sources for path in shard_paths("examples", source)]
-    config, items = _Mix(tuple(Path(source).name for source in sources)), partial(_copied_shard, paths=paths)
-    with atomic_dir(out, fingerprint(config, *sources, stage=mix_examples)) as work:
-        return write_shards("examples", work, items, len(paths), recipe_of(config), workers)
+    config, read = _Mix(tuple(Path(source).name for source in sources), origin), [scenes] * (origin != "any")
+    items = partial(_copied_shard, paths=paths, rooms=_room_ids(*read) if read else frozenset(), origin=origin)
+    with atomic_dir(out, fingerprint(config, *sources, *read, stage=mix_examples)) as work:
+        stats = write_shards("examples", work, items, len(paths), recipe_of(config), workers)
+        if stats["rows"]: return stats
+        raise ValueError(f"no {origin} example in {', '.join(config.mixed)}; set scenes.source to sources that have them")

@@ -233,12 +233,13 @@ _COLUMN_MEANINGS = {
     "actions": "the motion, in metres or degrees",
     "poses": "camera to world, OpenCV axes, metres; frame 0 is the identity",
     "keyframes": "index of the frame after each action", "images": "the views",
-    "ids": "object ids of each view, from the simulator only", "fidelity": "the teacher's measures of its own quality",
+    "ids": "object ids of each view, where the teacher knows them", "fidelity": "the teacher's measures of its own quality",
     "task": "A1 to A4, D1 to D4, or a user's own",
     "direction": "forward (motion to outcome) or inverse (outcome to motion)",
     "question": "text, boxes in 0-1000", "answer": "text that earns the full reward",
     "target": "the typed answer, JSON", "split": "train, val or test, by scene",
-    "evidence": "basis of the label: exact (true ids) or warped (the anchor's surface, moved by geometry)",
+    "evidence": "basis of the label: exact (true ids) or warped (the anchor's surface, moved by geometry); nominal: in "
+                "metres that nothing measures; confirmed or contradicted: by a detector that looked into the view",
     "phrasing": "direct, choice or sentence", "choices": "options of a multiple choice; null = none"}
 
 # %% ../../nbs/50_schema.ipynb #61adad09

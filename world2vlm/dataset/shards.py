@@ -224,9 +224,9 @@ def _shard_stats(
 ) -> dict:  # "file" for stats.json, the rest for `_dataset_stats`
     "Size, checksum and counts of one shard."
     import pyarrow.parquet as pq
-    key = "id" if kind == "scenes" else "scene_id"
-    table = pq.read_table(path, columns=[*_COUNTED[kind], key])
-    counts = {column: Counter(table[column].to_pylist()) for column in _COUNTED[kind]}
+    table = pq.read_table(path, columns=[*_COUNTED[kind], key := "id" if kind == "scenes" else "scene_id"])
+    values = lambda column: (text.split(", heading")[0] for text in table[column].to_pylist())  # one count a panorama
+    counts = {column: Counter(values(column)) for column in _COUNTED[kind]}
     file = {"file": path.name, "rows": table.num_rows, "bytes": path.stat().st_size, "sha256": _sha256(path)}
     return {"file": file, "counts": counts, "scenes": set(table[key].to_pylist()), "pictures": _picture_bytes(path),
             "rejects": _note(path, "rejects")}

@@ -7,6 +7,7 @@ __all__ = ['ask_transfer', 'read_transfer', 'turns_by_place']
 
 # %% ../../nbs/81_transfer.ipynb #eafcc48d
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from ..core.records import Example
@@ -17,7 +18,8 @@ from .answering import answer_examples
 from .benchmarks.base import ask_benchmark, control_rows, Item
 from .benchmarks.rooms import load_rooms
 from .held_out import (
-    _open_student, _random_rows, _shuffle_images, _training_groups, Evaluate, motion_errors)
+    _majority_rows, _open_student, _random_rows, _shuffle_images, _training_groups, Evaluate, motion_errors)
+from .statistics import score_rows
 from ..students.models import Student
 
 # %% ../../nbs/81_transfer.ipynb #e6312445
@@ -60,7 +62,9 @@ def ask_transfer(
             for run in (name, "blind")[:1 + (name == final)]: _ask_both(student, items, questions, config, work, run)
         guesses = control_rows("rooms", items, "random", config.seed)
         write_text(work / "as_sat/random.jsonl", "".join(json.dumps(row) + "\n" for row in guesses))
-        _random_rows(_training_groups(questions), questions, work / "real_turns/random.jsonl", config.seed)
+        groups = _training_groups(questions)
+        _majority_rows(groups, questions, work / "real_turns/majority.jsonl")
+        _random_rows(groups, questions, work / "real_turns/random.jsonl", config.seed)
     return Path(out)
 
 # %% ../../nbs/81_transfer.ipynb #78a09d8e
@@ -74,10 +78,22 @@ def read_transfer(
     return {"as SAT": as_sat, "real turns": runs("real_turns")}
 
 # %% ../../nbs/81_transfer.ipynb #5ca56c24
+def _exact_shares(
+    rows: list[dict],  # answers
+    clusters: Callable[[dict], str],  # row -> what its answer depends on
+) -> dict[str, dict]:  # task -> n, scenes (the clusters), score, low, high
+    "Share exactly right of each task, with its 95 % interval."
+    if not rows: return {}
+    tasks = score_rows([row | {"scene_id": clusters(row)} for row in rows])["exactly right"]["tasks"]
+    return {task: {name: value for name, value in cell.items() if name != "phrasings"} for task, cell in tasks.items()}
+
+# %% ../../nbs/81_transfer.ipynb #99c53662
 def turns_by_place(
     rows: list[dict],  # answers about real turns
-) -> dict[str, dict]:  # "all places", then each place -> result of `motion_errors`
-    "Directions and amounts at each place."
-    place = lambda row: row["scene_id"].rpartition("-")[0]
+) -> dict[str, dict]:  # "all places", then each place -> result of `motion_errors`, and "exactly right" of each task
+    "Directions and amounts at each place, and the shares exactly right; that of all places is clustered by place."
+    place, scene = lambda row: row["scene_id"].rpartition("-")[0], lambda row: row["scene_id"]
     groups = {name: [row for row in rows if place(row) == name] for name in sorted({place(row) for row in rows})}
-    return {name: motion_errors(group) for name, group in ({"all places": rows} | groups).items()}
+    results = {"all places": motion_errors(rows) | {"exactly right": _exact_shares(rows, place)}}
+    at_place = lambda group: motion_errors(group) | {"exactly right": _exact_shares(group, scene)}
+    return results | {name: at_place(group) for name, group in groups.items()}

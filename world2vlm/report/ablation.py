@@ -39,8 +39,9 @@ _CONTRASTS = [_Contrast(question, *(name if "/" in name else f"{name}/grpo" for 
     ("Is svc a better teacher than warping and smooth filling?", "bidirectional", "reprojection_teacher"),
     ("Does all of the data help more than half of it?", "bidirectional", "half_data"),
     ("Does half of the data help more than a quarter?", "half_data", "quarter_data"),
-    ("Do real places help beside rooms?", "mixed", "bidirectional"),
-    ("Do rooms help beside real places?", "mixed", "real"))]
+    ("Do real turns help beside the examples of svc?", "mixed", "bidirectional"),
+    ("Do real pictures help beside rooms?", "mixed", "simulated_only"),
+    ("Do rooms help beside real pictures?", "mixed", "real_only"))]
 
 # %% ../../nbs/88_ablation.ipynb #d431e58f
 _EXAMS = "eight tasks", "as SAT", "real turns"

@@ -28,7 +28,8 @@ from .figures import (
 from .curves import curve_figure, read_curves
 from .page import Card, Picture, Section, question_card, render_page
 from .tables import (
-    Table, format_interval, format_points, label_table, motion_table, score_table, task_table)
+    _agreement_table, _gate_table, _place_table, _usage_table, format_interval, format_points, label_table, motion_table,
+    score_table, Table, task_table)
 from ..scenes.room import room_scenes
 from ..tasks.tasks import open_task
 from ..teachers.base import load_teacher
@@ -120,6 +121,7 @@ class ArmReport:
     curves: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)  # "sft", "grpo" -> series
     checks: list[dict] = field(default_factory=list)  # rows of `evaluation.label_audit.audit_table`
     scenes: dict = field(default_factory=dict)  # metrics of the stage `annotate`: counts, reasons, weights
+    usage: dict = field(default_factory=dict)  # motion_sizes of the stage `imagine`, views and agreement of `supervise`
 
 # %% ../../nbs/88_results.ipynb #21b547ca
 def read_report(
@@ -142,7 +144,8 @@ def read_report(
         questions=_pick_questions(examples, runs, scenes), errors=_pick_questions(examples, runs, scenes, errors=True),
         balance=answer_counts(data / f"examples/{teacher}"),
         curves={stage: read_curves(log) for stage, log in logs.items() if log.is_file()},
-        checks=metrics.get("label_audit", {}).get("checks", []), scenes=metrics.get("annotate", {}))
+        checks=metrics.get("label_audit", {}).get("checks", []), scenes=metrics.get("annotate", {}),
+        usage=metrics.get(f"imagine-{teacher}", {}) | metrics.get(f"supervise-{teacher}", {}))
 
 # %% ../../nbs/88_results.ipynb #889f8bc8
 def _clearly_below(
@@ -229,13 +232,16 @@ LEADS = {  # id of a section -> title, first sentence
     "transfer": ("Questions unlike those of the training", """Two choices in the manner of SAT about further rooms, whose
         form the base student knows and no arm was trained on; and turns of the camera at real places that no training
         used, answered in words (right direction of six, and the mean error of the amount where it is right).
-        Intervals of single moves and turns are over questions."""),
+        Intervals of single moves and turns are over questions; those of all places together say what may be expected
+        at a new one, and are wide. The objects of these places were outlined by hand."""),
     "errors": ("Worst errors", """For each task the held-out question whose answer is furthest from right after the
         training, chosen automatically."""),
     "scenes": ("Scenes", """On what the camera and the depth of the scenes rest: exact in a simulated room, measured, stated in EXIF,
         estimated by a model, or assumed. No label of a move or of an object is better than its camera and depth."""),
     "teacher": ("What the teacher imagined", """The teacher gets one view and a motion, and gives the view after it.
-        The student learns from these pictures; it never gets the truth beside them."""),
+        The student learns from these pictures; it never gets the truth beside them. The tables count what was left out:
+        motions refused before anything was imagined, views that the filter dropped or that share too little with the
+        first view to be tested, and views about which nothing could be asked."""),
     "questions": ("Questions", """Held-out questions with their answers, for each task the one on which the training
         changed most. Orange is stated in the question, green is right, and the other colours are the students'. From
         above: the field of view before the motion in grey, after it in colour."""),
@@ -280,7 +286,17 @@ def _transfer_tables(
     motions = {"unseen rooms": report.motions} if report.motions else {}
     for run, places in report.real_turns.items():
         for place, result in places.items(): motions.setdefault(f"real: {place}", {})[run] = result
-    return tables + ([motion_table(motions, run_names(RUNS, report.results))] if motions else [])
+    names = run_names(RUNS, report.results | report.real_turns)
+    by_place = _place_table(report.real_turns, names)
+    return tables + [motion_table(motions, names)] * bool(motions) + [by_place] * bool(by_place.rows)
+
+
+def _usage_tables(
+    usage: dict,  # of `ArmReport`
+) -> list[Table]:  # as far as something was counted
+    "What the gate keeps, what ends in an example, what a detector confirms."
+    tables = {"motion_sizes": _gate_table, "views": _usage_table, "agreement": _agreement_table}
+    return [table(usage[name]) for name, table in tables.items() if usage.get(name)]
 
 # %% ../../nbs/88_results.ipynb #c3e71790
 def _scene_tables(
@@ -306,7 +322,7 @@ def _arm_sections(
         _section("results", tables=tables, pictures=_pictures(task_figure, results, RUNS)),
         _section("transfer", tables=_transfer_tables(report)),
         _section("scenes", tables=_scene_tables(report.scenes)),
-        _section("teacher", pictures=_pictures(imagined_figure, report.pairs)),
+        _section("teacher", tables=_usage_tables(report.usage), pictures=_pictures(imagined_figure, report.pairs)),
         _section("questions", cards=_question_cards(report.questions)),
         _section("errors", cards=_question_cards(report.errors)),
         _section("balance", pictures=_pictures(balance_figure, report.balance)),

@@ -104,6 +104,57 @@ def motion_table(
     asked = [(place, run) for place in results for run in names if results[place].get(run, {"n": 0})["n"]]
     return Table(heads, [row(place, run, results[place][run]) for place, run in asked])
 
+# %% ../../nbs/86_tables.ipynb #457c6266
+def _place_table(
+    results: dict[str, dict],  # run -> result of `evaluation.transfer.turns_by_place`
+    names: dict[str, str],  # run -> name shown, in order
+) -> Table:  # one row per place and task, one column per run
+    "Exactly right answers at real places, with their intervals."
+    runs = [run for run in names if run in results]
+    shares = {run: {place: r.get("exactly right", {}) for place, r in results[run].items()} for run in runs}
+    asked = dict.fromkeys((place, task) for places in shares.values() for place, r in places.items() for task in r)
+    cell = lambda run, place, task: shares[run].get(place, {}).get(task)
+    text = lambda r: f"{format_points(r['score'])} ({format_interval(r)})" if r else ""
+    def row(place, task):
+        cells = [cell(run, place, task) for run in runs]
+        return [place, task, f"{max(r['n'] for r in cells if r):,}", *map(text, cells)]
+    return Table(["place", "task", "questions", *(names[run] for run in runs)], [row(*pair) for pair in asked])
+
+# %% ../../nbs/86_tables.ipynb #66e1448c
+def _size_name(
+    row: dict,  # kind, up_to
+) -> str:  # "turn, up to 20 degrees"
+    "A class of motions in words."
+    unit = {"turn": "degrees", "move": "m"}.get(row["kind"])
+    return f"{row['kind']}, up to {row['up_to']:g} {unit}" if unit else "several actions"
+
+
+def _gate_table(
+    sizes: list[dict],  # `motion_sizes` of the stage `imagine`
+) -> Table:  # one row per size
+    "Motions that were refused; of the imagined ones, the share that the filter kept, and the share without overlap."
+    points = lambda row: [format_points(row[name]) for name in ("kept", "not_testable")]
+    rows = [[_size_name(row), f"{row['refused']:,}", f"{row['imagined']:,}", *points(row)] for row in sizes]
+    return Table(["motion", "refused", "imagined", "kept, %", "not testable, %"], rows)
+
+
+def _usage_table(
+    views: dict[str, dict],  # `views` of the stage `supervise`
+) -> Table:  # one row per kind of picture
+    "Imagined views that end in at least one example."
+    rows = [[kind, f"{v['imagined']:,}", f"{v['used']:,}", format_points(v["share"])] for kind, v in views.items()]
+    return Table(["views of", "kept", "in an example", "share, %"], rows)
+
+
+def _agreement_table(
+    agreement: dict,  # of the stage `supervise`
+) -> Table:  # one row per task and per size of the motion
+    "How many examples a detector tested, and the share that it confirms."
+    cells = lambda r: [f"{r['n']:,}", format_points(r["confirmed"])]
+    rows = [[task, *cells(r)] for task, r in agreement["tasks"].items()]
+    rows += [[_size_name(r), *cells(r)] for r in agreement["motion_sizes"]]
+    return Table(["examples of", "tested", "confirmed, %"], rows)
+
 # %% ../../nbs/86_tables.ipynb #cfef109c
 def label_table(
     checks: list[dict],  # rows of `evaluation.label_audit.audit_table`

@@ -6,6 +6,7 @@
 __all__ = ['TRAINING_PLACES', 'VALIDATION_PLACES', 'read_panorama', 'crop_panorama', 'panorama_scenes']
 
 # %% ../../nbs/16_panoramas.ipynb #7f6f854d
+import json
 import re
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.camera import intrinsics
-from ..core.records import Scene
+from ..core.records import Instance, Scene
 from ..core.runs import rng_for
 
 # %% ../../nbs/16_panoramas.ipynb #ed0ff641
@@ -64,6 +65,47 @@ TRAINING_PLACES = (
     "apartment", "city", "esplanade", "forest_2", "hall", "lab", "studio", "sunrise", "sunset", "workshop")
 VALIDATION_PLACES = ("city_2", "forest", "interior")  # a town, a wood, a room
 
+# %% ../../nbs/16_panoramas.ipynb #956256a7
+def _read_outlines(
+    folder: str | Path,  # of the panoramas
+    place: str,  # name of one
+) -> list[tuple[str, np.ndarray]] | None:  # label, [N, 2] longitudes and latitudes in degrees; None where none are
+    "The outlined objects of a `place`, nearer ones later; ValueError for a file that is none of outlines."
+    path = Path(folder) / "objects.json"
+    if not path.is_file(): return None
+    try:
+        objects = json.loads(path.read_text(encoding="utf-8")).get(place)
+        return objects and [(str(o["label"]), np.array(o["outline"], float).reshape(-1, 2)) for o in objects]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: no outlines of the objects of {place} ({error!r}); fetch it again") from None
+
+# %% ../../nbs/16_panoramas.ipynb #48e3154c
+def _object_ids(
+    outlines: list[tuple[str, np.ndarray]],  # of `_read_outlines`
+    height: int = 1024,  # pixels
+) -> np.ndarray:  # uint16 [height, 2 height], 0 where no object is
+    "Which object each direction shows."
+    import cv2
+    ids, degree = np.zeros((height, 2 * height), np.uint16), height / 180
+    for i, (_, corners) in enumerate(outlines, 1):
+        for turn in (-360, 0, 360):
+            points = (corners * (1, -1) + (180 + turn, 90)) * degree - .5  # pixel centres at +0.5
+            cv2.fillPoly(ids, [np.rint(points).astype(np.int32)], i)
+    return ids
+
+
+def _crop_ids(
+    ids: np.ndarray,  # uint16 [H, 2 H] of `_object_ids`
+    yaw_deg: float,  # as for `crop_panorama`
+    K: np.ndarray,  # [3, 3] pixels
+    size: tuple[int, int],  # width and height, pixels
+) -> np.ndarray:  # uint16 [height, width]
+    "Which object each pixel of a crop shows, at its centre."
+    longitude, latitude = _directions((K[0, 0], K[1, 1], K[0, 2], K[1, 2]), size)
+    h, w = ids.shape
+    columns = ((longitude + yaw_deg / 360 + .5) % 1 * w).astype(int) % w
+    return ids[((latitude + .25) * 2 * h).astype(int).clip(0, h - 1), columns]
+
 # %% ../../nbs/16_panoramas.ipynb #ce570fd7
 _SOURCE = "panorama {place}, heading {heading} degrees; K exact"
 
@@ -74,6 +116,14 @@ def _place_and_heading(
     match = re.match(r"panorama ([^/,]+), heading (\d+(?:\.\d+)?) degrees", scene.source)
     return match and (match[1], float(match[2]))
 
+# %% ../../nbs/16_panoramas.ipynb #a80366e1
+def _visible_objects(
+    outlines: list[tuple[str, np.ndarray]],  # of `_read_outlines`
+    ids: np.ndarray,  # uint16 [H, W] of `_crop_ids`
+) -> list[Instance]:  # of a scene
+    "The objects that a crop shows."
+    return [Instance(i, label, ids == i) for i, (label, _) in enumerate(outlines, 1) if (ids == i).any()]
+
 # %% ../../nbs/16_panoramas.ipynb #06b4dfd7
 def panorama_scenes(
     places: Iterable[str],  # names of panoramas
@@ -83,12 +133,15 @@ def panorama_scenes(
     fov_deg: float = 90.0,  # horizontal field of view in degrees, (0, 180)
     folder: str | Path = "data/panoramas",  # one <place>.png each
     licence: str = "CC0-1.0",  # of all panoramas in `folder`
-) -> Iterator[Scene]:  # without depth and objects
+    start: int = 0,  # number of the first anchor in each place
+) -> Iterator[Scene]:  # without depth; with the objects of places whose objects are outlined
     "Level views of all `places`, `n` of each, in headings that `seed` draws."
     K = intrinsics(*size, fov_deg)
     for place in places:
-        panorama = read_panorama(Path(folder) / f"{place}.png")
-        for i, tenths in enumerate(rng_for(seed, place).integers(3600, size=n)):
+        panorama, outlines = read_panorama(Path(folder) / f"{place}.png"), _read_outlines(folder, place)
+        ids = _object_ids(outlines) if outlines else None
+        for i, tenths in enumerate(rng_for(seed, place).integers(3600, size=start + n)[start:], start):
             heading = int(tenths) / 10
             image, source = crop_panorama(panorama, heading, K, size), _SOURCE.format(place=place, heading=heading)
-            yield Scene(f"{place}-{i:04d}", image, K, source=source, licence=licence)
+            instances = _visible_objects(outlines, _crop_ids(ids, heading, K, size)) if outlines else None
+            yield Scene(f"{place}-{i:04d}", image, K, instances=instances, source=source, licence=licence)

@@ -17,7 +17,7 @@ from ..core.camera import Action, is_pure_turn, unproject
 from ..core.actions import format_actions, parse_actions
 from ..core.records import Box, Example, Instance, iou, Scene, Transition
 from .rules import is_large, Rules, visibility_state
-from .visibility import candidates, mask_box, Visibility, visibility_of
+from .visibility import _is_traceable, candidates, mask_box, Visibility, visibility_of
 from .rewards import ACTION_PATTERN, BOX_PATTERN
 from .answers import canonical_motion, end_pose, format_box, MOTION_ANSWER, to_norm1000
 from .distractors import false_claim
@@ -107,8 +107,8 @@ def object_visibility(
     rng: np.random.Generator,  # order
     rules: Rules,  # smallest and largest area
 ) -> list[tuple[Instance, Visibility]]:  # objects of the first view and their visibility in the second
-    "The objects worth asking about, in random order."
-    objects = candidates(transition.scene, rules.area)
+    "The objects worth asking about, in random order; none where a move has no depth to follow them."
+    objects = candidates(transition.scene, rules.area) if _is_traceable(transition) else []
     return [(objects[j], visibility_of(transition, objects[j].id)) for j in rng.permutation(len(objects))]
 
 

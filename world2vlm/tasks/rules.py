@@ -33,6 +33,7 @@ class Rules(Settings):
     tolerance: tuple[NotNegative, NotNegative] = (0.1, 10.0)  # metres, degrees: one step of the grids, still exactly right
     min_iou: Share = 0.5  # IoU from which a box is exactly right
     phrasings: tuple[_Phrasing, ...] = ("direct", "choice", "sentence")  # forms of a question
+    nominal: bool = False  # also ask about moves whose metres nothing has measured; their evidence says so
 
     def __post_init__(self):
         super().__post_init__()

@@ -198,14 +198,22 @@ def _example_id(
     parts = [transition.scene.id, rollout.teacher, path, str(transition.index), task.name, case.object_id]
     return "/".join(part for part in parts if part)
 
+# %% ../../nbs/46_tasks.ipynb #088dbdeb
+def _is_nominal(
+    transition: Transition,  # of any teacher
+) -> bool:  # False for turns, which are in degrees whatever the scale
+    "Whether nothing has set the scale of the metres of `transition`."
+    moves = [action for action in transition.actions if not action.is_turn]
+    return bool(moves and transition.rollout.fidelity.get("nominal"))
+
 # %% ../../nbs/46_tasks.ipynb #72fed042
 def _skip_reason(
     transition: Transition,  # of any teacher
+    rules: Rules = Rules(),  # whether lengths may be nominal
 ) -> str:  # "" where questions may be asked
     "Why no task asks about `transition`: no motion, or lengths that are not metric."
     if not canonical_motion(transition.actions): return "no motion"
-    nominal = transition.rollout.fidelity.get("nominal") and not all(a.is_turn for a in transition.actions)
-    return "lengths are nominal" if nominal else ""
+    return "lengths are nominal" if _is_nominal(transition) and not rules.nominal else ""
 
 # %% ../../nbs/46_tasks.ipynb #464c1fe3
 def _derive(
@@ -218,7 +226,8 @@ def _derive(
 ) -> list[Example]:  # at most `rules.max_examples`
     "The examples of `task` in `transition`; the same `rng` state gives the same examples."
     skip = lambda reason: None if skipped is None else skipped.update([f"{task.name}: {reason}"])
-    if reason := _skip_reason(transition): skip(reason); return []
+    if reason := _skip_reason(transition, rules): skip(reason); return []
+    evidence = transition.evidence + ", nominal" * _is_nominal(transition)
     images, examples = [transition.image_before, transition.image_after][: task.n_images], []
     for case in task.cases(transition, rng, rules, skip)[: rules.max_examples]:
         phrasing = rules.phrasings[rng.integers(len(rules.phrasings))]
@@ -227,7 +236,7 @@ def _derive(
         examples.append(Example(
             _example_id(transition, task, case), task.name, task.direction, images, question, answer,
             task.answer_type.target(case.truth), transition.scene.id, transition.rollout.teacher, split,
-            transition.evidence, phrasing, choices))
+            evidence, phrasing, choices))
     return examples
 
 Task.derive = _derive
@@ -333,7 +342,7 @@ def balance_answers(
     "Drop examples of `tasks` so that each answer is as frequent as its opposite, for each evidence and split."
     groups = {}
     for i, e in enumerate(examples):
-        key = (e.task, e.evidence, e.split, _answer_class(e))
+        key = (e.task, e.evidence.split(",")[0], e.split, _answer_class(e))  # a remark does not part two answers
         if e.task in tasks and key[-1] in _OPPOSITE_ANSWER: groups.setdefault(key, []).append(i)
     dropped = set()
     for (*key, answer), indices in sorted(groups.items()):

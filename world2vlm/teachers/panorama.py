@@ -16,7 +16,8 @@ from ..core.actions import format_actions, Trajectory
 from ..core.camera import relative_motion
 from ..core.records import keyframe_poses, Rollout, Scene
 from ..core.runs import Reject
-from ..scenes.panoramas import _place_and_heading, crop_panorama, read_panorama
+from ..scenes.panoramas import (
+    _crop_ids, _object_ids, _place_and_heading, _read_outlines, crop_panorama, read_panorama)
 from .base import collect_rollouts
 
 # %% ../../nbs/24_panorama.ipynb #bb62b71b
@@ -34,20 +35,22 @@ def _turned_views(
     heading: float,  # of the anchor, degrees
     scene: Scene,  # its K and size are used
     trajectory: Trajectory,  # turns
-) -> dict:  # images uint8 [N, H, W, 3], fidelity
+    objects: np.ndarray | None = None,  # uint16 [H, 2 H] their numbers, of a place whose objects are outlined
+) -> dict:  # images uint8 [N, H, W, 3], ids uint16 [N, H, W] or None, fidelity
     "Exact views at the keyframes of `trajectory`."
     turns = [relative_motion(np.eye(4), pose).rotation_deg for pose in keyframe_poses(trajectory)]
-    images = np.stack([crop_panorama(panorama, heading + turn, scene.K, scene.size) for turn in turns])
-    return dict(images=images, fidelity={"unseen": 0.0})
+    crops = lambda crop, picture: np.stack([crop(picture, heading + turn, scene.K, scene.size) for turn in turns])
+    ids = None if objects is None else crops(_crop_ids, objects)
+    return dict(images=crops(crop_panorama, panorama), ids=ids, fidelity={"unseen": 0.0})
 
 # %% ../../nbs/24_panorama.ipynb #f7a62c98
 @dataclass(frozen=True)
 class Panorama:
-    "Teacher for crops of panoramas: true views after turns, without ids."
+    "Teacher for crops of panoramas: true views after turns, with ids where the objects are outlined."
 
     folder: str = "data/panoramas"  # one <place>.png each
     name: ClassVar[str] = "panorama"  # in every rollout
-    exact: ClassVar[bool] = False  # no ids
+    exact: ClassVar[bool] = False  # ids at some places only
 
     def imagine(
         self,
@@ -60,6 +63,8 @@ class Panorama:
         if (anchor := _place_and_heading(scene)) is None:
             views = lambda t: f"no panorama: scene {scene.id} is no crop of one, use another teacher"
         else:
-            panorama = read_panorama(Path(self.folder) / f"{anchor[0]}.png")
-            views = lambda t: _first_move(t) or _turned_views(panorama, anchor[1], scene, t)
+            place, heading = anchor
+            panorama, outlines = read_panorama(Path(self.folder) / f"{place}.png"), _read_outlines(self.folder, place)
+            objects = _object_ids(outlines) if outlines else None
+            views = lambda t: _first_move(t) or _turned_views(panorama, heading, scene, t, objects)
         return collect_rollouts(self, scene, trajectories, views, seed, reject)

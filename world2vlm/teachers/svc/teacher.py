@@ -222,7 +222,7 @@ def _imagine(
     paths = [keyframe_poses(t) for t, reason in zip(moving, reasons) if not reason]
     views = iter(_imagine_together(self, scene, paths, seed))
     units, nominal = _units_per_metre(scene, self.pipeline.config.units_per_metre, self.depth_units)
-    fidelity = {"units_per_metre": units} | ({"nominal": 1.0} if nominal else {})
+    fidelity = {"units_per_metre": units} | ({"nominal": float(nominal)} if nominal or scene.depth is None else {})
     results = iter([reason or dict(images=next(views), fidelity=dict(fidelity)) for reason in reasons])
     return collect_rollouts(self, scene, trajectories, lambda t: next(results), seed, reject)
 
