@@ -1,10 +1,10 @@
 "Wrong annotations: each error is what it says, none changes nothing, and larger ones leave fewer right labels."
 import json
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, strategies as st
 from hypothesis.extra.numpy import arrays
 
 from world2vlm.core.actions import Ranges
@@ -14,8 +14,8 @@ from world2vlm.core.records import transitions_of
 from world2vlm.core.runs import rng_for
 from world2vlm.core.stages import recipe_of
 from world2vlm.dataset.synthesis import exact_rollouts, Imagine, Scenes
-from world2vlm.evaluation.annotation_errors import annotation_error_figure, AnnotationErrors, measure_annotation_errors
-from world2vlm.evaluation.annotation_errors import (_add_noise, _annotate_with, _bleed_depth, _count_labels, _derived_examples, _Errors, _grow_masks, _KINDS,
+from world2vlm.evaluation.annotation_errors import AnnotationErrors, measure_annotation_errors
+from world2vlm.evaluation.annotation_errors import (_add_noise, _annotate_with, _bleed_depth, _count_labels, _derived_examples, _error_figure, _Errors, _grow_masks, _KINDS,
                                                     _label_shares, _label_value, _merge_masks, _miss_masks, _photo_transition, _studied_errors, _tolerated_range,
                                                     _widen_view, _with_class_names)
 from world2vlm.tasks.rules import Rules
@@ -121,7 +121,7 @@ def test_no_error_changes_nothing(motions):
 ERRORS = [_Errors(masks_grown=2), _Errors(depth_scale=0.4), _Errors(field_of_view=0.2), _Errors(0, 0.5, 0.3, 0.1, 0.1, 1, 0.1)]
 
 
-@pytest.mark.parametrize("errors", ERRORS, ids=str)
+@pytest.mark.parametrize("errors", ERRORS, ids=["masks", "depth", "camera", "all"])
 def test_values_are_those_of_the_audits(motions, errors):
     "By the true ids a label has the value that the audit of its task gives it; a motion stays what it is."
     for exact in motions:
@@ -130,7 +130,7 @@ def test_values_are_those_of_the_audits(motions, errors):
             assert value == pytest.approx(audited) if e.task != "D3" else audited == 1
 
 
-@pytest.mark.parametrize("errors", ERRORS, ids=str)
+@pytest.mark.parametrize("errors", ERRORS, ids=["masks", "depth", "camera", "all"])
 def test_kept_geometry_is_what_would_be_computed_again(motions, errors):
     texts = lambda examples: {id: (e.question, e.answer) for id, e in examples.items()}
     for exact in motions:
@@ -214,7 +214,7 @@ def test_bad_settings_are_refused(change, field):
     with pytest.raises(ConfigError, match=field): replace(SMALL, **change)
 
 
-# What is drawn and told of it
+# Limits and figures
 def test_limits_lie_between_the_studied_amounts(study):
     low, high = _tolerated_range(study, "depth_scale", "D1", 0.9)
     assert -0.6 < low <= -0.1 and 0 <= high < 1.5
@@ -226,7 +226,7 @@ def test_shares_start_from_no_error(study):
     assert {row["kind"] for row in shares} == {"masks_grown", "objects_missed", "depth_scale", "depth_noise", "field_of_view"}
     zero = [row for row in shares if row["amount"] == 0 and row["questions"]]
     assert zero and all(row["remaining"] == row["same"] == 1 for row in zero)
-    assert len(annotation_error_figure(study).axes) >= 5
+    assert len(_error_figure(study).axes) >= 5
 
 
 def test_the_tracked_study_is_that_of_the_defaults():
