@@ -81,6 +81,7 @@ def test_packed_questions_stand_alone(student):
         with torch.no_grad(): alone = model.model(**inputs)[0][0]
         n = inputs["input_ids"].shape[1] - seen
         assert inputs["input_ids"][0, seen:].tolist() == sequence.ids[start:start + n]
+        assert sum(weight for at, *_, weight in sequence.labels if start <= at < end) == pytest.approx(1)  # of its answer
         assert torch.allclose(alone[seen:], states[0, start:start + n], atol=2e-5)
 
 
@@ -100,10 +101,11 @@ def test_the_head_that_is_taught_is_the_one_that_looks(student):
                                                 attention_mask=bias, output_attentions=True)
             _, looked = dense_heads._look_loss(model, dense_heads._read_tokens(model, batch)[2], batch)
     finally: model.set_attn_implementation("sdpa")
-    attention = output.attentions[dense_heads._LOOKING][:, 0].flatten(0, 1)[batch["look_at"]]
+    attention = output.attentions[dense_heads._LOOKING].transpose(1, 2).flatten(0, 1)[batch["look_at"], batch["look_head"]]
     tokens = batch["picture_at"][batch["point_picture"][batch["look_point"]] % 2]
     on_object = attention.gather(1, tokens) * (batch["token_shares"][batch["look_point"]] > 0)
-    assert float(looked) == pytest.approx(float(on_object.sum(1).mean()), abs=1e-5) and len(batch["look_at"]) > 20
+    assert float(looked) == pytest.approx(float(on_object.sum(1).mean()), abs=1e-5)
+    assert set(batch["look_head"].tolist()) == {0, 1} and len(batch["look_at"]) > 20  # a name, a place
 
 
 def test_labels_are_the_answers(student):
@@ -113,9 +115,9 @@ def test_labels_are_the_answers(student):
     row = packing._PackedRow([np.zeros((64, 64, 3), np.uint8)] * 2, [
         packing._Branch("Where is it?", "[0, 250, 500, 1000]", 1), packing._Branch("How far?", "12 meters", 2)], {})
     sequence = packing._pack_branches(packer, row)
-    tokens = [token for _, token, _ in sequence.labels]
+    tokens = [token for _, token, *_ in sequence.labels]
     assert processor.tokenizer.decode(tokens) == "[0, 16, 32, 64]<|im_end|>12 meters<|im_end|>"
-    assert [value for *_, value in sequence.labels if value >= 0] == [0, 16, 32, 64]
+    assert [value for *_, value, _ in sequence.labels if value >= 0] == [0, 16, 32, 64]
 
 
 def test_a_pair_depends_on_its_number_alone():

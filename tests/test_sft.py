@@ -1,4 +1,5 @@
 "Supervised fine-tuning: invariants of the loss, what is learned, what a kill leaves."
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
@@ -17,17 +18,38 @@ def in_memory(rows):
     return numbers.with_transform(lambda batch: {key: [rows[i][key] for i in batch["i"]] for key in rows[0]})
 
 
-def test_eight_times_one_is_one_times_eight(home):
+@pytest.mark.parametrize("alike", [False, True], ids=["tokens alike", "answers alike"])
+def test_eight_times_one_is_one_times_eight(home, tmp_path, alike):
     "The same examples in one batch of 8, or in 8 batches of 1, give the same loss path (answers have unlike lengths)."
     answers = ["yes", "no it is blue", "yes red", "no"] * 12
     rows = [training_row(dict(question="Is it red?", answer=answer, images=[picture(i % 2 == 0)])) for i, answer in enumerate(answers)]
     paths = {}
     for batch, accumulation in ((8, 1), (1, 8)):
         model, processor = load_student(str(home / "start"))
-        config = replace(PLAIN, batch_size=batch, gradient_accumulation_steps=accumulation)
-        paths[batch] = curve(_fit_sft(model, processor, in_memory(rows), config, home / f"invariant{batch}"))
+        config = replace(PLAIN, batch_size=batch, gradient_accumulation_steps=accumulation, answers_alike=alike)
+        paths[batch] = curve(_fit_sft(model, processor, in_memory(rows), config, tmp_path / f"invariant{batch}"))
     assert len(paths[8]) == 6
     np.testing.assert_allclose(paths[8], paths[1], rtol=2e-3)
+
+
+def test_loss_of_answers_and_of_tokens(home, tmp_path):
+    "At the first step the loss is the mean over tokens, or the mean over answers of the mean over their tokens."
+    import torch
+    from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
+    rows = [training_row(dict(question="Is it red?", answer=answer, images=[picture(True)])) for answer in ("yes", "no it is blue it is blue")]
+    model, processor = load_student(str(home / "start"))
+    batch = dict(DataCollatorForVisionLanguageModeling(processor, completion_only_loss=True)(deepcopy(rows)))
+    labels = batch.pop("labels")[:, 1:]
+    with torch.no_grad(): logits = model.eval()(**batch).logits[:, :-1]
+    losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
+    counts = (labels >= 0).sum(1)
+    right = {False: losses.sum() / counts.sum(), True: (losses.sum(1) / counts).mean()}
+    for alike, expected in right.items():
+        model, processor = load_student(str(home / "start"))
+        config = replace(PLAIN, batch_size=2, gradient_accumulation_steps=1, answers_alike=alike)
+        first = curve(_fit_sft(model, processor, in_memory(rows), config, tmp_path / str(alike)))[0]
+        np.testing.assert_allclose(first, float(expected), rtol=2e-3)
+    assert abs(right[False] - right[True]) > 1e-3
 
 
 def test_two_processes_are_two_accumulated_batches(home):

@@ -47,7 +47,7 @@ class Phase(Settings):
 class Base(Settings):
     "How the base student is trained from random weights."
     curriculum: tuple[Phase, ...] = (  # one after the other
-        Phase(1500, 16, questions=0, learning_rate=2.0e-3), Phase(6000, practice=.3),
+        Phase(1500, 16, questions=0, learning_rate=2.0e-3), Phase(6000, practice=.3, learning_rate=1.5e-3),
         Phase(4000, practice=.7, prompts_every=12, learning_rate=7.0e-4))
     processes: Annotated[int, ">= 1", "<= 1024"] = 2  # that train together
     workers: Workers = 1  # processes that render ahead of each
@@ -58,7 +58,8 @@ class Base(Settings):
     per_room: Count = 16  # pairs of each room
     box_format: BoxFormat = "pixels"  # how boxes are written
     seed: Seed = 0  # of weights, rooms and questions
-    save_every: Count = 200  # steps between checkpoints
+    save_every: Count = 200  # steps between checkpoints, rounded up to a multiple of `log_every`
+    log_every: Count = 10  # steps between log lines
     check_every: Count = 200  # steps between checks of the heads on unseen places
     check_pairs: Count = 48  # of rooms, and of real places
     probe_rooms: Count = 128  # unseen rooms in which the result is probed
@@ -142,7 +143,7 @@ def _phase_settings(
     return Training(
         batch_size=phase.batch_size, gradient_accumulation_steps=1, learning_rate=phase.learning_rate,
         weight_decay=config.weight_decay, gradient_checkpointing=False, save_every=config.save_every,
-        processes=config.processes, workers=config.workers, seed=config.seed)
+        log_every=config.log_every, processes=config.processes, workers=config.workers, seed=config.seed)
 
 # %% ../../nbs/69_pretraining.ipynb #44c5ed60
 def _train_phase(
