@@ -22,8 +22,8 @@ comparison: .venv/installed  ## the main arm alone and against a world model at 
 quality: .venv/installed  ## the teacher's views against the truth, and the student that reprojection taught instead
 	dvc repro teacher_quality evaluate@reprojection_teacher
 
-annotation-errors: .venv/installed  ## what wrong masks, depth and cameras of photos do to labels: data/annotation_errors.json (five minutes on one core)
-	python -c "from world2vlm.core.runs import write_json; from world2vlm.evaluation.annotation_errors import *; write_json('data/annotation_errors.json', measure_annotation_errors(AnnotationErrors()))"
+annotation-errors: .venv/installed  ## what wrong masks, depth and cameras of photos do to labels: data/annotation_errors.json (some minutes on one core)
+	python -c "from world2vlm.core.runs import write_json; from world2vlm.evaluation.annotation_errors import AnnotationErrors; write_json('data/annotation_errors.json', AnnotationErrors().measure())"
 
 base: .venv/installed  ## train the shipped base student again (three hours on two cores)
 	mkdir -p data/mini/notebooks

@@ -1,5 +1,6 @@
 "Wrong annotations: each error is what it says, none changes nothing, and larger ones leave fewer right labels."
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -8,16 +9,16 @@ from hypothesis import given, strategies as st
 from hypothesis.extra.numpy import arrays
 
 from world2vlm.core.actions import Ranges
-from world2vlm.core.camera import intrinsics, is_pure_turn, unproject
+from world2vlm.core.camera import Action, intrinsics, is_pure_turn, relative_motion, unproject
 from world2vlm.core.config import ConfigError, repo_root
-from world2vlm.core.records import transitions_of
+from world2vlm.core.records import iou, Rollout, Scene, Transition, transitions_of
 from world2vlm.core.runs import rng_for
 from world2vlm.core.stages import recipe_of
 from world2vlm.dataset.synthesis import exact_rollouts, Imagine, Scenes
-from world2vlm.evaluation.annotation_errors import AnnotationErrors, measure_annotation_errors
-from world2vlm.evaluation.annotation_errors import (_add_noise, _annotate_with, _bleed_depth, _count_labels, _derived_examples, _error_figure, _Errors, _grow_masks, _KINDS,
-                                                    _label_shares, _label_value, _merge_masks, _miss_masks, _photo_transition, _studied_errors, _tolerated_range,
-                                                    _widen_view, _with_class_names)
+from world2vlm.evaluation.annotation_errors import AnnotationErrors
+from world2vlm.evaluation.annotation_errors import (_add_noise, _annotate_with, _annotated_scenes, _bleed_depth, _check_labels, _derived_examples, _displayed_pose, _error_figure,
+                                                    _Errors, _grow_masks, _KINDS, _label_value, _merge_masks, _miss_masks, _photo_transition, _right_share, _studied_errors,
+                                                    _tolerated_range, _widen_view, _with_class_names)
 from world2vlm.tasks.rules import Rules
 from world2vlm.tasks.tasks import TASKS
 
@@ -121,13 +122,36 @@ def test_no_error_changes_nothing(motions):
 ERRORS = [_Errors(masks_grown=2), _Errors(depth_scale=0.4), _Errors(field_of_view=0.2), _Errors(0, 0.5, 0.3, 0.1, 0.1, 1, 0.1)]
 
 
+def spoilt(example):
+    "The same question with a wrong label."
+    target = dict(example.target)
+    if target["yes"] is not None: target["yes"] = not target["yes"]
+    elif target["box"] is not None: target["box"] = [0.0, 0.0, 0.01, 0.01]
+    elif example.task != "D3": target["actions"] = [action | {"amount": action["amount"] + 90} for action in target["actions"]]
+    question = re.sub(r"\[[\d, ]+\]", "[0, 0, 1, 1]", example.question) if example.task == "D3" else example.question
+    return replace(example, target=target, question=question)
+
+
+def test_right_labels_are_right_and_wrong_ones_wrong(motions):
+    values = {task: [] for task in TASKS}
+    for exact in motions:
+        for e in _derived_examples(_photo_transition(exact, exact.scene)).values():
+            value, other = _label_value(e, exact), _label_value(spoilt(e), exact)
+            assert 0 <= other <= value <= 1 or other == 1 - value
+            if e.target["yes"] is None: assert other < 0.1
+            values[e.task].append(value)
+    assert all(np.mean(v) > 0.8 for v in values.values() if v) and sum(map(bool, values.values())) >= 7, values
+
+
 @pytest.mark.parametrize("errors", ERRORS, ids=["masks", "depth", "camera", "all"])
-def test_values_are_those_of_the_audits(motions, errors):
-    "By the true ids a label has the value that the audit of its task gives it; a motion stays what it is."
+def test_boxes_are_compared_with_the_true_ids(motions, errors):
     for exact in motions:
         for e in _derived_examples(_photo_transition(exact, _annotate_with(errors, exact.scene))).values():
-            value, audited = _label_value(e, exact), TASKS[e.task].audit(e, exact, Rules())
-            assert value == pytest.approx(audited) if e.task != "D3" else audited == 1
+            if e.task != "D1": continue
+            y, x = np.nonzero(exact.ids_after == int(e.id.split("/")[-1]))
+            w, h = exact.scene.size
+            true = (x.min() / w, y.min() / h, (x.max() + 1) / w, (y.max() + 1) / h) if len(x) else (0, 0, 0, 0)
+            assert _label_value(e, exact) == pytest.approx(iou(e.target["box"], true))
 
 
 @pytest.mark.parametrize("errors", ERRORS, ids=["masks", "depth", "camera", "all"])
@@ -142,7 +166,7 @@ def test_kept_geometry_is_what_would_be_computed_again(motions, errors):
 
 
 def test_motions_do_not_depend_on_annotations(motions):
-    "The labels of A1 to A4, which are therefore not studied."
+    "The labels of A1 to A4, which are right for the simulator's views."
     for exact in motions:
         wrong = _photo_transition(exact, _annotate_with(ERRORS[-1], exact.scene))
         for task in ("A1", "A2", "A3", "A4"):
@@ -150,59 +174,143 @@ def test_motions_do_not_depend_on_annotations(motions):
             assert right == other
 
 
+def test_turns_need_no_depth(motions):
+    texts = lambda scene: {id: (e.question, e.answer) for id, e in _derived_examples(_photo_transition(exact, scene)).items()}
+    for exact in (t for t in motions if is_pure_turn(t.pose)):
+        deeper = _annotate_with(_Errors(depth_scale=1.5, depth_noise=0.1), exact.scene)
+        assert texts(deeper) == texts(exact.scene) and np.allclose(_displayed_pose(exact, deeper), exact.pose, atol=1e-3)
+
+
 def test_an_annotator_without_errors_agrees_with_itself(motions):
     for exact in motions:
-        known = _derived_examples(warped := _photo_transition(exact, exact.scene))
-        counts = _count_labels(known, known, exact, warped)
-        assert all(counts[t, "questions"] == counts[t, "same"] == counts[t, "remaining"] for t in ("D1", "D2", "D3", "D4"))
+        known = _derived_examples(_photo_transition(exact, exact.scene))
+        labels = _check_labels(known, known, exact, _displayed_pose(exact, exact.scene))
+        assert len(labels) == len(known) and all(label["remaining"] for label in labels)
+        assert all(label["right"] for label in labels if label["task"][0] == "A")
+
+
+# Motions that a warp displays
+def transition_of(action, depth, K):
+    "One `action` before a surface."
+    h, w = depth.shape
+    image = np.zeros((h, w, 3), np.uint8)
+    return Transition(Scene("wall", image, K, depth, []), Rollout("wall", "simulator", 0, (action,), action.pose()[None], (0,), image[None]), 0)
+
+
+SURFACE = np.add.outer(np.linspace(1.5, 4, 48), np.linspace(0, 2, 64)).astype(np.float32)
+MOVES = st.builds(Action, st.sampled_from(["forward", "backward", "left", "right"]), st.floats(0.2, 1))
+TURNED = st.builds(Action, st.sampled_from(["turn_left", "turn_right"]), st.floats(10, 60))
+
+
+@given(MOVES, st.floats(-0.3, 0.4))
+def test_depth_scales_the_move_that_a_warp_displays(action, error):
+    exact = transition_of(action, SURFACE, intrinsics(64, 48, 65))
+    displayed = _displayed_pose(exact, _annotate_with(_Errors(depth_scale=error), exact.scene))
+    assert np.allclose(displayed[:3, 3] * (1 + error), exact.pose[:3, 3], atol=5e-3) and np.allclose(displayed[:3, :3], np.eye(3), atol=5e-3)
+
+
+@given(TURNED, st.floats(0.02, 0.2))
+def test_a_wider_view_displays_a_smaller_turn(action, error):
+    exact = transition_of(action, SURFACE, intrinsics(64, 48, 65))
+    wrong = {e: _annotate_with(_Errors(field_of_view=e), exact.scene) for e in (-error, 0, error)}
+    turns = {e: relative_motion(np.eye(4), _displayed_pose(exact, scene)) for e, scene in wrong.items()}
+    assert turns[0].rotation_deg == pytest.approx(relative_motion(np.eye(4), exact.pose).rotation_deg)
+    assert abs(turns[error].rotation_deg) < abs(turns[0].rotation_deg) < abs(turns[-error].rotation_deg)
+    assert all(turn.distance == 0 for turn in turns.values())
+
+
+def test_nothing_in_view_displays_what_is_asked():
+    exact = transition_of(Action("turn_left", 180), SURFACE, intrinsics(64, 48, 65))
+    assert (_displayed_pose(exact, _annotate_with(_Errors(field_of_view=0.1), exact.scene)) == exact.pose).all()
+
+
+# Shares
+def labels_of(yes, right, wrong, rooms=10): return [dict(scene_id=str(i % rooms), yes=yes, right=i >= wrong) for i in range(right + wrong)]
+
+
+@given(st.integers(0, 60), st.integers(0, 60), st.integers(1, 20))
+def test_shares_lie_in_their_intervals(right, wrong, rooms):
+    share = _right_share(labels_of(None, right, wrong, rooms))
+    if right + wrong == 0: assert set(share.values()) == {None}; return
+    assert share["right"] == pytest.approx(right / (right + wrong)) and share["right_yes"] is None
+    if min(rooms, right + wrong) > 1: assert 0 <= share["low"] <= share["right"] <= share["high"] <= 1 and share["low"] < share["high"]
+
+
+def test_yes_and_no_weigh_the_same():
+    yes, no = labels_of(True, 90, 10), labels_of(False, 5, 5)
+    both, parts = _right_share(yes + no), [_right_share(yes), _right_share(no)]
+    assert both["right"] == pytest.approx(0.7) and both["right_yes"] == pytest.approx(0.9)
+    assert both["right"] - both["low"] == pytest.approx(np.hypot(*(p["right"] - p["low"] for p in parts)) / 2)
+
+
+def test_copies_within_a_room_are_no_evidence():
+    rows = [dict(scene_id=str(i), yes=None, right=i % 4 > 0) for i in range(40)]
+    width = lambda rows: _right_share(rows)["high"] - _right_share(rows)["low"]
+    assert width(rows * 5) == pytest.approx(width(rows), rel=0.1) and width([r | dict(scene_id=f"{r['scene_id']}-{k}") for r in rows for k in range(5)]) < 0.6 * width(rows)
 
 
 # Study
 def rows(study, **where): return [row for row in study["labels"] if all(row[name] == value for name, value in where.items())]
-def total(study, measure, **where): return sum(row[measure] for row in rows(study, **where))
 
 
 @pytest.fixture(scope="module")
 def study():
-    return measure_annotation_errors(replace(SMALL, masks_grown=(3, -1), objects_missed=(0.0, 0.2, 0.6), depth_scale=(-0.6, -0.1, 0.0, 1.5), depth_noise=(0.0,),
-                                             field_of_view=(-0.3, 0.3)))
+    return replace(SMALL, masks_grown=(3, -1), objects_missed=(0.0, 0.2, 0.6), depth_scale=(-0.6, -0.1, 0.0, 1.5), depth_noise=(0.1,),
+                                             field_of_view=(-0.3, 0.3)).measure()
 
 
-@pytest.mark.parametrize("kind", ["objects_missed", "depth_scale", "depth_noise"])
-def test_an_amount_of_zero_agrees_wholly(study, kind):
-    measures = [[{n: v for n, v in row.items() if n != "kind"} for row in rows(study, kind=k, amount=0)] for k in ("none", kind)]
-    assert measures[0] == measures[1] and sum(row["questions"] for row in measures[0]) > 50
-    assert all(row["questions"] == row["same"] == row["remaining"] for row in measures[0])
+@pytest.mark.parametrize("studied, other", [("objects_missed", "masks_grown"), ("depth_scale", "depth_noise")])
+def test_an_amount_of_zero_is_no_error(study, studied, other):
+    "Also where it is studied like any other amount."
+    measures = [[{n: v for n, v in row.items() if n != "kind"} for row in rows(study, kind=kind, amount=0)] for kind in (studied, other)]
+    assert measures[0] == measures[1] and sum(row["n"] for row in measures[0]) > 50
+
+
+def test_every_kind_starts_from_no_error(study):
+    assert {row["kind"] for row in study["labels"]} == {"masks_grown", "objects_missed", "depth_scale", "depth_noise", "field_of_view"}
+    assert all(row["remaining"] == 1 and row["abs_rel"] == 0 and row["n"] for row in rows(study, amount=0))
+    assert all(row["right"] == 1 for row in rows(study, amount=0) if row["task"][0] == "A")
 
 
 def test_large_errors_are_worse_than_small_ones(study):
-    def right(kind, amount, motion, task="D1"):
-        where = dict(kind=kind, amount=amount, motion=motion, task=task)
-        return total(study, "right", **where) / total(study, "questions", **where)
-    none = right("none", 0, "move")
-    assert none >= right("depth_scale", -0.1, "move") > right("depth_scale", -0.6, "move") and right("depth_scale", 1.5, "move") < none
-    assert right("masks_grown", 3, "move") < none and max(right("field_of_view", a, "turn") for a in (-0.3, 0.3)) < right("none", 0, "turn")
-    missed = [total(study, "remaining", kind="objects_missed", amount=amount) for amount in (0, 0.2, 0.6)]
+    def right(kind, amount, task="D1"): return rows(study, kind=kind, amount=amount, task=task)[0]["right"]
+    assert right("depth_scale", 0) >= right("depth_scale", -0.1) > right("depth_scale", -0.6) and right("depth_scale", 1.5) < right("depth_scale", 0)
+    assert right("masks_grown", 3) < right("masks_grown", 0) and max(right("field_of_view", a) for a in (-0.3, 0.3)) < right("field_of_view", 0)
+    assert right("depth_scale", 1.5, "A1") < right("depth_scale", -0.1, "A1") and right("depth_scale", 1.5, "A2") == 1
+    assert max(right("field_of_view", a, "A2") for a in (-0.3, 0.3)) < 1
+    missed = [rows(study, kind="objects_missed", amount=amount, task="D1")[0]["remaining"] for amount in (0, 0.2, 0.6)]
     assert missed[0] > missed[1] > missed[2]
 
 
-def test_turns_need_no_depth(study):
-    turns = [[{n: row[n] for n in ("questions", "right", "iou")} for row in rows(study, kind=kind, amount=amount, motion="turn")]
-             for kind, amount in (("none", 0), ("depth_scale", 1.5), ("depth_scale", -0.6))]
-    assert turns[0] == turns[1] == turns[2]
+def test_abs_rel_is_that_of_the_depth(study):
+    assert {row["abs_rel"] for row in rows(study, kind="depth_scale", amount=1.5)} == {1.5}
+    assert all(0.05 < row["abs_rel"] < 0.1 for row in rows(study, kind="depth_noise", amount=0.1)), "normal errors of 0.1 have a mean of 0.08"
+
+
+def test_signs_of_several_errors_are_drawn(motions):
+    "For each room, the same for every multiple."
+    config = replace(SMALL, multiples=(1, 2), depth_model=_Errors(depth_scale=0.1))
+    ratios = set()
+    for scene in {t.scene.id: t.scene for t in motions}.values():
+        for number in range(6):
+            annotated = _annotated_scenes(replace(scene, id=f"{scene.id}-{number}"), config)
+            one, two = (float(np.median(annotated["depth_model", m].depth / scene.depth)) - 1 for m in (1, 2))
+            assert two == pytest.approx(2 * one, abs=1e-5)
+            ratios.add(round(one, 5))
+    assert ratios == {-0.1, 0.1}
 
 
 def test_the_same_settings_give_the_same_study():
     config = replace(SMALL, scenes=replace(SMALL.scenes, n=2), masks_grown=(1,), objects_missed=(0.3,), depth_noise=(0.2,), multiples=(1,))
-    first, again, other = (measure_annotation_errors(c) for c in (config, replace(config, workers=1), replace(config, seed=1)))
+    first, again, other = (c.measure() for c in (config, replace(config, workers=1), replace(config, seed=1)))
     assert json.dumps(first) == json.dumps(again) and first["labels"] != other["labels"]
-    assert first["motions"] == other["motions"] and "workers" not in first["settings"]
+    assert "workers" not in first["settings"]
 
 
 def test_the_sum_over_shards_is_that_of_one_shard():
     config = replace(SMALL, depth_scale=(0.3,))
-    whole, parts = (measure_annotation_errors(replace(config, scenes=replace(SMALL.scenes, per_shard=n))) for n in (4, 1))
-    assert whole["labels"] == parts["labels"] and whole["motions"] == parts["motions"]
+    whole, parts = (replace(config, scenes=replace(SMALL.scenes, per_shard=n)).measure() for n in (4, 1))
+    assert whole["labels"] == parts["labels"]
 
 
 @pytest.mark.parametrize("change, field", [
@@ -221,16 +329,16 @@ def test_limits_lie_between_the_studied_amounts(study):
     assert _tolerated_range(study, "depth_scale", "D1", 0.0) == (None, None) and _tolerated_range(study, "depth_scale", "D1", 1.01) == (0, 0)
 
 
-def test_shares_start_from_no_error(study):
-    shares = _label_shares(study)
-    assert {row["kind"] for row in shares} == {"masks_grown", "objects_missed", "depth_scale", "depth_noise", "field_of_view"}
-    zero = [row for row in shares if row["amount"] == 0 and row["questions"]]
-    assert zero and all(row["remaining"] == row["same"] == 1 for row in zero)
-    assert len(_error_figure(study).axes) >= 5
+def test_a_figure_has_a_panel_for_each_kind(study):
+    axes = [axes for axes in _error_figure(study).axes if axes.lines]
+    assert len(axes) == 5 and all(len(a.lines) == len(a.collections) == 4 for a in axes)
+    assert len([a for a in _error_figure(study, ("A1",), ("depth_scale",)).axes if a.lines]) == 1
 
 
 def test_the_tracked_study_is_that_of_the_defaults():
     tracked = json.loads((repo_root() / "data/annotation_errors.json").read_text())
     assert tracked["settings"] == json.loads(json.dumps(recipe_of(AnnotationErrors()))), "run `make annotation-errors`"
-    assert {(row["kind"], row["amount"]) for row in tracked["labels"]} == set(_studied_errors(AnnotationErrors()))
-    assert all(row["questions"] == row["same"] == row["remaining"] for row in rows(tracked, kind="none"))
+    studied = {(kind, amount) for kind, amount in _studied_errors(AnnotationErrors()) if kind != "none"}
+    assert {(row["kind"], row["amount"], row["task"]) for row in tracked["labels"]} == {(*p, t) for p in studied | {(k, 0) for k, _ in studied} for t in TASKS}
+    assert all(row["low"] <= row["right"] <= row["high"] for row in tracked["labels"] if row["n"])
+    assert all(row["remaining"] == 1 and row["right"] > 0.95 for row in rows(tracked, amount=0))
