@@ -340,5 +340,5 @@ def test_the_tracked_study_is_that_of_the_defaults():
     assert tracked["settings"] == json.loads(json.dumps(recipe_of(AnnotationErrors()))), "run `make annotation-errors`"
     studied = {(kind, amount) for kind, amount in _studied_errors(AnnotationErrors()) if kind != "none"}
     assert {(row["kind"], row["amount"], row["task"]) for row in tracked["labels"]} == {(*p, t) for p in studied | {(k, 0) for k, _ in studied} for t in TASKS}
-    assert all(row["low"] <= row["right"] <= row["high"] for row in tracked["labels"] if row["n"])
+    assert all(row["low"] <= row["right"] <= row["high"] for row in tracked["labels"] if row["low"] is not None)
     assert all(row["remaining"] == 1 and row["right"] > 0.95 for row in rows(tracked, amount=0))

@@ -242,7 +242,7 @@ _MOTIONS = Imagine(presets={"single": 2, "forward_turn": 1, "turn_forward": 1},
 @dataclass(frozen=True)
 class AnnotationErrors(Settings):
     "Which errors `measure` studies, and in which rooms; no error is always among them."
-    scenes: Scenes = Scenes(first=650_000, n=60, seed=1, size=(160, 120), fov_deg=65.0, per_shard=1)  # own rooms
+    scenes: Scenes = Scenes(first=650_000, n=19, seed=1, size=(160, 120), fov_deg=65.0, per_shard=1)  # own rooms
     imagine: Imagine = _MOTIONS  # motions
     rules: Rules = Rules(move=(0.2, 1.5), turn=(10, 60), area=(0.01, 0.6))  # what may be asked
     masks_grown: tuple[Annotated[float, ">= -64", "<= 64"], ...] = (-4, -2, -1, 1, 2, 4)  # amounts, as in `_Errors`
@@ -254,7 +254,7 @@ class AnnotationErrors(Settings):
     field_of_view: tuple[_Relative, ...] = (-0.2, -0.1, -0.05, 0.05, 0.1, 0.2)  # relative error
     depth_model: _Errors = _Errors(depth_scale=0.05, depth_noise=0.05, depth_bleeding=1)  # of a network for depth
     together: _Errors = _Errors(1, 0.1, 0.1, 0.05, 0.05, 1, 0.05)  # of an annotator of everything
-    multiples: tuple[NotNegative, ...] = (0.5, 1, 2)  # of `depth_model` and of `together`
+    multiples: tuple[NotNegative, ...] = (0.5, 1, 2, 3)  # of `depth_model` and of `together`
     seed: Seed = 0  # of the errors and of the questions
     workers: Workers = 1  # processes
 
@@ -405,7 +405,7 @@ def _error_figure(
     "The share of right labels over the amount of each error, with 95 % intervals by room."
     kinds = [kind for kind in kinds if any(row["kind"] == kind for row in study["labels"])]
     lines = -(-len(kinds) // 3)
-    figure, grid = canvas(lines, 3, (9, 2.1 * lines), sharey=True, squeeze=False)
+    figure, grid = canvas(lines, 3, (9, 1.9 * lines), sharey=True, squeeze=False)
     for axes in grid.flat[len(kinds):]: axes.axis("off")
     for (axes, kind), (task, colour) in product(zip(grid.flat, kinds), zip(tasks, RUN_COLOURS[1:])):
         rows = [row for row in study["labels"] if (row["kind"], row["task"]) == (kind, task)]
