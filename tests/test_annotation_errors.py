@@ -278,7 +278,7 @@ def test_large_errors_are_worse_than_small_ones(study):
     assert right("masks_grown", 3) < right("masks_grown", 0) and max(right("field_of_view", a) for a in (-0.3, 0.3)) < right("field_of_view", 0)
     assert right("depth_scale", 1.5, "A1") < right("depth_scale", -0.1, "A1") and right("depth_scale", 1.5, "A2") == 1
     assert max(right("field_of_view", a, "A2") for a in (-0.3, 0.3)) < 1
-    missed = [rows(study, kind="objects_missed", amount=amount, task="D1")[0]["remaining"] for amount in (0, 0.2, 0.6)]
+    missed = [rows(study, kind="objects_missed", amount=amount, task="D2")[0]["remaining"] for amount in (0, 0.2, 0.6)]
     assert missed[0] > missed[1] > missed[2]
 
 

@@ -204,10 +204,10 @@ def _motion_value(
     is_near = gap.distance <= metres + 1e-6 and np.hypot(gap.rotation_deg, gap.tilt_deg) <= degrees + 1e-6
     return float(is_near == (example.target["yes"] is not False))
 
-# %% ../../nbs/74_annotation_errors.ipynb #b27be531
+# %% ../../nbs/74_annotation_errors.ipynb #5e7dcf9d
 _BOX_TASKS = ("D1", "D3")  # right by the IoU of their boxes
 
-
+# %% ../../nbs/74_annotation_errors.ipynb #b27be531
 def _label_value(
     example: Example,  # derived from wrong annotations
     reference: Transition,  # of the same motion, with true annotations and ids
@@ -267,11 +267,11 @@ class AnnotationErrors(Settings):
         reason = f"{widest} makes {self.scenes.fov_deg:g} degrees wider than 180"
         raise ConfigError(f"AnnotationErrors.field_of_view: {reason}")
 
-# %% ../../nbs/74_annotation_errors.ipynb #27e5baa5
+# %% ../../nbs/74_annotation_errors.ipynb #882b7adf
 _KINDS = tuple(f.name for f in fields(_Errors) if f.name != "noise_width")  # of errors
 _ANNOTATORS = ("depth_model", "together")  # with several errors
 
-
+# %% ../../nbs/74_annotation_errors.ipynb #27e5baa5
 def _studied_errors(
     config: AnnotationErrors,  # kinds and amounts
 ) -> dict[tuple[str, float], _Errors]:  # (kind, amount) -> what the annotator gets wrong
@@ -282,9 +282,10 @@ def _studied_errors(
                for name in _ANNOTATORS for m in config.multiples}
     return {("none", 0): none} | single | several
 
-# %% ../../nbs/74_annotation_errors.ipynb #4e567d97
+# %% ../../nbs/74_annotation_errors.ipynb #854ba796
 _SIGNED = ("masks_grown", "depth_scale", "field_of_view")  # errors in two directions
 
+# %% ../../nbs/74_annotation_errors.ipynb #4e567d97
 def _annotated_scenes(
     scene: Scene,  # with true annotations
     config: AnnotationErrors,  # which errors
