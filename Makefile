@@ -1,6 +1,6 @@
 # The first use of any target makes .venv from requirements.lock. `profile` in params.yaml says how large a run is.
 .DEFAULT_GOAL := help
-.PHONY: help repro ablation comparison quality photos base teacher test fuzz sync notebooks docs lab lock
+.PHONY: help repro ablation comparison quality photos annotation-errors base teacher test fuzz sync notebooks docs lab lock
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export OMP_NUM_THREADS ?= 2
 # glibc gives large arrays back to the kernel and asks for them again at each step of a training, which costs more than the arithmetic; here it keeps them
@@ -8,7 +8,7 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294
 NOTEBOOK = python -m papermill -k python3 --log-output --no-progress-bar -p profile mini
 
 help:      ## this list
-	@grep -E '^[a-z]+: .*##' Makefile | sed 's/:[^#]*##/ -/'
+	@grep -E '^[a-z-]+: .*##' Makefile | sed 's/:[^#]*##/ -/'
 
 repro: .venv/installed  ## the main arm, from scenes to its report
 	dvc repro report@bidirectional label_audit
@@ -25,6 +25,9 @@ quality: .venv/installed  ## the teacher's views against the truth, and the stud
 photos: .venv/installed  ## labels of plain photos by annotators with known errors, held against the truth, and what annotators cost; figures in data/annotate.json, data/annotator_costs.json
 	python tests/annotated_rooms.py
 	python tests/annotator_costs.py
+
+annotation-errors: .venv/installed  ## what wrong masks, depth and cameras of photos do to labels: data/annotation_errors.json (some minutes on one core)
+	python -c "from world2vlm.core.runs import write_json; from world2vlm.evaluation.annotation_errors import AnnotationErrors; write_json('data/annotation_errors.json', AnnotationErrors().measure())"
 
 base: .venv/installed  ## train the shipped base student again (three hours on two cores)
 	mkdir -p data/mini/notebooks

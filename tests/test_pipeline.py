@@ -107,14 +107,15 @@ def test_box_formats_agree():
 
 
 def test_held_out_rooms_are_unseen():
-    "Training, held-out questions, the benchmark and the label audit take rooms of different numbers."
+    "Training, held-out questions, the benchmark, the label audit and the study of annotations take rooms of different numbers."
     from world2vlm.core.config import load_settings
     from world2vlm.dataset.synthesis import HeldOut, Scenes
+    from world2vlm.evaluation.annotation_errors import AnnotationErrors
     from world2vlm.evaluation.benchmarks.rooms import RoomsBenchmark
     from world2vlm.evaluation.label_audit import LabelAudit
     for profile in PARAMS["profiles"]:
         audit = load_settings(LabelAudit, "label_audit", profile)
-        rooms = [load_settings(Scenes, "scenes", profile), load_settings(HeldOut, "held_out", profile).scenes,
+        rooms = [AnnotationErrors().scenes, load_settings(Scenes, "scenes", profile), load_settings(HeldOut, "held_out", profile).scenes,
                  load_settings(RoomsBenchmark, "rooms_benchmark", profile).scenes]
         spans = [range(s.first, s.first + s.n) for s in rooms] + [range(audit.scenes.first, audit.scenes.first + 5_000 * audit.parts)]
         assert not any(set(a) & set(b) for i, a in enumerate(spans) for b in spans[:i]), profile
@@ -219,7 +220,8 @@ def test_smoke_leaves_git_alone(clone):
     run(clone, "git", "add", "-A")
     data = run(clone, "git", "ls-files", "data").split()
     kept = ("/metrics/", "/costs/", "/headline/", "/pictures/")
-    assert all(d.startswith(("data/base/", "data/teacher/")) or d in ("data/speed.json", "data/annotate.json", "data/annotator_costs.json") or any(k in d for k in kept) for d in data)
+    figures = {f"data/{name}.json" for name in ("speed", "annotate", "annotator_costs", "annotation_errors")}
+    assert all(d.startswith(("data/base/", "data/teacher/")) or d in figures or any(k in d for k in kept) for d in data)
     assert not any(d.startswith("data/smoke/") for d in data)
 
 

@@ -11,6 +11,7 @@ from world2vlm.core.actions import Ranges
 from world2vlm.core.config import ConfigError, Settings, _annotations, load_params, load_settings
 from world2vlm.dataset.real_turns import RealTurns
 from world2vlm.dataset.synthesis import HeldOut, Imagine, Scenes, Supervise
+from world2vlm.evaluation.annotation_errors import AnnotationErrors, _Errors
 from world2vlm.evaluation.benchmarks.rooms import RoomsBenchmark
 from world2vlm.evaluation.held_out import Evaluate
 from world2vlm.evaluation.label_audit import audit_labels, LabelAudit
@@ -31,7 +32,7 @@ from world2vlm.teachers.svc.training import SVCTraining
 
 SECTIONS = dict(scenes=Scenes, annotate=Annotate, imagine=Imagine, supervise=Supervise, real_turns=RealTurns, held_out=HeldOut, label_audit=LabelAudit, teacher_quality=TeacherQuality,
                 student=StudentConfig, base=Base, svc=SVCTraining, sft=SFT, grpo=GRPO, evaluate=Evaluate, rooms_benchmark=RoomsBenchmark, comparison=Comparison)
-CLASSES = [*SECTIONS.values(), Ranges, Filter, HallucinationCheck, Rules, ViewSearch, Training, MiniConfig, Phase]
+CLASSES = [*SECTIONS.values(), Ranges, Filter, HallucinationCheck, Rules, ViewSearch, Training, MiniConfig, Phase, AnnotationErrors, _Errors]
 
 
 def changed(params: dict, path: str, value) -> dict:
