@@ -137,7 +137,8 @@ def _canvas_size(
         scale = min(canvas[1] / size[0], canvas[0] / size[1])
         sides = (multiple * max(1, round(side * scale / multiple)) for side in size)
         width, height = map(min, sides, canvas[::-1])
-        if VideoProcessor.classify_height_width_bin(height, width, ratios=ratios) == canvas: fits.append((width, height))
+        own = VideoProcessor.classify_height_width_bin(height, width, ratios=ratios)
+        if own == canvas: fits.append((width, height))
     return max(fits, key=lambda fit: fit[0] * fit[1])
 
 # %% ../../nbs/27_cosmos3.ipynb #45359641
@@ -211,7 +212,8 @@ def _second_opinion(
     from world2vlm.teachers.filters import pose_errors
     estimated, index = teacher.estimated_path(video[: len(path)], seed), list(path.keyframes)
     errors = [pose_errors(*pair) for pair in zip(estimated[index], path.poses[index])]
-    worst = {"rotation": max, "direction": max, "drift": max, "scale": lambda v: max(v, key=lambda s: abs(np.log(s + 1e-9)))}
+    furthest = lambda ratios: max(ratios, key=lambda ratio: abs(np.log(ratio + 1e-9)))
+    worst = {"rotation": max, "direction": max, "drift": max, "scale": furthest}
     values = {name: [e[name] for e in errors if name in e] for name in worst}
     return {f"inverse {name}": float(worst[name](column)) for name, column in values.items() if column}
 

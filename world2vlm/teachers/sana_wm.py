@@ -132,9 +132,8 @@ def _film(
     camera = dict(c2w=path.poses, intrinsics=resize_K(scene.K, scene.size, size), num_frames=len(path))
     names = ("negative_prompt", "num_inference_steps", "guidance_scale", "fps")
     options = {name: getattr(teacher, name) for name in names} | dict(width=size[0], height=size[1])
-    output_type = "latent" if teacher.refiner else "np"
-    picture = Image.fromarray(_fit_image(scene.image, size))
-    output = teacher.pipeline(picture, teacher.prompt, **camera, **options, generator=generator, output_type=output_type)
+    options |= dict(generator=generator, output_type="latent" if teacher.refiner else "np")
+    output = teacher.pipeline(Image.fromarray(_fit_image(scene.image, size)), teacher.prompt, **camera, **options)
     fidelity = {"nominal": float(not teacher.metric and scene.depth is None)}
     if not teacher.refiner: return output.frames, fidelity
     frames = teacher.refiner_pipeline(output.latent, teacher.prompt, fps=teacher.fps, generator=generator)
