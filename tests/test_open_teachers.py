@@ -343,6 +343,76 @@ def test_fastvideo_gets_the_files_of_the_job(tmp_path, scene, monkeypatch):
     assert Path(options["image_path"]).is_file() and options["return_frames"] and not options["save_video"]
 
 
+def test_the_release_gets_cameras_labels_and_chunks(tmp_path, scene, monkeypatch):
+    "Its package is not here either; the names are those of its commit da2d0c2."
+    import types
+    import torch
+    from world2vlm.teachers import worldplay_server
+    calls = []
+    class Pipeline:
+        @classmethod
+        def create_pipeline(cls, **options): return calls.append(options) or cls()
+        def __call__(self, **options):
+            calls.append(options)
+            levels = torch.arange(options["video_length"]) / 255
+            return types.SimpleNamespace(videos=levels.view(1, 1, -1, 1, 1).expand(1, 3, -1, options["user_height"], options["user_width"]))
+    modules = {"hyvideo": {}, "hyvideo.commons": {}, "hyvideo.pipelines": {}, "hyvideo.pipelines.worldplay_video_pipeline": {"HunyuanVideo_1_5_Pipeline": Pipeline},
+               "hyvideo.commons.infer_state": {"initialize_infer_state": calls.append}, "hyvideo.commons.parallel_states": {"initialize_parallel_state": lambda sp: sp}}
+    for name, content in modules.items(): monkeypatch.setitem(sys.modules, name, types.SimpleNamespace(**content))
+    teacher = load_teacher("worldplay", command="unused", accept_licence=True, chunk=4)
+    path = worldplay._latent_path(teacher, plan(parse_actions("turn left 6 degrees; move forward 0.16 meters")))
+    job = worldplay._job(teacher, scene, path, seed=5)
+    folder = worldplay._write_job(tmp_path, scene, job)
+    worldplay_server._do_job(worldplay_server._open_generator("release", "folder", "file", "ar"), folder)
+    assert not (folder / "error.txt").exists(), (folder / "error.txt").read_text()
+    state, opened, options = calls
+    assert np.load(folder / "views.npy")[:, 0, 0, 0].tolist() == [4 * k for k in path.keyframes] and opened["action_ckpt"] == "file" and not state.use_sageattn
+    assert len(path) == 8 and options["video_length"] == 29 and options["chunk_latent_frames"] == 4 and options["model_type"] == "ar" and options["seed"] == 5
+    np.testing.assert_allclose(options["viewmats"][0], np.linalg.inv(path.poses), atol=1e-9)
+    assert options["action"][0].tolist() == job["actions"] == [0, 2, 2, 9, 9, 0, 0, 0] and options["Ks"].shape == (1, 8, 3, 3)
+
+
+# Prompts
+
+@pytest.fixture(scope="module")
+def captioner(tmp_path_factory):
+    from toy_training import TINY
+    from world2vlm.students.models import mini_student
+    folder = tmp_path_factory.mktemp("captioner")
+    for part in mini_student(["a red chair stands on a grey floor."], TINY, seed=1): part.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("name", ["sana", "cosmos"])
+def test_a_student_writes_the_prompt(name, request, captioner, scene):
+    from world2vlm.teachers.captions import _caption
+    teacher = request.getfixturevalue(name)(prompt="A room: {caption}", captioner=captioner)
+    prompts, pipeline = [], teacher.pipeline
+    teacher.__dict__["pipeline"] = lambda *args, **options: prompts.extend(a for a in (*args, options.get("prompt")) if isinstance(a, str)) or pipeline(*args, **options)
+    turns = [plan(parse_actions(t)) for t in ("turn left 3 degrees", "turn right 3 degrees")]
+    assert len(teacher.imagine(scene, turns)) == 2 and prompts == [f"A room: {_caption(teacher.captions, scene.image)}"] * 2 and len(prompts[0]) > 10
+
+
+@pytest.mark.parametrize("name", ["sana_wm", "cosmos3"])
+@pytest.mark.parametrize("options, message", [({"prompt": "{caption}"}, "there is no captioner"), ({"captioner": "folder"}, "no {caption}")])
+def test_prompt_and_captioner_belong_together(name, options, message):
+    with pytest.raises(ConfigError, match=message): load_teacher(name, **options)
+
+
+def test_a_second_opinion_is_held_to_the_bounds(cosmos, scene):
+    "Random weights see a motion of their own, so their opinion rejects; without it the rollouts stay."
+    from world2vlm.teachers.filters import Filter, filter_rollouts
+    photo, turns, rejected = replace(scene, depth=None), [plan(parse_actions("turn left 3 degrees"))], {}
+    free = Filter(matches=False, sharpness=0, agreement=0)
+    rollouts = cosmos(second_opinion=True).imagine(photo, turns)
+    assert len(list(filter_rollouts(photo, rollouts, free))) == 1
+    assert list(filter_rollouts(photo, rollouts, replace(free, second_opinion=True, rotation=1e-3, drift=1e-6), rejected.__setitem__)) == []
+    assert list(rejected.values())[0].startswith("second opinion: rotation: ")
+    assert len(list(filter_rollouts(photo, rollouts, replace(free, second_opinion=True, rotation=180, drift=1e3)))) == 1
+    without = list(filter_rollouts(photo, cosmos().imagine(photo, turns), replace(free, second_opinion=True), rejected.__setitem__))
+    assert without == [] and "second opinion: none" in list(rejected.values())[0]
+
+
 # Calibration
 
 class Scaled:

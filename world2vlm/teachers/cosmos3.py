@@ -16,6 +16,7 @@ from ..core.actions import Trajectory
 from ..core.config import ConfigError, Count, NotNegative, Positive, Seed, Settings
 from ..core.records import Rollout, Scene
 from ..core.runs import Reject
+from .captions import _check_prompt, _open_captioner, _prompt_for
 from .checkpoints import _open_checkpoint, _place
 from .video import _as_bytes, _dense_path, _fit_image, _video_rollouts
 
@@ -28,7 +29,8 @@ class Cosmos3(Settings):
     "Generative teacher: the keyframes of a Cosmos 3 video along each trajectory."
     checkpoint: str = "nvidia/Cosmos3-Nano"  # folder, or name on the hub
     revision: str = ""  # commit on the hub; "" for the newest
-    prompt: str = _NEUTRAL  # the same for all scenes; {fov} is the field of view in degrees
+    prompt: str = _NEUTRAL  # the same for all scenes, but for {fov}, the field of view in degrees, and {caption}
+    captioner: str = ""  # folder or name of the student that writes {caption}; "" for none
     guardrail: bool = True  # filter prompts and videos, see above; what it stops is rejected
     second_opinion: bool = False  # also ask for the motion of each video, and record how far it is from the requested
     tier: Literal[256, 480, 704, 720] = 480  # size of the video, see `_canvas_size`
@@ -46,6 +48,15 @@ class Cosmos3(Settings):
     offload: bool = True  # keep on the GPU only the network that is running
     name = "cosmos3"  # in every rollout
     exact = False  # no ids
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check_prompt(self)
+
+    @cached_property
+    def captions(self) -> tuple:  # model, processor
+        "The opened student that writes captions."
+        return _open_captioner(self.captioner, self.device)
 
     @cached_property
     def pipeline(self) -> "Cosmos3OmniPipeline":  # ready to be called
@@ -171,6 +182,7 @@ def _film(
     scene: Scene,  # the anchor
     path: Trajectory,  # of 4 k + 1 frames
     seed: int,  # of the noise
+    prompt: str = "",  # of `_prompt_for`; "" for that of `teacher`
 ) -> tuple[np.ndarray, dict] | str:  # [F, H, W, 3] in [0, 1], fidelity; or why the guardrail stopped it
     "The video of `scene` along `path`."
     import torch
@@ -178,7 +190,8 @@ def _film(
     fov, rows = _field_of_view(scene), torch.from_numpy(_pose_rows(path.poses))
     picture = Image.fromarray(_fit_image(scene.image, _canvas_size(scene.size, teacher.tier)))
     condition = dict(mode="forward_dynamics", chunk_size=len(rows), raw_actions=rows, image=picture)
-    try: video = _run(teacher, teacher.prompt.replace("{fov}", f"{fov:.0f}"), seed, condition, output_type="np").video
+    prompt = (prompt or teacher.prompt).replace("{fov}", f"{fov:.0f}")
+    try: video = _run(teacher, prompt, seed, condition, output_type="np").video
     except ValueError as error:
         if "Guardrail" in str(error): return f"guardrail: {error}"
         raise
@@ -227,7 +240,8 @@ def _imagine(
 ) -> list[Rollout]:  # of the accepted trajectories, in order
     "Imagine the keyframes of `trajectories`, a video each."
     path_of = lambda t: _dense_path(t, self.move_step, self.turn_step, 4)
-    film = lambda *request: _film(self, *request)
+    prompt = _prompt_for(self, scene)
+    film = lambda *request: _film(self, *request, prompt)
     return _video_rollouts(self, scene, trajectories, seed, reject, path_of, film)
 
 Cosmos3.imagine = _imagine

@@ -262,6 +262,7 @@ class Filter(Settings):
     agreement: NotNegative = 14.0  # dB, on pixels of the anchor
     matches: bool = True  # match features, which takes about 100 pixels; if not, only sharpness and agreement count
     relabel: bool = False  # keep a rollout of one wrong action under the motion that it shows
+    second_opinion: bool = False  # the motion that the teacher itself sees in its video must keep the bounds too
 
 # %% ../../nbs/23_filters.ipynb #4df18cab
 def rejection_reason(
@@ -278,6 +279,17 @@ def rejection_reason(
     scale = measures.get("scale", 1)
     good = max(scale, 1 / max(scale, 1e-9)) <= bounds.scale
     return "" if good else f"scale: {scale:.3g} is off by more than {bounds.scale:g}"
+
+# %% ../../nbs/23_filters.ipynb #df1d8785
+def _second_opinion(
+    rollout: Rollout,  # with errors `inverse rotation`, ... in its fidelity, if its teacher estimates them
+    bounds: Filter,  # of a good rollout
+) -> str:  # reason, "" for a good rollout
+    "The first bound that the teacher's own estimate breaks."
+    errors = {k.removeprefix("inverse "): v for k, v in rollout.fidelity.items() if k.startswith("inverse ")}
+    if not errors: return "second opinion: none; use a teacher that estimates motion, with its second_opinion: true"
+    reason = rejection_reason(errors, bounds)
+    return reason and f"second opinion: {reason}"
 
 # %% ../../nbs/23_filters.ipynb #63424c6d
 def _relabel_rollout(
@@ -313,5 +325,6 @@ def filter_rollouts(
         if relabelled:
             rollout, measures = relabelled, measure_rollout(scene, relabelled, matcher) | {"relabelled": 1.0}
             reason = rejection_reason(measures, bounds)
+        elif not reason and bounds.second_opinion: reason = _second_opinion(rollout, bounds)
         if not reason: yield replace(rollout, fidelity=rollout.fidelity | measures)
         elif reject: reject(f"{scene.id}: {format_actions(rollout.actions)}", reason)

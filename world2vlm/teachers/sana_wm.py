@@ -16,6 +16,7 @@ from ..core.camera import resize_K
 from ..core.config import Count, NotNegative, Positive, Settings, Side
 from ..core.records import Rollout, Scene
 from ..core.runs import Reject
+from .captions import _check_prompt, _open_captioner, _prompt_for
 from .checkpoints import _open_checkpoint, _place
 from .video import _dense_path, _fit_image, _video_rollouts, _video_size
 
@@ -29,7 +30,8 @@ class SanaWM(Settings):
     revision: str = ""  # commit on the hub; "" for the newest
     refiner: str = ""  # folder or name of the second stage, ...-diffusers-refiner; "" for none
     refiner_revision: str = ""  # its commit
-    prompt: str = _NEUTRAL  # the same for all scenes
+    prompt: str = _NEUTRAL  # the same for all scenes, but for {caption}
+    captioner: str = ""  # folder or name of the student that writes {caption}; "" for none
     negative_prompt: str = ""  # what should not appear
     width: Side = 1280  # of the training, pixels; see `_video_size`
     height: Side = 704  # the same
@@ -48,6 +50,15 @@ class SanaWM(Settings):
     offload: bool = True  # keep on the GPU only the network that is running
     name = "sana_wm"  # in every rollout
     exact = False  # no ids
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check_prompt(self)
+
+    @cached_property
+    def captions(self) -> tuple:  # model, processor
+        "The opened student that writes captions."
+        return _open_captioner(self.captioner, self.device)
 
     @cached_property
     def pipeline(self) -> "SanaWMPipeline":  # ready to be called
@@ -123,6 +134,7 @@ def _film(
     scene: Scene,  # the anchor
     path: Trajectory,  # of 8 k + 1 frames
     seed: int,  # of the noise
+    prompt: str = "",  # of `_prompt_for`; "" for that of `teacher`
 ) -> tuple[np.ndarray, dict]:  # [F, H, W, 3] in [0, 1]; fidelity
     "The video of `scene` along `path`."
     import torch
@@ -133,10 +145,11 @@ def _film(
     names = ("negative_prompt", "num_inference_steps", "guidance_scale", "fps")
     options = {name: getattr(teacher, name) for name in names} | dict(width=size[0], height=size[1])
     options |= dict(generator=generator, output_type="latent" if teacher.refiner else "np")
-    output = teacher.pipeline(Image.fromarray(_fit_image(scene.image, size)), teacher.prompt, **camera, **options)
+    picture, prompt = Image.fromarray(_fit_image(scene.image, size)), prompt or teacher.prompt
+    output = teacher.pipeline(picture, prompt, **camera, **options)
     fidelity = {"nominal": float(not teacher.metric and scene.depth is None)}
     if not teacher.refiner: return output.frames, fidelity
-    frames = teacher.refiner_pipeline(output.latent, teacher.prompt, fps=teacher.fps, generator=generator)
+    frames = teacher.refiner_pipeline(output.latent, prompt, fps=teacher.fps, generator=generator)
     return np.concatenate([frames[:1], frames]), fidelity
 
 # %% ../../nbs/26_sana_wm.ipynb #d15c9545
@@ -149,7 +162,8 @@ def _imagine(
 ) -> list[Rollout]:  # of the accepted trajectories, in order
     "Imagine the keyframes of `trajectories`, a video each."
     path_of = lambda t: _dense_path(t, self.move_step, self.turn_step, 8)
-    film = lambda *request: _film(self, *request)
+    prompt = _prompt_for(self, scene)
+    film = lambda *request: _film(self, *request, prompt)
     return _video_rollouts(self, scene, trajectories, seed, reject, path_of, film)
 
 SanaWM.imagine = _imagine

@@ -37,13 +37,44 @@ def _fastvideo(
         return np.stack(video["frames"])
     return generate
 
+# %% ../../nbs/28_worldplay_server.ipynb #fee069db
+def _release(
+    model: str,  # folder of HunyuanVideo 1.5
+    actions: str,  # file of the action model
+    kind: str = "bi",  # or "ar"
+) -> _Generate:  # with the model loaded
+    "A generator that runs HY-WorldPlay by its release, on one GPU, without its prompt rewriter and its second stage."
+    from types import SimpleNamespace
+    import torch
+    from hyvideo.commons.infer_state import initialize_infer_state
+    from hyvideo.commons.parallel_states import initialize_parallel_state
+    from hyvideo.pipelines.worldplay_video_pipeline import HunyuanVideo_1_5_Pipeline
+    plain = dict.fromkeys(("use_sageattn", "enable_torch_compile", "use_fp8_gemm"), False)
+    kernels = dict(sage_blocks_range="0-53", quant_type="fp8-per-block", include_patterns="double_blocks")
+    initialize_parallel_state(sp=1), initialize_infer_state(SimpleNamespace(**plain, **kernels))
+    pipe = HunyuanVideo_1_5_Pipeline.create_pipeline(
+        pretrained_model_name_or_path=model, action_ckpt=actions, transformer_version="480p_i2v",
+        transformer_dtype=torch.bfloat16, enable_offloading=True, create_sr_pipeline=False, force_sparse_attn=False)
+    fixed = dict(few_step=False, chunk_latent_frames={"bi": 16, "ar": 4}[kind], model_type=kind, enable_sr=False,
+                 prompt_rewrite=False, negative_prompt="", aspect_ratio="16:9", output_type="pt")
+    def generate(job, folder):
+        width, height = job["size"]
+        arrays = dict(viewmats=job["w2c"], Ks=[job["K"]] * len(job["w2c"]), action=job["actions"])
+        cameras = {name: torch.from_numpy(np.array([value])) for name, value in arrays.items()}
+        options = dict(reference_image=str(folder / "anchor.png"), seed=job["seed"], video_length=job["frames"])
+        options |= dict(prompt=job["prompt"], user_height=height, user_width=width)
+        video = pipe(**options, **cameras, **fixed).videos  # [1, 3, F, H, W] in [0, 1]
+        return (video[0].permute(1, 2, 3, 0).float().clamp(0, 1) * 255).round().byte().cpu().numpy()
+    return generate
+
 # %% ../../nbs/28_worldplay_server.ipynb #b5a8169f
 def _open_generator(
-    name: str,  # "fastvideo", or module:function
+    name: str,  # "fastvideo", "release", or module:function
     *arguments: str,  # of the function
 ) -> _Generate:  # with the model loaded
     "The generator called `name`."
-    if name == "fastvideo": return _fastvideo(*arguments)
+    own = {"fastvideo": _fastvideo, "release": _release}
+    if name in own: return own[name](*arguments)
     module, _, function = name.partition(":")
     return getattr(importlib.import_module(module), function)(*arguments)
 
