@@ -107,6 +107,7 @@ class _Calibrated:
 TEACHERS = {  # name -> module:class
     "simulator": "world2vlm.teachers.simulator:Simulator",
     "reprojection": "world2vlm.teachers.reprojection:Reprojection",
+    "smoothed": "world2vlm.teachers.reprojection:Smoothed",
     "svc": "world2vlm.teachers.svc.teacher:SVC",
     "panorama": "world2vlm.teachers.panorama:Panorama",
     "sana_wm": "world2vlm.teachers.sana_wm:SanaWM",
