@@ -17,7 +17,7 @@ from world2vlm.teachers.base import load_teacher
 from world2vlm.teachers.contract import _CHECKS, _camera, TeacherContract
 
 FEW = ("turn right 14.4 degrees", "turn left 7.2 degrees; move forward 0.1 meters", "move left 0.1 meters")  # a large model needs seconds for each
-ADAPTERS = ("simulator", "reprojection", "panorama", "svc", "sana_wm", "cosmos3", "worldplay")
+ADAPTERS = ("simulator", "reprojection", "smoothed", "panorama", "svc", "sana_wm", "cosmos3", "worldplay")
 
 
 def rooms(*shapes): return tuple(next(room_scenes(1, seed=4, start=i, size=size)) for i, size in enumerate(shapes))
@@ -25,7 +25,7 @@ def rooms(*shapes): return tuple(next(room_scenes(1, seed=4, start=i, size=size)
 
 def contract_of(name: str, folder: Path) -> TeacherContract:
     few = dict(motions=FEW, scenes=rooms((96, 64), (64, 96)))
-    if name in ("simulator", "reprojection"): return TeacherContract(partial(load_teacher, name), sampled=False)
+    if name in ("simulator", "reprojection", "smoothed"): return TeacherContract(partial(load_teacher, name), sampled=False)
     if name == "panorama":
         panoramas = str(repo_root() / "data/panoramas")
         scenes = tuple(s for size in ((112, 64), (64, 112)) for s in panorama_scenes(("interior",), 1, seed=3, size=size, folder=panoramas))
