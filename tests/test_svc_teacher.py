@@ -258,7 +258,7 @@ def test_class_and_depth_are_learned():
         loss = _loss(unet, _small_scheduler(config), batch, config, heads)
         optimizer.zero_grad(), loss.backward(), optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < .6 * losses[0]
+    assert losses[-1] < .8 * losses[0]
 
 
 def test_sharpness_counts_only_unseen_detail():
