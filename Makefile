@@ -33,7 +33,7 @@ base: .venv/installed  ## train the shipped base student again (three hours on t
 	mkdir -p data/mini/notebooks
 	$(NOTEBOOK) -p out data/base nbs/pipeline/base.ipynb data/mini/notebooks/base.ipynb
 
-teacher: .venv/installed  ## train the shipped generative teacher again (forty minutes on two cores)
+teacher: .venv/installed  ## train the shipped generative teacher again (under three hours on two cores; a second call resumes)
 	mkdir -p data/mini/notebooks
 	$(NOTEBOOK) -p out data/teacher nbs/pipeline/teacher.ipynb data/mini/notebooks/teacher.ipynb
 

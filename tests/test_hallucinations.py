@@ -124,7 +124,7 @@ def test_the_same_bytes_again_and_after_a_kill(home, check, tmp_path, monkeypatc
 def test_the_anchor_and_all_views_are_one_call(home, check):
     scene = next(read_dataset("scenes", home / "scenes"))
     transitions = [t for r in read_dataset("rollouts", home / "rollouts", scene_id=scene.id) for t in transitions_of(scene, r)]
-    detector = _open_detector(check.detector, tuple(check.options.items()))
+    detector = _open_detector(check.detector, json.dumps(check.options, sort_keys=True))
     before = detector.calls
     answers = _detect_again(transitions, check)
     assert len(answers) == len(transitions) > 2 and detector.calls == before + 1
@@ -201,7 +201,7 @@ def test_the_class_counts_where_it_is_asked_for_and_the_score_always():
 
 
 @pytest.mark.parametrize("name, options, message", [
-    ("yolo", {}, "expected one of none, module:Class, got 'yolo'"), ("nowhere:Detector", {}, "detector 'nowhere:Detector': No module named 'nowhere'"),
+    ("yolo", {}, "expected one of none, detector, module:Class, got 'yolo'"), ("nowhere:Detector", {}, "annotator of objects 'nowhere:Detector': No module named 'nowhere'"),
     ("json:JSONDecoder", {}, "JSONDecoder has no method objects"), ("detector_of_a_test:Lookup", {"tabel": "x"}, "its options are: table, lost")])
 def test_a_wrong_detector_is_one_clear_error(home, check, tmp_path, name, options, message):
     with pytest.raises(ConfigError) as error: run(home, tmp_path / "out", HallucinationCheck(name, options))

@@ -11,8 +11,9 @@ from world2vlm.core.camera import Action, yaw
 from world2vlm.core.actions import plan
 from world2vlm.core.config import repo_root
 from world2vlm.dataset.synthesis import Scenes
-from world2vlm.evaluation.teacher_quality import _EvaluatedView, evaluate_teacher, _evaluate_view, quality_table, scores_by_motion_size, TeacherQuality
-from world2vlm.evaluation.teacher_quality import _baseline_views, _evaluate_shard, _fitted_turn, _probe_motions, _ranked_views, _view_scores
+from world2vlm.evaluation.teacher_quality import _EvaluatedView, evaluate_teacher, _evaluate_view, measures_table, quality_table, scores_by_motion_size, TeacherQuality
+from world2vlm.evaluation.teacher_quality import _baseline_views, _evaluate_shard, _fitted_turn, _probe_motions, _ranked_views
+from world2vlm.evaluation.view_scores import _agrees, _detail, _known_objects, _nearest_surface, _object_scores, _view_scores
 from world2vlm.scenes.panoramas import _place_and_heading, crop_panorama, panorama_scenes, read_panorama
 from world2vlm.scenes.room import Room, room_scenes
 from world2vlm.teachers.base import load_teacher
@@ -29,12 +30,13 @@ def test_the_truth_is_perfect():
     for view in _evaluate_shard(0, "simulator", replace(CONFIG, poses=True)):
         assert view.scores["psnr teacher"] > 70 and view.scores["ssim teacher"] == pytest.approx(1) and view.scores["rotation"] < 0.5 and view.scores.get("move", 0) < 0.1
         assert all(view.scores[f"psnr {name}"] <= view.scores["psnr teacher"] for name in ("copy", "without depth", "mirrored in", "smoothed in"))
+        assert {view.scores.get(f"{name} teacher", 1) for name in ("sharpness", "found", "continued")} == {1}
 
 
 def test_a_mirrored_teacher_scores_badly(scene):
     "The commonest bug of the field: left and right exchanged."
     left, right = (load_teacher("simulator", radius=0.0).imagine(scene, [plan([Action(kind, 20)])], 0)[0] for kind in ("turn_left", "turn_right"))
-    wrong = _evaluate_view(scene, replace(left, images=right.images), left.images[0], fit=partial(fitted_pose, Room(scene.room.seed), scene))
+    wrong = _evaluate_view(scene, replace(left, images=right.images), left, fit=partial(fitted_pose, Room(scene.room.seed), scene))
     assert wrong.scores["rotation"] > 15 and wrong.scores["psnr teacher"] < wrong.scores["psnr without depth"]
 
 
@@ -77,7 +79,8 @@ def test_reprojection_is_right_where_the_anchor_saw():
     rows = scores_by_motion_size(evaluate_teacher("reprojection", PLACES))
     for row in rows:
         assert row["seen teacher"] > 29 and row["seen copy"] < 20 and row["unseen teacher"] < row["seen teacher"] - 8
-        assert row["seen ssim teacher"] > .9 > row["seen ssim copy"]
+        assert row["ssim seen teacher"] > .9 > row["ssim seen copy"] and row["seen smoothed in"] > 25 > row["unseen smoothed in"]
+    assert "| turn | 8 | smoothed |" in measures_table(rows)
     assert quality_table(rows).count("\n") == len(rows) + 1
 
 
@@ -114,3 +117,54 @@ def test_tables_read_the_tracked_metrics():
     assert len(lines) == len(rows) + 2 and {line.count("|") for line in lines} == {14}
     one_view = replace(CONFIG, scenes=replace(CONFIG.scenes, n=1, per_shard=1), turns=(), moves=(0.5,), poses=True)
     assert rows[0].keys() <= scores_by_motion_size(_evaluate_shard(0, "reprojection", one_view))[0].keys()
+
+
+# Scores of parts of a view
+
+def split_scene(colour=(200, 40, 40)):
+    "A grey wall with a box that the old border at column 32 cuts."
+    truth, ids = np.full((64, 64, 3), 120, np.uint8), np.zeros((64, 64), np.uint16)
+    truth[20:40, 20:50], ids[20:40, 20:50] = colour, 7
+    unseen = np.zeros((64, 64), bool)
+    unseen[:, 32:] = True
+    return truth, ids, unseen
+
+
+def test_objects_continue_or_end_at_the_old_border():
+    truth, ids, unseen = split_scene()
+    ends, other = truth.copy(), truth.copy()
+    ends[:, 32:] = 120
+    other[20:40, 20:32] = 120
+    objects = _known_objects(truth, ids, unseen)
+    assert [(name, i) for name, i, _ in objects] == [("found", 7), ("continued", 7)]
+    assert _object_scores(truth, truth, ids, objects) == {"found": 1.0, "continued": 1.0}
+    assert _object_scores(ends, truth, ids, objects) == {"found": 1.0, "continued": 0.0}
+    assert _object_scores(other, truth, ids, objects) == {"found": 0.0, "continued": 1.0}
+    everywhere = np.broadcast_to(np.uint8([200, 40, 40]), truth.shape).copy()
+    assert _object_scores(everywhere, truth, ids, objects) == {"found": 1.0, "continued": 1.0}  # only four pixels around it count
+    assert (_nearest_surface(everywhere, truth, ids) == 7).all() and not _known_objects(truth, 0 * ids, unseen)
+    assert [name for name, _, _ in _known_objects(truth, ids, np.zeros_like(unseen))] == ["found"]
+
+
+def test_objects_of_the_colour_of_the_wall_do_not_count():
+    truth, ids, unseen = split_scene((120, 120, 120))
+    assert _known_objects(truth, ids, unseen) == []
+
+
+def test_half_of_the_union_must_agree():
+    mask, part = np.zeros((20, 20), bool), np.ones((20, 20), bool)
+    mask[5:15, 5:15] = True
+    for columns, right in ((10, True), (5, True), (4, False)): assert _agrees(mask & (np.arange(20) < 5 + columns), mask, part) == right
+    assert not _agrees(np.ones_like(mask), mask, part)
+
+
+def test_detail_leaves_the_seam_out():
+    rng = np.random.default_rng(0)
+    unseen = np.zeros((64, 64), bool)
+    unseen[:, 32:] = True
+    seam = np.full((64, 64, 3), 90, np.uint8)
+    seam[:, 32:] = 160
+    noisy = np.clip(seam + rng.normal(0, 8, seam.shape), 0, 255).astype(np.uint8)
+    assert _detail(seam, unseen) == 0 < 100 < _detail(noisy, unseen)
+    scores = _view_scores({"blur": seam, "same": noisy}, noisy, unseen)
+    assert scores["sharpness same"] == 1 and scores["sharpness blur"] == 0 and scores["psnr same"] > scores["unseen blur"] and "found same" not in scores

@@ -107,7 +107,7 @@ def _crop_ids(
     return ids[((latitude + .25) * 2 * h).astype(int).clip(0, h - 1), columns]
 
 # %% ../../nbs/16_panoramas.ipynb #ce570fd7
-_SOURCE = "panorama {place}, heading {heading} degrees; K exact"
+_SOURCE = "panorama {place}, heading {heading} degrees"
 
 def _place_and_heading(
     scene: Scene,  # of any origin
@@ -144,4 +144,5 @@ def panorama_scenes(
             heading = int(tenths) / 10
             image, source = crop_panorama(panorama, heading, K, size), _SOURCE.format(place=place, heading=heading)
             instances = _visible_objects(outlines, _crop_ids(ids, heading, K, size)) if outlines else None
-            yield Scene(f"{place}-{i:04d}", image, K, instances=instances, source=source, licence=licence)
+            about = dict(source=source, licence=licence, K_evidence="exact")
+            yield Scene(f"{place}-{i:04d}", image, K, instances=instances, **about)

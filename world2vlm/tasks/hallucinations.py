@@ -6,28 +6,26 @@
 __all__ = ['HallucinationCheck']
 
 # %% ../../nbs/47_hallucinations.ipynb #d25863c1
+import json
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from inspect import signature
 from typing import Annotated, Any, Literal
 
 import numpy as np
 
-from ..core.config import ConfigError, import_named, Settings, Share
+from ..core.config import Settings, Share
 from ..core.records import Example, Instance, Transition
+from ..scenes.annotate import ANNOTATORS, load_annotator
 from .rules import is_large, Rules, visibility_state
 from .visibility import _cached, _is_traceable, _surface_map, candidates, visibility_of
 from .cases import object_id
-
-# %% ../../nbs/47_hallucinations.ipynb #e6d4b3fe
-_DETECTORS = {"none": ""}  # name -> module:class
 
 # %% ../../nbs/47_hallucinations.ipynb #496206a4
 @dataclass(frozen=True)
 class HallucinationCheck(Settings):
     "How a detector confirms in imagined views what geometry says, if there is one."
-    detector: Annotated[str, _DETECTORS, "module:Class"] = "none"  # a class with the method `objects`
-    options: dict[str, int | float | bool | str] = field(default_factory=dict)  # arguments of its class
+    detector: Annotated[str, ("none", *ANNOTATORS["objects"]), "module:Class"] = "none"  # an annotator of objects
+    options: dict[str, int | float | bool | str | list[str]] = field(default_factory=dict)  # arguments of its class
     confidence: Share = 0.3  # smallest score of a detection
     min_iou: Share = 0.4  # IoU of the masks from which an object is confirmed
     min_share: Annotated[float, "> 0", "<= 1"] = 0.5  # of the objects in view, for a question about the whole view
@@ -37,16 +35,11 @@ class HallucinationCheck(Settings):
 # %% ../../nbs/47_hallucinations.ipynb #bc39169f
 @lru_cache(maxsize=1)
 def _open_detector(
-    name: str,  # a key of `_DETECTORS` or `module:Class`
-    options: tuple[tuple[str, Any], ...],  # arguments of its class
+    name: str,  # an annotator of objects, or `module:Class`
+    options: str,  # arguments of its class, JSON
 ) -> Any:  # with the method `objects`
     "The detector called `name`, opened once in each process; ConfigError for a wrong name or option."
-    cls = import_named(name, _DETECTORS, "detector")
-    try: signature(cls).bind(**dict(options))
-    except TypeError as e:
-        raise ConfigError(f"detector {name!r}: {e}; its options are: {', '.join(signature(cls).parameters)}") from None
-    if not hasattr(cls, "objects"): raise ConfigError(f"detector {name!r}: {cls.__name__} has no method objects")
-    return cls(**dict(options))
+    return load_annotator("objects", name, **json.loads(options))
 
 # %% ../../nbs/47_hallucinations.ipynb #62788277
 def _known_pixels(
@@ -126,7 +119,7 @@ def _detect_again(
 ) -> list[dict[int, bool]]:  # for each transition: `_tested_objects`
     "Which objects the detector finds again in the views of `transitions`; {} for all without a detector."
     if detector is None and check.detector != "none":
-        detector = _open_detector(check.detector, tuple(check.options.items()))
+        detector = _open_detector(check.detector, json.dumps(check.options, sort_keys=True))
     objects = candidates(transitions[0].scene, rules.area) if detector and transitions else []
     if not objects: return [{}] * len(transitions)
     images = [transitions[0].scene.image, *(t.image_after for t in transitions)]

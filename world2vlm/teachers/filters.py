@@ -202,12 +202,10 @@ def psnr(
 def ssim(
     a: np.ndarray,  # uint8 [H, W, 3]
     b: np.ndarray,  # uint8 [H, W, 3]
-    where: np.ndarray | None = None,  # bool [H, W] pixels that count
 ) -> float:  # up to 1
     "Structural similarity."
     from skimage.metrics import structural_similarity
-    mean, values = structural_similarity(a, b, channel_axis=-1, full=True)  # [H, W, 3]
-    return float(mean if where is None else values[where].mean())
+    return float(structural_similarity(a, b, channel_axis=-1))
 
 # %% ../../nbs/23_filters.ipynb #46356919
 def _sharpness(
@@ -285,6 +283,7 @@ class Filter(Settings):
     min_overlap: Share = 0.1  # share of the anchor in view, or of the view in the anchor, below which nothing is tested
     untestable: Literal["keep", "drop"] = "keep"  # what becomes of a rollout with so small an overlap
     relabel: bool = False  # keep a rollout of one wrong action under the motion that it shows
+    second_opinion: bool = False  # the motion that the teacher itself sees in its video must keep the bounds too
 
 # %% ../../nbs/23_filters.ipynb #4df18cab
 def _rejection_reason(
@@ -302,6 +301,17 @@ def _rejection_reason(
     if max(scale, 1 / max(scale, 1e-9)) > bounds.scale: return f"scale: {scale:.3g} is off by more than {bounds.scale:g}"
     if overlap >= bounds.min_overlap or bounds.untestable == "keep": return ""
     return f"not testable: anchor and view have {overlap:.0%} in common, less than {bounds.min_overlap:.0%}"
+
+# %% ../../nbs/23_filters.ipynb #df1d8785
+def _second_opinion(
+    rollout: Rollout,  # with errors `inverse rotation`, ... in its fidelity, if its teacher estimates them
+    bounds: Filter,  # of a good rollout
+) -> str:  # reason, "" for a good rollout
+    "The first bound that the teacher's own estimate breaks."
+    errors = {k.removeprefix("inverse "): v for k, v in rollout.fidelity.items() if k.startswith("inverse ")}
+    if not errors: return "second opinion: none; use a teacher that estimates motion, with its second_opinion: true"
+    reason = _rejection_reason(errors, bounds)
+    return reason and f"second opinion: {reason}"
 
 # %% ../../nbs/23_filters.ipynb #63424c6d
 def _relabel_rollout(
@@ -337,5 +347,6 @@ def filter_rollouts(
         if relabelled:
             rollout, measures = relabelled, _measure_rollout(scene, relabelled, **options) | {"relabelled": 1.0}
             reason = _rejection_reason(measures, bounds)
+        elif not reason and bounds.second_opinion: reason = _second_opinion(rollout, bounds)
         if not reason: yield replace(rollout, fidelity=rollout.fidelity | measures)
         elif reject: reject(f"{scene.id}: {format_actions(rollout.actions)}", reason)
