@@ -202,7 +202,7 @@ def test_the_class_counts_where_it_is_asked_for_and_the_score_always():
 
 @pytest.mark.parametrize("name, options, message", [
     ("yolo", {}, "expected one of none, detector, module:Class, got 'yolo'"), ("nowhere:Detector", {}, "annotator of objects 'nowhere:Detector': No module named 'nowhere'"),
-    ("json:JSONDecoder", {}, "JSONDecoder has no method objects"), ("detector_of_a_test:Lookup", {"tabel": "x"}, "its options are: table, lost")])
+    ("json:JSONDecoder", {}, "JSONDecoder has no objects"), ("detector_of_a_test:Lookup", {"tabel": "x"}, "its options are: table, lost")])
 def test_a_wrong_detector_is_one_clear_error(home, check, tmp_path, name, options, message):
     with pytest.raises(ConfigError) as error: run(home, tmp_path / "out", HallucinationCheck(name, options))
     assert message in str(error.value) and "\n" not in str(error.value)
