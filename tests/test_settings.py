@@ -67,8 +67,8 @@ def test_all_profiles_and_arms_pass_settings(section, cls, profile):
 
 # Case 25 and its kind: path in params.yaml, wrong value, what the message says after the path.
 WRONG = [
-    ("imagine/filters/scv", {}, "expected one of simulator, reprojection, svc, panorama, module:Class, got 'scv' (str); did you mean svc?"),
-    ("imagine/options/svcc", {"bf16": True}, "expected one of simulator, reprojection, svc, panorama, module:Class, got 'svcc' (str); did you mean svc?"),
+    ("imagine/filters/scv", {}, f"expected one of {', '.join(TEACHERS)}, module:Class, got 'scv' (str); did you mean svc?"),
+    ("imagine/options/svcc", {"bf16": True}, f"expected one of {', '.join(TEACHERS)}, module:Class, got 'svcc' (str); did you mean svc?"),
     ("teacher_quality/options/simulater", {}, "did you mean simulator?"),
     ("comparison/options/svcc", {}, "did you mean svc?"),
     ("imagine/presets/singel", 3, "expected one of single, forward_turn, turn_forward, shift_forward_turn, got 'singel' (str); did you mean single?"),
@@ -83,7 +83,7 @@ WRONG = [
     ("supervise/shares/tset", 0.0, "did you mean test?"),
     ("supervise/shares/train", -0.5, "expected a number >= 0 and <= 1, got -0.5"),
     ("supervise/per_scene", -1, "expected a number >= 0"),
-    ("supervise/hallucinations/detector", "detr", "expected one of none, module:Class, got 'detr'"),
+    ("supervise/hallucinations/detector", "detr", "expected one of none, detector, module:Class, got 'detr'"),
     ("supervise/hallucinations/contradicted", "dorp", "expected one of drop, mark, got 'dorp' (str); did you mean drop?"),
     ("supervise/hallucinations/min_share", 0, "expected a number > 0 and <= 1, got 0.0"),
     ("supervise/rules/nominal", "yes", "expected bool, got 'yes'"),
