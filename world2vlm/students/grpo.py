@@ -16,7 +16,7 @@ from ..core.config import Count, LearningRate, NotNegative, Positive, Share, Who
 from ..core.records import Example
 from ..dataset.schema import row_example
 from .models import load_student
-from .training import _remember_pictures, live_callback, prepare_model, run_trainer, trainer_arguments
+from .training import _lora_config, _remember_pictures, live_callback, prepare_model, run_trainer, trainer_arguments
 from .training import Training, training_row, training_rows
 from ..tasks.answers import convert_boxes
 from ..tasks.tasks import open_task
@@ -110,13 +110,13 @@ def train_grpo(
 ) -> Path:  # `out`, which `load_student` opens
     "Train `student` with GRPO on the questions of `examples`; a killed run resumes from the last checkpoint."
     from trl import GRPOTrainer
-    model, processor = load_student(str(student), config.attention, "float32", config.max_pixels or None)
+    arguments = _grpo_arguments(config, out)
+    model, processor = load_student(str(student), config.attention, max_pixels=config.max_pixels or None)
     processor.tokenizer.padding_side = "left"  # TRL pads prompts there but finds the pictures where the processor pads
     data = training_rows(examples, config, processor, _question_row, str(Path(out) / "cache"))
-    arguments = _grpo_arguments(config, out)
     trainer = GRPOTrainer(
         model=prepare_model(model, config), reward_funcs=[_reward_function(part) for part in _REWARD_PARTS],
-        args=arguments, train_dataset=data, processing_class=processor,
+        args=arguments, train_dataset=data, processing_class=processor, peft_config=_lora_config(model, config),
         callbacks=[] if arguments.process_index else [live_callback(out)])
     if config.remember_pictures and trainer.ref_model is not None: _remember_pictures(trainer.ref_model)
     return run_trainer(trainer, processor, out, config.skip_prompts)

@@ -26,6 +26,7 @@ import numpy as np
 
 from ..core.config import Count, LearningRate, NotNegative, Positive, Seed, Settings, Share, Whole, Workers
 from ..core.runs import _check_keys, _plain_errors, read_jsonl, write_text
+from .launch import Launch
 from .models import Attention, BoxFormat, load_student, model_picture_size
 from ..tasks.answers import convert_boxes
 
@@ -37,7 +38,7 @@ _Beta = Annotated[float, ">= 0", "< 1"]
 
 # %% ../../nbs/62_training.ipynb #0f65e88f
 @dataclass(frozen=True)
-class Training(Settings):
+class Training(Launch):
     "How a student is trained: what SFT and GRPO share."
     directions: tuple[_Direction, ...] = ("forward", "inverse")  # of the questions; an arm may take one
     tasks: tuple[str, ...] = ()  # of the questions, by name; () for all
@@ -46,7 +47,6 @@ class Training(Settings):
     epochs: Positive = 1.0  # passes over the examples
     batch_size: Count = 8  # sequences in one forward pass
     gradient_accumulation_steps: Count = 2  # forward passes per step
-    processes: Annotated[int, ">= 1", "<= 1024"] = 1  # that train together, one on each GPU or on one core each
     learning_rate: LearningRate = 1.0e-5  # peak of the cosine
     warmup_ratio: Share = 0.05  # share of the steps with a rising rate
     weight_decay: NotNegative = 0.1  # AdamW
@@ -163,30 +163,41 @@ def training_rows(
         return {name: [line[name] for line in lines] for name in lines[0]}
     return data.select(rows).with_transform(transform)
 
-# %% ../../nbs/62_training.ipynb #c9ac9542
+# %% ../../nbs/62_training.ipynb #2fa8fb0d
+def _modules_of(
+    model: "PreTrainedModel",  # the student
+    part: str,  # of its configuration
+    *usual: str,  # names of such modules, for a model whose modules have no configuration of that part
+) -> list[str]:  # names of modules, none inside another
+    "The modules that `part` of the configuration describes, else those with one of the `usual` names."
+    kind, modules = getattr(model.config, part, None), [(name, module) for name, module in model.named_modules() if name]
+    of_part = lambda module: kind is not None and isinstance(getattr(module, "config", None), type(kind))
+    fitting = [name for name, module in modules if of_part(module)]
+    fitting, outer = fitting or [name for name, _ in modules if name.split(".")[-1] in usual], []
+    for name in fitting: outer += [name] * (not name.startswith(tuple(f"{other}." for other in outer)))
+    return outer
+
+
 def _vision_towers(
     model: "PreTrainedModel",  # the student
-) -> list[str]:  # names of modules, none inside another
-    "The modules that read pictures: by the vision part of the configuration, else by their usual names."
-    part, names = getattr(model.config, "vision_config", None), ("visual", "vision_tower", "vision_model")
-    modules = [(name, module) for name, module in model.named_modules() if name]  # outer ones first
-    of_part = lambda module: part is not None and isinstance(getattr(module, "config", None), type(part))
-    fitting = [name for name, module in modules if of_part(module)]
-    fitting, towers = fitting or [name for name, _ in modules if name.split(".")[-1] in names], []
-    for name in fitting: towers += [name] * (not name.startswith(tuple(f"{tower}." for tower in towers)))
-    return towers
+) -> list[str]:  # names of modules
+    "The modules that read pictures."
+    return _modules_of(model, "vision_config", "visual", "vision_tower", "vision_model")
 
-# %% ../../nbs/62_training.ipynb #4e05796c
+# %% ../../nbs/62_training.ipynb #90d9fc37
 def _lora_config(
-    config: Training,  # `lora_rank`, `lora_alpha`
-    frozen: tuple[str, ...],  # beginnings of the names of layers without LoRA
-) -> "LoraConfig":  # of PEFT
-    "LoRA on the linear layers of all other towers."
+    model: "PreTrainedModel",  # the student
+    config: Training,  # `lora_rank`, `lora_alpha`, `freeze_vision`
+) -> "LoraConfig | None":  # of PEFT; None where all parameters train
+    "LoRA on all linear layers of the language model, and on those of the vision tower where that trains too."
+    if not config.lora_rank: return None
     from peft import LoraConfig
-    linear = "q_proj k_proj v_proj o_proj out_proj gate_proj up_proj down_proj qkv proj fc1 fc2".replace(" ", "|")
-    outside = f"(?!{'|'.join(map(re.escape, frozen))})" if frozen else ""
-    return LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, task_type="CAUSAL_LM",
-                      target_modules=rf"{outside}.*\.({linear})")
+    from torch.nn import Linear
+    inside = _modules_of(model, "text_config", "language_model") + _vision_towers(model) * (not config.freeze_vision)
+    linear = {(part, name.split(".")[-1]) for name, module in model.named_modules() if isinstance(module, Linear)
+              for part in inside if name.startswith(f"{part}.")}
+    pattern = "|".join(rf"{re.escape(part)}\..*\.{layer}" for part, layer in sorted(linear))
+    return LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, task_type="CAUSAL_LM", target_modules=pattern)
 
 # %% ../../nbs/62_training.ipynb #9d4471be
 def _remember_pictures(
@@ -212,12 +223,22 @@ def _remember_pictures(
         return BaseModelOutputWithPooling(pooler_output=tuple(memory[key] for key in keys))
     reader.get_image_features = remembered
 
-# %% ../../nbs/62_training.ipynb #7fd104ab
+# %% ../../nbs/62_training.ipynb #2eabc3bc
+def _hold_in_float32(
+    model: "PreTrainedModel",  # the student
+) -> None:
+    "Change the parameters that train to float32."
+    from transformers.integrations import is_deepspeed_zero3_enabled
+    if is_deepspeed_zero3_enabled(): return
+    for parameter in model.parameters():
+        if parameter.requires_grad: parameter.data = parameter.data.float()
+
+# %% ../../nbs/62_training.ipynb #4626ed16
 def prepare_model(
     model: "PreTrainedModel",  # the student
     config: Training,  # `lora_rank`, `lora_alpha`, `freeze_vision`, `remember_pictures`
-) -> "PreTrainedModel":  # ready to train; wrapped by PEFT where `lora_rank` > 0
-    "Choose the parameters that train. ValueError if none does, or if there is no vision tower to freeze."
+) -> "PreTrainedModel":  # ready to train
+    "Choose the parameters that train, in float32. ValueError if none does, or if there is no vision tower to freeze."
     if config.lora_rank and not config.lora_alpha:
         raise ValueError(f"lora_alpha: 0 scales the whole LoRA update to nothing; try {2 * config.lora_rank}")
     frozen = tuple(f"{tower}." for tower in _vision_towers(model)) if config.freeze_vision else ()
@@ -226,12 +247,13 @@ def prepare_model(
         raise ValueError(f"freeze_vision: {type(model).__name__} has no vision tower to freeze; set it to false")
     if config.remember_pictures:
         if not frozen: raise ValueError("remember_pictures: the vision tower trains; set freeze_vision too")
+        if config.launch != "ddp": raise ValueError("remember_pictures: processes that share the tower must all call it; "
+                                                    "set it to false, or launch to ddp")
         _remember_pictures(model)
-    if config.lora_rank:
-        from peft import get_peft_model
-        model = get_peft_model(model, _lora_config(config, frozen))
-    if any(parameter.requires_grad for parameter in model.parameters()): return model
-    raise ValueError(f"freeze_vision: no parameter of {type(model).__name__} is left to train; set it to false")
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(f"freeze_vision: no parameter of {type(model).__name__} is left to train; set it to false")
+    if not config.lora_rank: _hold_in_float32(model)
+    return model
 
 # %% ../../nbs/62_training.ipynb #ad768beb
 def trainer_arguments(
@@ -328,17 +350,37 @@ def _drop_times(
     (live / "metrics.json").unlink(missing_ok=True)  # the last values of all curves once more
     return [{name: value for name, value in line.items() if not _TIMES.search(name)} for line in log]
 
-# %% ../../nbs/62_training.ipynb #e723b4f1
+# %% ../../nbs/62_training.ipynb #ec09a3d2
+def _merged_student(
+    base: "PreTrainedModel",  # the student that trained, maybe in PEFT's wrapper, maybe with a part of its weights only
+    state: dict,  # all weights, by the names of `base`
+) -> "PreTrainedModel":  # with these weights, in the type of the start
+    "A student with the weights of `state`, LoRA merged."
+    import torch
+    from transformers import AutoModelForImageTextToText
+    inner, adapters = getattr(base, "get_base_model", lambda: base)(), getattr(base, "peft_config", None)
+    with torch.device("meta"):
+        model = merged = AutoModelForImageTextToText.from_config(inner.config, dtype=inner.config.dtype or torch.float32)
+    merged._weight_conversions = getattr(inner, "_weight_conversions", None)  # the published names of the weights
+    merged.generation_config = inner.generation_config
+    if adapters:
+        from peft import get_peft_model
+        with torch.device("meta"): model = get_peft_model(merged, adapters["default"])
+    state = {name: weight if "lora_" in name else weight.to(merged.dtype) for name, weight in state.items()}
+    model.load_state_dict(state, assign=True)
+    merged.tie_weights()
+    return model.merge_and_unload() if adapters else merged
+
+# %% ../../nbs/62_training.ipynb #87b786ef
 def _save_student(
     trainer: "Trainer",  # after training
     processor: "ProcessorMixin",  # of the student
     out: Path,  # the checkpoint's folder
 ) -> Path:  # `out`
     "Save the merged student, its processor and `log.jsonl`; then drop what only a resumed run needs."
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    if hasattr(model, "merge_and_unload"): model = model.merge_and_unload()
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # all processes take part
     if trainer.is_world_process_zero():
-        model.save_pretrained(out)
+        _merged_student(trainer.accelerator.unwrap_model(trainer.model), state).save_pretrained(out)
         processor.save_pretrained(out)
         log = _drop_times(out / "live", trainer.state.log_history)
         lines = [json.dumps(line, sort_keys=True) + "\n" for line in log]
@@ -395,7 +437,8 @@ def run_trainer(
 ) -> Path:  # `out`, which `load_student` opens
     "Train from the last complete checkpoint in `out`, or anew, and save the student; warn if it learned nothing."
     if skip_prompts: _skip_prompts(getattr(trainer.model, "get_base_model", lambda: trainer.model)())
-    start = _restore_weights(trainer.model, _last_checkpoint(Path(out) / "checkpoints"))
+    start = _last_checkpoint(Path(out) / "checkpoints")
+    if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled): _restore_weights(trainer.model, start)
     with _plain_errors(Path(out)), _answers_only(): trainer.train(resume_from_checkpoint=start)
     for sign in _idle_signs(trainer.state.log_history): warnings.warn(f"{out}: {sign}", stacklevel=2)
     with _plain_errors(Path(out)): return _save_student(trainer, processor, Path(out))

@@ -1,0 +1,61 @@
+"""FSDP2 of two processes on a CPU. accelerate shards on GPUs only and leaves processes on CPUs plainly parallel without a word,
+so a shim, for tests alone, lets it take them for GPUs; whoever trains here asserts that it did shard."""
+import os
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from toy_training import PLAIN, REINFORCE
+
+
+def shim():
+    "Processes on CPUs pass for GPUs; TrainingArguments reset accelerate's state, so every new one is changed."
+    from accelerate.state import DistributedType, PartialState
+    make = PartialState.__init__
+    def made(self, *args, **kwargs):
+        make(self, *args, **kwargs)
+        if self._shared_state.get("distributed_type") == DistributedType.MULTI_CPU: self._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    PartialState.__init__ = made
+
+
+@contextmanager
+def plain():
+    "Within the block nothing is sharded."
+    os.environ["ACCELERATE_USE_FSDP"] = "false"
+    yield
+    os.environ["ACCELERATE_USE_FSDP"] = "true"
+
+
+SHARDED = dict(processes=2, launch="fsdp2")
+SFT20 = replace(PLAIN, **SHARDED, batch_size=4, epochs=2.5, save_every=4)  # 20 steps
+RUNS = {  # name -> (trainer, settings, start)
+    "sft": ("sft", SFT20, "start"),
+    "killed": ("sft", SFT20, "start"),
+    "lora": ("sft", replace(SFT20, lora_rank=2, lora_alpha=4, freeze_vision=True, bf16=True, gradient_checkpointing=True), "half"),
+    "all": ("sft", replace(SFT20, epochs=.5, freeze_vision=True, bf16=True), "half"),
+    "grpo": ("grpo", replace(REINFORCE, **SHARDED, batch_size=8, limit=0, epochs=1.25), "start"),  # 64 x 1.25 questions of 4 answers
+    "grpo_lora": ("grpo", replace(REINFORCE, **SHARDED, batch_size=8, limit=16, lora_rank=2, lora_alpha=4, freeze_vision=True), "half"),
+}
+
+
+def train_all(config, home: str, *names: str):
+    "The `names` of RUNS one after the other, in this process and its neighbour; `name.ddp` is the same without shards."
+    from transformers import Trainer
+    from world2vlm.students.grpo import train_grpo
+    from world2vlm.students.sft import train_sft
+    import torch
+    torch.set_num_threads(1)
+    shim()
+    run, kinds = Trainer.train, []
+    def noted(self, *args, **kwargs):
+        kinds.append(str(self.accelerator.distributed_type).split(".")[-1])
+        return run(self, *args, **kwargs)
+    Trainer.train = noted
+    for name in names:
+        stage, settings, start = RUNS[name.removesuffix(".ddp")]
+        train = {"sft": train_sft, "grpo": train_grpo}[stage]
+        call = lambda: train(settings, f"{home}/{start}", f"{home}/examples", f"{home}/{name}")
+        if name.endswith(".ddp"):
+            with plain(): call()
+        else: call()
+        assert kinds[-1] == ("MULTI_GPU" if name.endswith(".ddp") else "FSDP"), kinds
