@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from toy_training import PLAIN, colour_examples, home, one_thread, picture  # noqa: F401 (fixtures among them)
+from toy_training import PLAIN, colour_examples, home, one_thread, picture, trainable  # noqa: F401 (fixtures among them)
 
 from world2vlm.dataset.shards import write_shards
 from world2vlm.students import training
@@ -75,7 +75,7 @@ def test_boxes_in_pixels_are_those_of_the_resized_picture(home):
 def test_lora_is_for_the_language_model_where_the_vision_tower_is_frozen():
     from toy_training import TINY
     from world2vlm.students.models import mini_student
-    trained = lambda **settings: {name for name, p in training.prepare_model(mini_student(["a"], TINY)[0], Training(**settings)).named_parameters() if p.requires_grad}
+    trained = lambda **settings: {name for name, p in trainable(mini_student(["a"], TINY)[0], Training(**settings)).named_parameters() if p.requires_grad}
     assert any("visual" in name for name in trained()) and not any("visual" in name for name in trained(freeze_vision=True))
     lora = trained(freeze_vision=True, lora_rank=2, lora_alpha=4)
     assert lora and all("lora" in name and "visual" not in name for name in lora)

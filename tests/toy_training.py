@@ -67,6 +67,14 @@ def logs(checkpoint):
 def weights(checkpoint): return load_student(str(checkpoint))[0].state_dict()
 
 
+def trainable(model, config):
+    "`model` as its trainer gets it: with LoRA where `config` wants that."
+    from peft import get_peft_model
+    from world2vlm.students.training import _lora_config, prepare_model
+    prepared, lora = prepare_model(model, config), _lora_config(model, config)
+    return get_peft_model(prepared, lora) if lora else prepared
+
+
 def kill_at(step, train, *arguments, out, last=True):
     "Call `train` of a module, with `out` as `last` argument, in a process of its own and kill -9 it as soon as checkpoint `step` is in `out`."
     code = ("import pickle, sys; from world2vlm.students.launch import launch_distributed; "

@@ -44,6 +44,7 @@ class Training(Launch):
     tasks: tuple[str, ...] = ()  # of the questions, by name; () for all
     box_format: BoxFormat = "norm1000"  # how boxes are written: "norm1000" | "pixels"
     limit: Whole = 0  # examples at most, 0 for all
+    grpo_per_task: Whole = 0  # questions of each task that GRPO has for itself; 0: SFT and GRPO draw from all
     epochs: Positive = 1.0  # passes over the examples
     batch_size: Count = 8  # sequences in one forward pass
     gradient_accumulation_steps: Count = 2  # forward passes per step
@@ -119,15 +120,34 @@ def _text_lengths(
     pictures = data.with_format("arrow")["images"][:]
     return pieces + 20 * np.concatenate([chunk.value_lengths() for chunk in getattr(pictures, "chunks", [pictures])])
 
+# %% ../../nbs/62_training.ipynb #106e9007
+def _grpo_questions(
+    data: "datasets.Dataset",  # examples with id and task
+    fits: np.ndarray,  # bool [n], rows that may be read at all
+    per_task: int,  # see `Training.grpo_per_task`
+) -> np.ndarray:  # bool [n]
+    "The rows that GRPO has for itself. ValueError where a task has too few."
+    tasks, kept = np.array(data["task"][:]), np.zeros(len(data), bool)
+    digests = np.array([hashlib.sha256(name.encode()).hexdigest() for name in data["id"][:]])
+    for task in np.unique(tasks[fits]):
+        rows = np.flatnonzero(fits & (tasks == task))
+        if len(rows) <= per_task:
+            raise ValueError(f"grpo_per_task: {per_task} questions of {task} are for GRPO alone, but there are {len(rows)} "
+                             "in all; lower it, or make more questions")
+        kept[rows[np.argsort(digests[rows])[:per_task]]] = True
+    return kept
+
 # %% ../../nbs/62_training.ipynb #0da13f98
 def _selected_rows(
     data: "datasets.Dataset",  # examples with direction, split, question and answer
     config: Training,  # directions, tasks, limit, epochs, seed
     step: tuple[int, int, int] = (1, 1, 1),  # batch size, accumulation, processes: see `_sort_within_steps`
+    for_grpo: bool = False,  # which of the two stages reads
 ) -> np.ndarray:  # int indices in reading order; empty where no row fits
     "The training rows of `config.directions` and `config.tasks`, in the order in which they are read."
     fits = np.isin(data["direction"][:], config.directions) & (np.array(data["split"][:]) == "train")
     if config.tasks: fits &= np.isin(data["task"][:], config.tasks)
+    if config.grpo_per_task: fits &= _grpo_questions(data, fits, config.grpo_per_task) == for_grpo
     rows = np.flatnonzero(fits)
     if not len(rows): return rows
     rows = np.random.default_rng(config.seed).permutation(rows)[:config.limit or None]
@@ -142,13 +162,14 @@ def training_rows(
     to_row: Callable = training_row,  # (example, box format, size) -> row
     cache: str | None = None,  # folder of the memory map; None leaves it to `datasets`
     step: tuple[int, int, int] = (1, 1, 1),  # batch size, accumulation, processes: see `_sort_within_steps`
+    for_grpo: bool = False,  # see `Training.grpo_per_task`
 ) -> "datasets.Dataset":  # in reading order
     "The training examples of `folder` as a lazy TRL data set. `ValueError` if `directions` or `tasks` leave none."
     from datasets import Dataset
     from world2vlm.dataset.shards import _check_checksum, shard_paths
     for path in (paths := shard_paths("examples", folder)): _check_checksum(path)
     data = Dataset.from_parquet([str(path) for path in paths], cache_dir=cache)
-    rows = _selected_rows(data, config, step)
+    rows = _selected_rows(data, config, step, for_grpo)
     if not len(rows):
         raise ValueError(f"{folder}: no training example has a direction of {config.directions} and a task of "
                          f"{config.tasks or 'any kind'}; correct `directions` or `tasks`")
