@@ -25,8 +25,8 @@ def home(tmp_path_factory):
         (model.bfloat16() if name == "half" else model).save_pretrained(folder / name)
         processor.save_pretrained(folder / name)
     write_shards("examples", folder / "examples", lambda shard, reject: colour_examples(64))
-    before = os.environ.get("PYTHONPATH", "")
-    os.environ["PYTHONPATH"] = f"{Path(__file__).parent}:{before}"
+    before, tests = os.environ.get("PYTHONPATH", ""), Path(__file__).parent
+    os.environ["PYTHONPATH"] = f"{tests}:{tests / 'cpu_sharding'}:{before}"
     try:
         kill_at(4, train_all, TWO, str(folder), "killed", out=folder / "killed", last=False)
         launch_distributed(train_all, TWO, str(folder), *RUNS, "sft.ddp", "grpo.ddp")

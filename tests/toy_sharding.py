@@ -1,21 +1,9 @@
-"""FSDP2 of two processes on a CPU. accelerate shards on GPUs only and leaves processes on CPUs plainly parallel without a word,
-so a shim, for tests alone, lets it take them for GPUs; whoever trains here asserts that it did shard."""
+"Trainings of two processes that share the student by FSDP2 on a CPU; cpu_sharding/ must be on PYTHONPATH."
 import os
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 from toy_training import PLAIN, REINFORCE
-
-
-def shim():
-    "Processes on CPUs pass for GPUs; TrainingArguments reset accelerate's state, so every new one is changed."
-    from accelerate.state import DistributedType, PartialState
-    make = PartialState.__init__
-    def made(self, *args, **kwargs):
-        make(self, *args, **kwargs)
-        if self._shared_state.get("distributed_type") == DistributedType.MULTI_CPU: self._shared_state["distributed_type"] = DistributedType.MULTI_GPU
-    PartialState.__init__ = made
 
 
 @contextmanager
@@ -45,7 +33,6 @@ def train_all(config, home: str, *names: str):
     from world2vlm.students.sft import train_sft
     import torch
     torch.set_num_threads(1)
-    shim()
     run, kinds = Trainer.train, []
     def noted(self, *args, **kwargs):
         kinds.append(str(self.accelerator.distributed_type).split(".")[-1])
