@@ -1,6 +1,6 @@
 # The first use of any target makes .venv from requirements.lock. `profile` in params.yaml says how large a run is.
 .DEFAULT_GOAL := help
-.PHONY: help repro ablation comparison quality base teacher test fuzz sync notebooks docs lab lock
+.PHONY: help repro ablation comparison quality base teacher rehearsal test fuzz sync notebooks docs lab lock
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export OMP_NUM_THREADS ?= 2
 # glibc gives large arrays back to the kernel and asks for them again at each step of a training, which costs more than the arithmetic; here it keeps them
@@ -33,6 +33,9 @@ teacher: .venv/installed  ## train the shipped generative teacher again (forty m
 test: .venv/installed  ## all tests, then every notebook of the library
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 nbdev_test --n_workers 2
+
+rehearsal: .venv/installed  ## the paper's run with toys in place of its models, in a copy of the repository: does each setting work?
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 python -m pytest -s -m rehearsal tests/test_rehearsal.py
 
 SEED ?= $(shell date +%s)
 fuzz: .venv/installed  ## 20,000 odd and damaged inputs, pairs of runs and a hundred kills; figures in tests/metrics

@@ -41,7 +41,7 @@ class GRPO(Training):
     exact_weight: Share = 0.0  # of the part "exact", 1 for an exactly right answer; the task's own score has the rest
     vllm: Literal["off", "colocate", "server"] = "off"  # what samples: transformers, or vLLM on the same GPUs or on others
     vllm_memory: Share = 0.3  # of each GPU, for vLLM's weights and cache ("colocate")
-    vllm_server: str = "http://localhost:8000"  # where `trl vllm-serve` listens ("server")
+    vllm_server: str = "http://localhost:8000"  # where `vllm serve` listens ("server")
 
 # %% ../../nbs/64_grpo.ipynb #35f7e622
 _REWARD_PARTS = {

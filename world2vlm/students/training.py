@@ -458,6 +458,8 @@ def run_trainer(
 ) -> Path:  # `out`, which `load_student` opens
     "Train from the last complete checkpoint in `out`, or anew, and save the student; warn if it learned nothing."
     if skip_prompts: _skip_prompts(getattr(trainer.model, "get_base_model", lambda: trainer.model)())
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true" and not trainer.is_fsdp_enabled:
+        warnings.warn("launch: accelerate shares out a student on GPUs only; here each process holds all of it", stacklevel=2)
     start = _last_checkpoint(Path(out) / "checkpoints")
     if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled): _restore_weights(trainer.model, start)
     with _plain_errors(Path(out)), _answers_only(): trainer.train(resume_from_checkpoint=start)
