@@ -8,7 +8,8 @@ from toy_training import TINY, trainable
 
 from world2vlm.core.config import repo_root
 from world2vlm.students.models import load_student, mini_student
-from world2vlm.students.training import Training, _restore_weights
+from world2vlm.students.checkpoints import _restore_weights
+from world2vlm.students.training import Training
 from world2vlm.teachers.svc.teacher import SVC
 
 

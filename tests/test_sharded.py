@@ -41,7 +41,7 @@ def dtypes(checkpoint):
     return found
 
 
-@pytest.mark.parametrize("stage, key, steps", [("sft", "loss", 20), ("grpo", "reward", 20), ("grpo", "loss", 20)])
+@pytest.mark.parametrize("stage, key, steps", [("sft", "loss", 20), ("grpo", "reward", 20), ("grpo", "loss", 20), ("grpo", "kl", 20)])
 def test_the_path_is_that_of_plain_data_parallelism(home, stage, key, steps):
     sharded, plain = curve(home / stage, key), curve(home / f"{stage}.ddp", key)
     assert len(sharded) == len(plain) == steps
@@ -55,9 +55,9 @@ def test_killed_and_resumed_is_undisturbed(home):
 
 @pytest.mark.parametrize("name", RUNS)
 def test_the_checkpoint_is_a_whole_student_in_the_type_of_its_start(home, name):
-    start = RUNS[name][2]
-    assert dtypes(home / name) == dtypes(home / start) == {"F32" if start == "start" else "BF16"}
-    assert json.loads((home / name / "config.json").read_text())["dtype"] == ("float32" if start == "start" else "bfloat16")
+    start, half = RUNS[name][2], "lora" in name or name == "all"
+    assert dtypes(home / name) == dtypes(home / start) == {"BF16" if half else "F32"}
+    assert json.loads((home / name / "config.json").read_text())["dtype"] == ("bfloat16" if half else "float32")
     before, after = weights(home / start), weights(home / name)
     assert set(before) == set(after) and load_student(str(home / name))[0].dtype == before["lm_head.weight"].dtype
     changed = {key for key in before if not (before[key] == after[key]).all()}

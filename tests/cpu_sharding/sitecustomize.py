@@ -8,7 +8,8 @@ def shim() -> None:
     make = PartialState.__init__
     def changed(self, *args, **kwargs):
         make(self, *args, **kwargs)
-        if self._shared_state.get("distributed_type") == DistributedType.MULTI_CPU: self._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+        sharded = os.environ.get("ACCELERATE_USE_FSDP") == "true"
+        if sharded and self._shared_state.get("distributed_type") == DistributedType.MULTI_CPU: self._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     PartialState.__init__ = changed
 
 

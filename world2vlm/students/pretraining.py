@@ -20,12 +20,13 @@ import numpy as np
 from ..core.config import Count, FieldOfView, LearningRate, NotNegative, Seed, Settings, Share, Whole, Workers
 from ..core.records import iou
 from ..core.runs import rng_for, write_text
+from .checkpoints import _last_checkpoint, _save_student
 from .launch import Launch
 from .models import _load_processor, BoxFormat, mini_student, MiniConfig, Prompt, Student
 from .packing import _number_tokens, _pack, _PackedRow, _Packer
 from .static_forms import _ask_sat, _ask_scores
 from .static_questions import QUESTIONS
-from .training import _last_checkpoint, _save_student, live_callback, read_training_log, Training, trainer_arguments
+from .training import live_callback, read_training_log, Training, trainer_arguments
 from .view_pairs import _PairMix, _prompt_row, _sample_room, _turn_row, PairStream
 from ..scenes.panoramas import TRAINING_PLACES, VALIDATION_PLACES
 from ..tasks.answers import BOX_FORMATS, convert_boxes
