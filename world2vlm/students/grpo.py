@@ -131,8 +131,7 @@ def _grpo_arguments(
     return GRPOConfig(
         num_generations=config.num_generations, temperature=config.temperature, beta=config.beta,
         max_completion_length=config.max_completion_length, reward_weights=_reward_weights(config), loss_type="grpo",
-        shuffle_dataset=False, model_init_kwargs=dict(dtype="auto"),  # the reference student, which does not train
-        **_vllm_arguments(config), **trainer_arguments(config, out))
+        shuffle_dataset=False, **_vllm_arguments(config), **trainer_arguments(config, out))
 
 # %% ../../nbs/64_grpo.ipynb #1d34c06f
 def train_grpo(
@@ -142,11 +141,13 @@ def train_grpo(
     out: str | Path,  # folder of the new checkpoint
 ) -> Path:  # `out`, which `load_student` opens
     "Train `student` with GRPO on the questions of `examples`; a killed run resumes from the last checkpoint."
+    import torch
     from trl import GRPOTrainer
     arguments = _grpo_arguments(config, out)
     model, processor = load_student(str(student), config.attention, max_pixels=config.max_pixels or None)
     processor.tokenizer.padding_side = "left"  # TRL pads prompts there but finds the pictures where the processor pads
     data = training_rows(examples, config, processor, _question_row, str(Path(out) / "cache"), for_grpo=True)
+    if model.config.dtype != torch.float32: arguments.model_init_kwargs = dict(dtype="auto")  # of the reference student
     parts = _REWARD_PARTS[config.reward]
     trainer = GRPOTrainer(
         model=prepare_model(model, config), reward_funcs=[_reward_function(part, config.reward) for part in parts],

@@ -213,9 +213,9 @@ def _lora_config(
     from peft import LoraConfig
     from torch.nn import Linear
     inside = _modules_of(model, "text_config", "language_model") + _vision_towers(model) * (not config.freeze_vision)
-    linear = {(part, name.split(".")[-1]) for name, module in model.named_modules() if isinstance(module, Linear)
-              for part in inside if name.startswith(f"{part}.")}
-    pattern = "|".join(rf"{re.escape(part)}\..*\.{layer}" for part, layer in sorted(linear))
+    linear = [name for name, module in model.named_modules() if isinstance(module, Linear)]
+    layers = {part: sorted({name.split(".")[-1] for name in linear if name.startswith(f"{part}.")}) for part in inside}
+    pattern = "|".join(rf"{re.escape(part)}\..*\.({'|'.join(names)})" for part, names in layers.items())
     return LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, task_type="CAUSAL_LM", target_modules=pattern)
 
 # %% ../../nbs/62_training.ipynb #9d4471be
