@@ -133,6 +133,22 @@ def _grpo_arguments(
         max_completion_length=config.max_completion_length, reward_weights=_reward_weights(config), loss_type="grpo",
         shuffle_dataset=False, **_vllm_arguments(config), **trainer_arguments(config, out))
 
+# %% ../../nbs/64_grpo.ipynb #df5cb214
+def _trainer_class(
+    processor: "ProcessorMixin",  # of the student
+) -> type:  # of trainer
+    "TRL's trainer; for a student that must be given the number of pictures of each question, one that gives it."
+    from trl import GRPOTrainer
+    if "batch_num_images" not in processor.image_processor.model_input_names: return GRPOTrainer
+    class CountingTrainer(GRPOTrainer):
+        def _get_per_token_logps_and_entropies(self, model, *args, num_images=None, batch_num_images=None, **kwargs):
+            counts = iter(num_images)  # one for each question, in order
+            count = lambda module, args, inputs: (args, inputs | {"batch_num_images": [next(counts) for _ in inputs["input_ids"]]})
+            hook = model.register_forward_pre_hook(count, with_kwargs=True)
+            try: return super()._get_per_token_logps_and_entropies(model, *args, num_images=num_images, **kwargs)
+            finally: hook.remove()
+    return CountingTrainer
+
 # %% ../../nbs/64_grpo.ipynb #1d34c06f
 def train_grpo(
     config: GRPO,  # how to train
@@ -142,14 +158,13 @@ def train_grpo(
 ) -> Path:  # `out`, which `load_student` opens
     "Train `student` with GRPO on the questions of `examples`; a killed run resumes from the last checkpoint."
     import torch
-    from trl import GRPOTrainer
     arguments = _grpo_arguments(config, out)
     model, processor = load_student(str(student), config.attention, max_pixels=config.max_pixels or None)
     processor.tokenizer.padding_side = "left"  # TRL pads prompts there but finds the pictures where the processor pads
     data = training_rows(examples, config, processor, _question_row, str(Path(out) / "cache"), for_grpo=True)
     if model.config.dtype != torch.float32: arguments.model_init_kwargs = dict(dtype="auto")  # of the reference student
     parts = _REWARD_PARTS[config.reward]
-    trainer = GRPOTrainer(
+    trainer = _trainer_class(processor)(
         model=prepare_model(model, config), reward_funcs=[_reward_function(part, config.reward) for part in parts],
         args=arguments, train_dataset=data, processing_class=processor, peft_config=_lora_config(model, config),
         callbacks=[] if arguments.process_index else [live_callback(out)])
