@@ -19,8 +19,10 @@ TOWERS = dict(qwen2_5_vl="model.visual", qwen3_vl="model.visual", internvl3="mod
 
 @pytest.fixture(scope="module")
 def examples(tmp_path_factory):
+    "Questions about one picture and about two, mixed."
     folder = tmp_path_factory.mktemp("students") / "examples"
-    write_shards("examples", folder, lambda shard, reject: colour_examples(32))
+    one_or_two = [replace(example, images=example.images * (1 + number % 2)) for number, example in enumerate(colour_examples(32))]
+    write_shards("examples", folder, lambda shard, reject: one_or_two)
     return folder
 
 

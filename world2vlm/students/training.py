@@ -125,15 +125,15 @@ def _grpo_questions(
     per_task: int,  # see `Training.grpo_per_task`
 ) -> np.ndarray:  # bool [n]
     "The rows that GRPO has for itself. ValueError where a task has too few."
-    tasks, kept = np.array(data["task"][:]), np.zeros(len(data), bool)
+    tasks, reserved = np.array(data["task"][:]), np.zeros(len(data), bool)
     digests = np.array([hashlib.sha256(name.encode()).hexdigest() for name in data["id"][:]])
     for task in np.unique(tasks[fits]):
         rows = np.flatnonzero(fits & (tasks == task))
         if len(rows) <= per_task:
             raise ValueError(f"grpo_per_task: {per_task} questions of {task} are for GRPO alone, but there are {len(rows)} "
                              "in all; lower it, or make more questions")
-        kept[rows[np.argsort(digests[rows])[:per_task]]] = True
-    return kept
+        reserved[rows[np.argsort(digests[rows])[:per_task]]] = True
+    return reserved
 
 # %% ../../nbs/62_training.ipynb #0da13f98
 def _selected_rows(
