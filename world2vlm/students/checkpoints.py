@@ -83,16 +83,17 @@ def _merged_student(
 ) -> "PreTrainedModel":  # with these weights, in the type of the start
     "A student with the weights of `state`, LoRA merged."
     import torch
-    from transformers import AutoModelForImageTextToText
+    from torch.distributed.fsdp import FSDPModule
     inner, adapters = getattr(base, "get_base_model", lambda: base)(), getattr(base, "peft_config", None)
-    with torch.device("meta"):
-        model = merged = AutoModelForImageTextToText.from_config(inner.config, dtype=inner.config.dtype or torch.float32)
+    kind = next(cls for cls in type(inner).__mro__ if not issubclass(cls, FSDPModule))
+    dtype = getattr(torch, str(inner.config.dtype or "float32").removeprefix("torch."))
+    with torch.device("meta"): model = merged = kind(inner.config).to(dtype)
     merged._weight_conversions = getattr(inner, "_weight_conversions", None)  # the published names of the weights
     merged.generation_config = inner.generation_config
     if adapters:
         from peft import get_peft_model
         with torch.device("meta"): model = get_peft_model(merged, adapters["default"])
-    state = {name: weight if "lora_" in name else weight.to(merged.dtype) for name, weight in state.items()}
+    state = {name: weight if "lora_" in name else weight.to(dtype) for name, weight in state.items()}
     model.load_state_dict(state, assign=True)
     merged.tie_weights()
     return model.merge_and_unload() if adapters else merged
