@@ -113,7 +113,7 @@ def _run_processes(
                 sys.stderr.write(line)
                 if match := _ERROR.match(line): errors.append(f"{match[1]}: {match[2]}")
         except BaseException:
-            process.kill()
+            process.terminate()
             raise
     if process.returncode:
         reason = errors[0] if errors else "see the lines above"
