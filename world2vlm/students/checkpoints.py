@@ -78,7 +78,7 @@ def _drop_times(
 
 # %% ../../nbs/62_checkpoints.ipynb #ec09a3d2
 def _merged_student(
-    base: "PreTrainedModel",  # the student that trained, maybe in PEFT's wrapper, maybe with a part of its weights only
+    base: "PreTrainedModel",  # that trained; maybe in PEFT's wrapper, maybe with a part of its weights
     state: dict,  # all weights, by the names of `base`
 ) -> "PreTrainedModel":  # with these weights, in the type of the start
     "A student with the weights of `state`, LoRA merged."

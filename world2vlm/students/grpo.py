@@ -36,10 +36,10 @@ class GRPO(Training):
     temperature: Positive = 1.0  # of the answers
     beta: NotNegative = 0.01  # weight of the KL term (low-variance estimate)
     max_completion_length: Count = 256  # tokens of one answer
-    reward: Literal["tasks", "paper"] = "tasks"  # the tasks' own scores, or the paper's, with -1 for over 200 characters
+    reward: Literal["tasks", "paper"] = "tasks"  # the tasks' scores, or the paper's, -1 for over 200 characters
     format_weight: Share = 0.1  # of the part "format" in the reward of the tasks
     exact_weight: Share = 0.0  # of the part "exact", 1 for an exactly right answer; the task's own score has the rest
-    vllm: Literal["off", "colocate", "server"] = "off"  # what samples: transformers, or vLLM on the same GPUs or on others
+    vllm: Literal["off", "colocate", "server"] = "off"  # samples in place of transformers, on the same GPUs or others
     vllm_memory: Share = 0.3  # of each GPU, for vLLM's weights and cache ("colocate")
     vllm_server: str = "http://localhost:8000"  # where `vllm serve` listens ("server")
 
@@ -143,7 +143,8 @@ def _trainer_class(
     class CountingTrainer(GRPOTrainer):
         def _get_per_token_logps_and_entropies(self, model, *args, num_images=None, batch_num_images=None, **kwargs):
             counts = iter(num_images)  # one for each question, in order
-            count = lambda module, args, inputs: (args, inputs | {"batch_num_images": [next(counts) for _ in inputs["input_ids"]]})
+            def count(module, positional, inputs):
+                return positional, inputs | {"batch_num_images": [next(counts) for _ in inputs["input_ids"]]}
             hook = model.register_forward_pre_hook(count, with_kwargs=True)
             try: return super()._get_per_token_logps_and_entropies(model, *args, num_images=num_images, **kwargs)
             finally: hook.remove()
@@ -162,7 +163,7 @@ def train_grpo(
     model, processor = load_student(str(student), config.attention, max_pixels=config.max_pixels or None)
     processor.tokenizer.padding_side = "left"  # TRL pads prompts there but finds the pictures where the processor pads
     data = training_rows(examples, config, processor, _question_row, str(Path(out) / "cache"), for_grpo=True)
-    if model.config.dtype != torch.float32: arguments.model_init_kwargs = dict(dtype="auto")  # of the reference student
+    if model.config.dtype != torch.float32: arguments.model_init_kwargs = dict(dtype="auto")  # of the reference
     parts = _REWARD_PARTS[config.reward]
     trainer = _trainer_class(processor)(
         model=prepare_model(model, config), reward_funcs=[_reward_function(part, config.reward) for part in parts],

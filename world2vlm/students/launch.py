@@ -58,8 +58,8 @@ def _launch_command(
     call: str,  # of `_encode_call`
 ) -> list[str]:  # words
     "The command that starts the processes of `config`."
-    options = dict(config_file=_configuration(config.launch), num_processes=config.processes, num_machines=config.nodes,
-                   num_cpu_threads_per_process=max(1, count_cores() * config.nodes // config.processes),
+    options = dict(config_file=_configuration(config.launch), num_processes=config.processes,
+                   num_machines=config.nodes, num_cpu_threads_per_process=max(1, count_cores() * config.nodes // config.processes),
                    main_process_port=_free_port())
     parent, start = os.getpid(), []
     if config.nodes > 1:
@@ -128,7 +128,8 @@ def launch_distributed(
     "Call `train` in the processes of `config`, or here if one is enough. RuntimeError if one of several fails."
     import torch
     if config.processes % config.nodes:
-        raise ConfigError(f"processes: {config.processes} cannot be shared out over {config.nodes} nodes; take a multiple")
+        raise ConfigError(f"processes: {config.processes} are not the same number on each of {config.nodes} nodes; "
+                          "take a multiple")
     if config.processes == 1 and config.launch == "ddp" and torch.cuda.device_count() < 2: train(config, *arguments)
     else: _run_processes(_launch_command(config, _encode_call(train, config, *arguments)))
 

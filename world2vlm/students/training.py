@@ -130,8 +130,8 @@ def _grpo_questions(
     for task in np.unique(tasks[fits]):
         rows = np.flatnonzero(fits & (tasks == task))
         if len(rows) <= per_task:
-            raise ValueError(f"grpo_per_task: {per_task} questions of {task} are for GRPO alone, but there are {len(rows)} "
-                             "in all; lower it, or make more questions")
+            raise ValueError(f"grpo_per_task: {per_task} questions of {task} are for GRPO alone, but there are "
+                             f"{len(rows)} in all; lower it, or make more questions")
         reserved[rows[np.argsort(digests[rows])[:per_task]]] = True
     return reserved
 
@@ -189,7 +189,8 @@ def _modules_of(
     *usual: str,  # names of such modules, for a model whose modules have no configuration of that part
 ) -> list[str]:  # names of modules, none inside another
     "The modules that `part` of the configuration describes, else those with one of the `usual` names."
-    kind, modules = getattr(model.config, part, None), [(name, module) for name, module in model.named_modules() if name]
+    kind = getattr(model.config, part, None)
+    modules = [(name, module) for name, module in model.named_modules() if name]  # outer ones first
     of_part = lambda module: kind is not None and isinstance(getattr(module, "config", None), type(kind))
     fitting = [name for name, module in modules if of_part(module)]
     fitting, outer = fitting or [name for name, _ in modules if name.split(".")[-1] in usual], []
@@ -214,8 +215,8 @@ def _lora_config(
     from torch.nn import Linear
     inside = _modules_of(model, "text_config", "language_model") + _vision_towers(model) * (not config.freeze_vision)
     linear = [name for name, module in model.named_modules() if isinstance(module, Linear)]
-    layers = {part: sorted({name.split(".")[-1] for name in linear if name.startswith(f"{part}.")}) for part in inside}
-    pattern = "|".join(rf"{re.escape(part)}\..*\.({'|'.join(names)})" for part, names in layers.items())
+    layers = lambda part: sorted({name.split(".")[-1] for name in linear if name.startswith(f"{part}.")})
+    pattern = "|".join(rf"{re.escape(part)}\..*\.({'|'.join(layers(part))})" for part in inside)
     return LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, task_type="CAUSAL_LM", target_modules=pattern)
 
 # %% ../../nbs/62_training.ipynb #9d4471be
@@ -266,8 +267,8 @@ def prepare_model(
         raise ValueError(f"freeze_vision: {type(model).__name__} has no vision tower to freeze; set it to false")
     if config.remember_pictures:
         if not frozen: raise ValueError("remember_pictures: the vision tower trains; set freeze_vision too")
-        if config.launch != "ddp": raise ValueError("remember_pictures: processes that share the tower must all call it; "
-                                                    "set it to false, or launch to ddp")
+        if config.launch != "ddp":
+            raise ValueError("remember_pictures: processes that share a tower must all call it; set it to false, or launch to ddp")
         _remember_pictures(model)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError(f"freeze_vision: no parameter of {type(model).__name__} is left to train; set it to false")
@@ -358,7 +359,7 @@ def run_trainer(
     "Train from the last complete checkpoint in `out`, or anew, and save the student; warn if it learned nothing."
     if skip_prompts: _skip_prompts(getattr(trainer.model, "get_base_model", lambda: trainer.model)())
     if os.environ.get("ACCELERATE_USE_FSDP") == "true" and not trainer.is_fsdp_enabled:
-        warnings.warn("launch: accelerate shares out a student on GPUs only; here each process holds all of it", stacklevel=2)
+        warnings.warn("launch: accelerate shares a student out on GPUs only; here each process has all of it", stacklevel=2)
     start = _last_checkpoint(Path(out) / "checkpoints")
     if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled): _restore_weights(trainer.model, start)
     with _plain_errors(Path(out)), _answers_only(): trainer.train(resume_from_checkpoint=start)
