@@ -59,8 +59,8 @@ def _launch_command(
 ) -> list[str]:  # words
     "The command that starts the processes of `config`."
     options = dict(config_file=_configuration(config.launch), num_processes=config.processes,
-                   num_machines=config.nodes, num_cpu_threads_per_process=max(1, count_cores() * config.nodes // config.processes),
-                   main_process_port=_free_port())
+                   num_machines=config.nodes, main_process_port=_free_port(),
+                   num_cpu_threads_per_process=max(1, count_cores() * config.nodes // config.processes))
     parent, start = os.getpid(), []
     if config.nodes > 1:
         options |= dict(main_process_ip=socket.gethostname(), rdzv_backend="c10d")

@@ -268,7 +268,8 @@ def prepare_model(
     if config.remember_pictures:
         if not frozen: raise ValueError("remember_pictures: the vision tower trains; set freeze_vision too")
         if config.launch != "ddp":
-            raise ValueError("remember_pictures: processes that share a tower must all call it; set it to false, or launch to ddp")
+            raise ValueError("remember_pictures: processes that share a tower must all call it; "
+                             "set it to false, or launch to ddp")
         _remember_pictures(model)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError(f"freeze_vision: no parameter of {type(model).__name__} is left to train; set it to false")
@@ -359,7 +360,8 @@ def run_trainer(
     "Train from the last complete checkpoint in `out`, or anew, and save the student; warn if it learned nothing."
     if skip_prompts: _skip_prompts(getattr(trainer.model, "get_base_model", lambda: trainer.model)())
     if os.environ.get("ACCELERATE_USE_FSDP") == "true" and not trainer.is_fsdp_enabled:
-        warnings.warn("launch: accelerate shares a student out on GPUs only; here each process has all of it", stacklevel=2)
+        warnings.warn("launch: accelerate shares a student out on GPUs only; here each process has all of it",
+                      stacklevel=2)
     start = _last_checkpoint(Path(out) / "checkpoints")
     if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled): _restore_weights(trainer.model, start)
     with _plain_errors(Path(out)), _answers_only(): trainer.train(resume_from_checkpoint=start)
