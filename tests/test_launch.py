@@ -68,7 +68,7 @@ def test_what_the_shipped_configurations_say(launch, nodes, expected):
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
     from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
     words = _launch_command(Launch(processes=8, launch=launch, nodes=nodes), _encode_call(report))
-    start = words.index("-m") + 3  # behind the module and the parent's id
+    start = words.index("-m") + 4  # behind the module, its command and the parent's id
     args, _, _ = _validate_launch_command(launch_command_parser().parse_args([f"--machine_rank={nodes - 1}", *words[start:]]))
     args.deepspeed_fields_from_accelerate_config = ""
     environment = prepare_deepspeed_cmd_env(args)[1] if launch == "zero3" else prepare_multi_gpu_env(args)

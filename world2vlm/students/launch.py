@@ -66,8 +66,8 @@ def _launch_command(
         options |= dict(main_process_ip=socket.gethostname(), rdzv_backend="c10d")
         parent, start = 0, shlex.split(config.node_command)
     options = [f"--{name}={value}" for name, value in options.items()]
-    return [*start, sys.executable, "-m", "world2vlm.students.launch", str(parent), *options, "--module",
-            "world2vlm.students.launch", call]
+    module = "world2vlm.students.launch"
+    return [*start, sys.executable, "-m", module, "start", str(parent), *options, "--module", module, "call", call]
 
 # %% ../../nbs/61_launch.ipynb #5c7669ab
 def _encode_call(
@@ -134,6 +134,5 @@ def launch_distributed(
     else: _run_processes(_launch_command(config, _encode_call(train, config, *arguments)))
 
 
-if __name__ == "__main__":  # of the launcher and of each process that it starts
-    if "WORLD2VLM_LAUNCHER" in os.environ: _run_call(sys.argv[1])
-    else: _start_processes(int(sys.argv[1]), *sys.argv[2:])
+if __name__ == "__main__" and sys.argv[1] == "start": _start_processes(int(sys.argv[2]), *sys.argv[3:])  # the launcher
+if __name__ == "__main__" and sys.argv[1] == "call": _run_call(sys.argv[2])  # each process that it starts
