@@ -134,5 +134,5 @@ def launch_distributed(
     else: _run_processes(_launch_command(config, _encode_call(train, config, *arguments)))
 
 
-if __name__ == "__main__" and sys.argv[1] == "start": _start_processes(int(sys.argv[2]), *sys.argv[3:])  # the launcher
-if __name__ == "__main__" and sys.argv[1] == "call": _run_call(sys.argv[2])  # each process that it starts
+if __name__ == "__main__" and sys.argv[1:2] == ["start"]: _start_processes(int(sys.argv[2]), *sys.argv[3:])  # launcher
+if __name__ == "__main__" and sys.argv[1:2] == ["call"]: _run_call(sys.argv[2])  # each process that it starts
