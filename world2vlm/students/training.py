@@ -214,10 +214,9 @@ def _lora_config(
     from peft import LoraConfig
     from torch.nn import Linear
     inside = _modules_of(model, "text_config", "language_model") + _vision_towers(model) * (not config.freeze_vision)
-    linear = [name for name, module in model.named_modules() if isinstance(module, Linear)]
-    layers = lambda part: sorted({name.split(".")[-1] for name in linear if name.startswith(f"{part}.")})
-    pattern = "|".join(rf"{re.escape(part)}\..*\.({'|'.join(layers(part))})" for part in inside)
-    return LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, task_type="CAUSAL_LM", target_modules=pattern)
+    inside = tuple(f"{part}." for part in inside)
+    layers = [name for name, module in model.named_modules() if isinstance(module, Linear) and name.startswith(inside)]
+    return LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, task_type="CAUSAL_LM", target_modules=layers)
 
 # %% ../../nbs/62_training.ipynb #9d4471be
 def _remember_pictures(
