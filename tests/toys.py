@@ -3,8 +3,6 @@ The classes, the settings of the processors and the layout of the folders are th
 import sys
 from pathlib import Path
 
-import numpy as np
-
 
 def photos(folder: Path, n: int = 8) -> None:
     "Views of simulated rooms as plain JPEGs: no depth, no camera, no objects."
@@ -19,7 +17,6 @@ def student(folder: Path) -> None:
     "Qwen2.5-VL with the patches and areas of the released processor, in bfloat16."
     import torch
     from transformers import Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
-    from world2vlm.dataset.real_turns import RealTurns
     from world2vlm.students.models import _CHAT_TEMPLATE, MiniConfig, mini_student
     from world2vlm.tasks.tasks import TASKS
     texts = [text for task in TASKS.values() for text in (*task.questions, task.instruction, task.sentence_instruction, *task.sentences)]
