@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from world2vlm.core.config import ConfigError
-from world2vlm.students.launch import _configuration, _encode_call, _launch_command, Launch, launch_distributed
+from world2vlm.students.launch import _configuration, _encode_call, _launch_command, _Launch, launch_distributed
 
 TESTS = Path(__file__).parent
 NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "GROUP_RANK", "OMP_NUM_THREADS")
@@ -27,7 +27,7 @@ def groups(folder) -> list: return [json.loads(path.read_text()) for path in sor
 
 
 def test_one_process_runs_here(tmp_path):
-    launch_distributed(report, Launch(), str(tmp_path))
+    launch_distributed(report, _Launch(), str(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["alone.json"]
 
 
@@ -35,26 +35,26 @@ def test_one_process_where_several_gpus_are_visible_is_a_group(tmp_path, monkeyp
     "TRL refuses a process without a group that sees several GPUs."
     import torch
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    launch_distributed(report, Launch(), str(tmp_path))
+    launch_distributed(report, _Launch(), str(tmp_path))
     assert [(g["RANK"], g["WORLD_SIZE"]) for g in groups(tmp_path)] == [("0", "1")]
 
 
 def test_two_machines(tmp_path):
     "Each starts one process; both meet in one group. The machines share no file but the results."
     command = f"{sys.executable} {TESTS / 'two_nodes.py'}"
-    launch_distributed(report, Launch(processes=2, nodes=2, node_command=command), str(tmp_path))
+    launch_distributed(report, _Launch(processes=2, nodes=2, node_command=command), str(tmp_path))
     found = groups(tmp_path)
     assert [(g["RANK"], g["LOCAL_RANK"], g["WORLD_SIZE"]) for g in found] == [("0", "0", "2"), ("1", "0", "2")]
     assert {g["GROUP_RANK"] for g in found} == {"0", "1"}
 
 
 def test_an_error_of_one_process_is_raised_again(tmp_path):
-    with pytest.raises(RuntimeError, match="ValueError: the second one fails"): launch_distributed(report, Launch(processes=2), str(tmp_path), True)
+    with pytest.raises(RuntimeError, match="ValueError: the second one fails"): launch_distributed(report, _Launch(processes=2), str(tmp_path), True)
 
 
 def test_wrong_settings():
-    with pytest.raises(ConfigError, match="launch 'fsdp3'.*choose one of ddp, fsdp2, zero3.*did you mean fsdp2"): launch_distributed(report, Launch(launch="fsdp3"), "")
-    with pytest.raises(ConfigError, match="processes: 3 .* 2 nodes"): launch_distributed(report, Launch(processes=3, nodes=2), "")
+    with pytest.raises(ConfigError, match="launch 'fsdp3'.*choose one of ddp, fsdp2, zero3.*did you mean fsdp2"): launch_distributed(report, _Launch(launch="fsdp3"), "")
+    with pytest.raises(ConfigError, match="processes: 3 .* 2 nodes"): launch_distributed(report, _Launch(processes=3, nodes=2), "")
 
 
 @pytest.mark.parametrize("launch, nodes, expected", [
@@ -67,7 +67,7 @@ def test_what_the_shipped_configurations_say(launch, nodes, expected):
     "As accelerate reads them: how many processes on each machine, and what they find in their environment."
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
     from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
-    words = _launch_command(Launch(processes=8, launch=launch, nodes=nodes), _encode_call(report))
+    words = _launch_command(_Launch(processes=8, launch=launch, nodes=nodes), _encode_call(report))
     start = words.index("-m") + 4  # behind the module, its command and the parent's id
     args, _, _ = _validate_launch_command(launch_command_parser().parse_args([f"--machine_rank={nodes - 1}", *words[start:]]))
     args.deepspeed_fields_from_accelerate_config = ""

@@ -10,10 +10,10 @@ from toy_sharding import RUNS, train_all
 from toy_training import TINY, colour_examples, curve, kill_at, weights
 
 from world2vlm.dataset.shards import write_shards
-from world2vlm.students.launch import Launch, launch_distributed
+from world2vlm.students.launch import _Launch, launch_distributed
 from world2vlm.students.models import load_student, mini_student
 
-TWO = Launch(processes=2, launch="fsdp2")
+TWO = _Launch(processes=2, launch="fsdp2")
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from ..core.config import Count, FieldOfView, LearningRate, NotNegative, Seed, S
 from ..core.records import iou
 from ..core.runs import rng_for, write_text
 from .checkpoints import _last_checkpoint, _save_student
-from .launch import Launch
+from .launch import _Launch
 from .models import _load_processor, BoxFormat, mini_student, MiniConfig, Prompt, Student
 from .packing import _number_tokens, _pack, _PackedRow, _Packer
 from .static_forms import _ask_sat, _ask_scores
@@ -46,7 +46,7 @@ class Phase(Settings):
 
 # %% ../../nbs/69_pretraining.ipynb #469b2f4c
 @dataclass(frozen=True)
-class Base(Launch):
+class Base(_Launch):
     "How the base student is trained from random weights."
     curriculum: tuple[Phase, ...] = (  # one after the other
         Phase(1500, 16, questions=0, learning_rate=2.0e-3), Phase(6000, practice=.3, learning_rate=1.5e-3),

@@ -24,7 +24,7 @@ import numpy as np
 from ..core.config import Count, LearningRate, NotNegative, Positive, Seed, Settings, Share, Whole, Workers
 from ..core.runs import _plain_errors, read_jsonl
 from .checkpoints import _last_checkpoint, _restore_weights, _save_student
-from .launch import Launch
+from .launch import _Launch
 from .models import Attention, BoxFormat, model_picture_size
 from ..tasks.answers import convert_boxes
 
@@ -36,7 +36,7 @@ _Beta = Annotated[float, ">= 0", "< 1"]
 
 # %% ../../nbs/62_training.ipynb #0f65e88f
 @dataclass(frozen=True)
-class Training(Launch):
+class Training(_Launch):
     "How a student is trained: what SFT and GRPO share."
     directions: tuple[_Direction, ...] = ("forward", "inverse")  # of the questions; an arm may take one
     tasks: tuple[str, ...] = ()  # of the questions, by name; () for all
