@@ -32,9 +32,10 @@ class _Launch(Settings):
     nodes: Count = 1  # machines
     node_command: str = "srun --ntasks-per-node=1"  # starts a command on each of several machines
 
-# %% ../../nbs/61_launch.ipynb #3f86cd3a
+# %% ../../nbs/61_launch.ipynb #adc0f9fc
 _SHIPPED = Path(str(files("world2vlm.students"))) / "configs"
 
+# %% ../../nbs/61_launch.ipynb #06bcb345
 def _configuration(
     launch: str,  # a shipped name, or a path
 ) -> Path:  # of accelerate's configuration
@@ -69,7 +70,7 @@ def _launch_command(
     module = "world2vlm.students.launch"
     return [*start, sys.executable, "-m", module, "start", str(parent), *options, "--module", module, "call", call]
 
-# %% ../../nbs/61_launch.ipynb #5c7669ab
+# %% ../../nbs/61_launch.ipynb #b0d9ca0e
 def _encode_call(
     train: Callable,  # a function of a module
     *arguments: object,  # of `train`
@@ -77,7 +78,7 @@ def _encode_call(
     "A call as text that another process can read."
     return base64.urlsafe_b64encode(pickle.dumps((train, arguments))).decode()
 
-
+# %% ../../nbs/61_launch.ipynb #2236d746
 def _run_call(
     call: str,  # of `_encode_call`
 ) -> None:
@@ -99,9 +100,10 @@ def _start_processes(
     rank = os.environ.get("SLURM_NODEID", os.environ.get("NODE_RANK", "0"))
     launch_command(launch_command_parser().parse_args([f"--machine_rank={rank}", *options]))
 
-# %% ../../nbs/61_launch.ipynb #50ff764d
+# %% ../../nbs/61_launch.ipynb #bf4e61b0
 _ERROR = re.compile(r"(?:\[\w+\]: )?\s*([\w.]*(?:Error|Exception|Interrupt)): (.+)")
 
+# %% ../../nbs/61_launch.ipynb #0b8f7e37
 def _run_processes(
     command: list[str],  # of `_launch_command`
 ) -> None:

@@ -58,7 +58,7 @@ def _check_lengths(
         raise ValueError(f"max_length: {collate.max_length} tokens cut off the answers of {cut:.0%} of the examples, which "
                          f"have {lengths.min()} to {longest} tokens (of {len(rows)} that were read); take at least {longest}")
 
-# %% ../../nbs/63_sft.ipynb #6c09a869
+# %% ../../nbs/63_sft.ipynb #d7349453
 def _sft_arguments(
     config: SFT,  # how to train
     out: str | Path,  # folder of the checkpoint
@@ -69,7 +69,7 @@ def _sft_arguments(
     return SFTConfig(max_length=config.max_length, dataset_kwargs=dict(skip_prepare_dataset=True),
                      **trainer_arguments(config, out, steps))
 
-
+# %% ../../nbs/63_sft.ipynb #d8d47c3e
 def _fit_sft(
     model: "PreTrainedModel",  # the student
     processor: "ProcessorMixin",  # its processor

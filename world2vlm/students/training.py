@@ -182,7 +182,7 @@ def training_rows(
         return {name: [line[name] for line in lines] for name in lines[0]}
     return data.select(rows).with_transform(transform)
 
-# %% ../../nbs/62_training.ipynb #2fa8fb0d
+# %% ../../nbs/62_training.ipynb #14cc27b4
 def _modules_of(
     model: "PreTrainedModel",  # the student
     part: str,  # of its configuration
@@ -197,7 +197,7 @@ def _modules_of(
     for name in fitting: outer += [name] * (not name.startswith(tuple(f"{other}." for other in outer)))
     return outer
 
-
+# %% ../../nbs/62_training.ipynb #041710b8
 def _vision_towers(
     model: "PreTrainedModel",  # the student
 ) -> list[str]:  # names of modules
