@@ -12,7 +12,7 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -31,7 +31,8 @@ from ..teachers.filters import Filter, filter_rollouts
 from ..teachers.simulator import Simulator
 from ..tasks.rules import Rules
 from ..tasks.tasks import balance_answers, balance_report, open_task, TASKS
-from .shards import read_dataset, read_shard, shard_paths, write_shards
+from .columns import _read_texts
+from .shards import read_shard, shard_paths, write_shards
 
 # %% ../../nbs/53_synthesis.ipynb #385089f0
 @dataclass(frozen=True)
@@ -262,9 +263,8 @@ def make_questions(
 def answer_counts(
     examples: Path | str,  # data set of examples
 ) -> dict[str, dict[str, int]]:  # task -> answer -> count
-    "Frequency of each right answer; pictures are dropped while reading, so that a large data set fits into memory."
-    texts = [replace(example, images=[]) for example in read_dataset("examples", examples)]
-    return {task: counts["answers"] for task, counts in balance_report(texts).items()}
+    "Frequency of each right answer; no picture is read."
+    return {task: counts["answers"] for task, counts in balance_report(list(_read_texts(examples))).items()}
 
 # %% ../../nbs/53_synthesis.ipynb #4106a630
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from ..core.config import Count, Seed, Settings, Whole
 from ..core.records import Example
 from ..core.runs import read_jsonl, rng_for
 from ..core.stages import atomic_dir, fingerprint
+from ..dataset.columns import _read_texts
 from ..dataset.shards import read_dataset
 from .answering import answer_examples, collect_answers
 from ..students.models import Attention, BoxFormat, Engine, open_student, Student
@@ -157,7 +158,7 @@ def evaluate_arm(
 ) -> dict[str, list[dict]]:  # each name of `checkpoints`, "blind", "majority", "random" -> rows
     "The stage `evaluate`: the students of one arm beside their three controls."
     items, runs = list(read_dataset("examples", questions)), {}
-    groups = _training_groups(read_dataset("examples", examples))
+    groups = _training_groups(_read_texts(examples))
     shuffled = {[*checkpoints][-1]: {"blind": _shuffle_images(items, config.seed)}}
     with atomic_dir(out, fingerprint(config, questions, examples, *checkpoints.values())) as work:
         for name, checkpoint in checkpoints.items():

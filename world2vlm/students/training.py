@@ -134,6 +134,18 @@ def _selected_rows(
     lengths = _text_lengths(data)
     return _sort_within_steps(rows[_reading_order(len(rows), config.epochs, config.seed)], lengths, *step)
 
+# %% ../../nbs/62_training.ipynb #1194adc2
+def _text_columns(
+    paths: list[Path],  # shards of examples
+) -> "datasets.Dataset":  # direction, split, task, question, answer; of images only how many there are
+    "What `_selected_rows` needs of the shards."
+    import pyarrow as pa
+    from datasets import Dataset
+    from datasets.table import InMemoryTable
+    from world2vlm.dataset.columns import _read_columns
+    names = ["direction", "split", "task", "question", "answer", "images.list.element.path"]
+    return Dataset(InMemoryTable(pa.concat_tables([_read_columns(path, names).replace_schema_metadata() for path in paths])))
+
 # %% ../../nbs/62_training.ipynb #dfa5ea3a
 def training_rows(
     folder: str | Path,  # a data set of examples
@@ -144,15 +156,16 @@ def training_rows(
     step: tuple[int, int, int] = (1, 1, 1),  # batch size, accumulation, processes: see `_sort_within_steps`
 ) -> "datasets.Dataset":  # in reading order
     "The training examples of `folder` as a lazy TRL data set. `ValueError` if `directions` or `tasks` leave none."
-    from datasets import Dataset
+    from datasets import config as datasets_config, Dataset
+    from world2vlm.dataset.columns import _selected_file
     from world2vlm.dataset.shards import _check_checksum, shard_paths
     for path in (paths := shard_paths("examples", folder)): _check_checksum(path)
-    data = Dataset.from_parquet([str(path) for path in paths], cache_dir=cache)
-    rows = _selected_rows(data, config, step)
+    texts = _text_columns(paths)
+    rows = _selected_rows(texts, config, step)
     if not len(rows):
         raise ValueError(f"{folder}: no training example has a direction of {config.directions} and a task of "
                          f"{config.tasks or 'any kind'}; correct `directions` or `tasks`")
-    if unknown := set(config.tasks) - set(data["task"][:]):
+    if unknown := set(config.tasks) - set(texts["task"][:]):
         raise ValueError(f"{folder}: no example of the task {', '.join(sorted(unknown))}; correct `tasks`")
     resized = processor and config.box_format == "pixels"
     if resized: model_picture_size(processor, (64, 64))  # another family of students is an error now, not at a row
@@ -161,7 +174,9 @@ def training_rows(
         examples = [dict(zip(columns, values)) for values in zip(*columns.values())]
         lines = [to_row(example, config.box_format, size(example)) for example in examples]
         return {name: [line[name] for line in lines] for name in lines[0]}
-    return data.select(rows).with_transform(transform)
+    distinct = np.unique(rows)
+    data = Dataset.from_file(str(_selected_file(paths, distinct, Path(cache or datasets_config.HF_DATASETS_CACHE))))
+    return data.select(np.searchsorted(distinct, rows)).with_transform(transform)
 
 # %% ../../nbs/62_training.ipynb #c9ac9542
 def _vision_towers(
