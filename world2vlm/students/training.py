@@ -137,14 +137,15 @@ def _selected_rows(
 # %% ../../nbs/62_training.ipynb #1194adc2
 def _text_columns(
     paths: list[Path],  # shards of examples
-) -> "datasets.Dataset":  # direction, split, task, question, answer; of images only how many there are
+) -> "datasets.Dataset":  # the texts; of images only how many there are
     "What `_selected_rows` needs of the shards."
     import pyarrow as pa
     from datasets import Dataset
     from datasets.table import InMemoryTable
     from world2vlm.dataset.columns import _read_columns
-    names = ["direction", "split", "task", "question", "answer", "images.list.element.path"]
-    return Dataset(InMemoryTable(pa.concat_tables([_read_columns(path, names).replace_schema_metadata() for path in paths])))
+    names = ["id", "direction", "split", "task", "question", "answer", "images.list.element.path"]
+    tables = [_read_columns(path, names).replace_schema_metadata() for path in paths]
+    return Dataset(InMemoryTable(pa.concat_tables(tables)))
 
 # %% ../../nbs/62_training.ipynb #dfa5ea3a
 def training_rows(
