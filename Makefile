@@ -1,6 +1,6 @@
 # The first use of any target makes .venv from requirements.lock. `profile` in params.yaml says how large a run is.
 .DEFAULT_GOAL := help
-.PHONY: help repro ablation comparison quality base teacher svc test fuzz sync notebooks docs lab lock
+.PHONY: help repro ablation comparison quality base teacher svc plan test fuzz sync notebooks docs lab lock
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export OMP_NUM_THREADS ?= 2
 # glibc gives large arrays back to the kernel and asks for them again at each step of a training, which costs more than the arithmetic; here it keeps them
@@ -29,6 +29,12 @@ base: .venv/installed  ## train the shipped base student again (three hours on t
 teacher: .venv/installed  ## train the shipped generative teacher again (forty minutes on two cores)
 	mkdir -p data/mini/notebooks
 	$(NOTEBOOK) -p out data/teacher nbs/pipeline/teacher.ipynb data/mini/notebooks/teacher.ipynb
+
+PROFILE ?= paper
+GPUS ?= 8
+MEMORY ?= 80
+plan: .venv/installed  ## memory on each GPU, hours and disk of a run before it starts: make plan PROFILE=paper GPUS=8 MEMORY=80
+	python -m world2vlm.report.plan profile=$(PROFILE) gpus=$(GPUS) memory_gb=$(MEMORY)
 
 svc: .venv/installed  ## the released weights of Stable Virtual Camera as data/svc, which the profile paper uses; asks for their licence
 	python -m world2vlm.teachers.svc.convert $(SVC)

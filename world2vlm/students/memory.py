@@ -21,8 +21,9 @@ def _student_settings(
     "The configuration of a student."
     from transformers import AutoConfig, Qwen2_5_VLConfig
     if checkpoint != _PAPER_STUDENT: return AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
-    text = dict(hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28, vocab_size=152064,
-                num_key_value_heads=4, rope_parameters=dict(rope_type="default", rope_theta=1e6, mrope_section=[16, 24, 24]))
+    rope = dict(rope_type="default", rope_theta=1e6, mrope_section=[16, 24, 24])
+    text = dict(hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28,
+                num_key_value_heads=4, vocab_size=152064, rope_parameters=rope)
     vision = dict(depth=32, hidden_size=1280, intermediate_size=3420, num_heads=16, out_hidden_size=3584)
     return Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=False, dtype="bfloat16")
 
@@ -61,9 +62,13 @@ def _shortened(
     decoder = getattr(model, "get_base_model", lambda: model)().get_decoder()
     decoder.layers = decoder.layers[:layers]
     for module in [*decoder.modules(), model.get_output_embeddings()]:
-        for store, kind in ((module._parameters, torch.nn.Parameter), (module._buffers, lambda data, _: data)):
-            for name, old in store.items():
-                if old is not None: store[name] = kind(torch.empty(old.shape, dtype=old.dtype), old.requires_grad)
+        for name, old in {**module._parameters, **module._buffers}.items():
+            if old is None: continue
+            data = torch.empty(old.shape, dtype=old.dtype)
+            if old.requires_grad: module._parameters[name] = torch.nn.Parameter(data)
+            else:  # the tracker takes no parameters that do not train
+                module._parameters.pop(name, None)
+                module._buffers[name] = data
     return decoder
 
 # %% ../../nbs/69_memory.ipynb #b8892795
@@ -122,22 +127,25 @@ def step_memory(
     training: Training,  # SFT or GRPO
     batch: _Batch,  # of one process
     generated: int = 0,  # answers that one process samples together; 0 in SFT
-) -> dict[str, float]:  # part -> bytes on each GPU
+) -> dict[str, float]:  # part -> bytes on each GPU; "parameters" of the student, and how many numbers are "trained"
     "The memory of one training step, part by part."
     counts = _count_parameters(model := _empty_student(settings, training))
     shards = 1 if getattr(training, "launch", "ddp") == "ddp" else training.processes
     text, layer = settings.get_text_config(), model.get_decoder().layers[0]
     first, second = (_peak_of(settings, training, batch, layers) for layers in (1, 2))
     several = training.processes > 1
+    total = counts["trained"] + counts["frozen"]
+    adapters = counts["trained"] if training.lora_rank else 0
     parts = {"weights": (4 * counts["trained"] + counts["frozen bytes"]) / shards,
              "gradients": 4 * counts["trained"] / shards, "moments": 8 * counts["trained"] / shards,
              "buckets": 4 * counts["trained"] if several and shards == 1 else 0,
              "gathered layers": 6 * sum(p.numel() for p in layer.parameters()) if shards > 1 else 0,
              "activations": first + (second - first) * (text.num_hidden_layers - 1),
-             "vision": _vision_bytes(settings, training, batch.patches)}
+             "vision": _vision_bytes(settings, training, batch.patches),
+             "parameters": total - adapters, "trained": counts["trained"]}
     if generated:
         head = text.hidden_size // text.num_attention_heads
         width = 4 * text.num_hidden_layers * text.num_key_value_heads * head  # keys and values in bfloat16
         parts["cache"] = generated * (batch.prompt + batch.answer) * width
-        if training.beta and not training.lora_rank: parts["reference"] = 2 * sum(p.numel() for p in model.parameters()) / shards
+        if training.beta and not training.lora_rank: parts["reference"] = 2 * total / shards
     return parts
