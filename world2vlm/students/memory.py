@@ -46,7 +46,7 @@ def _empty_student(
 def _count_parameters(
     model: "PreTrainedModel",  # of `_empty_student`
 ) -> dict[str, int]:  # "trained", "frozen", "frozen bytes"
-    "How many numbers train and how many do not."
+    "How many numbers train, and how many do not."
     parameters = list(model.parameters())
     trained, frozen = ([p for p in parameters if p.requires_grad is flag] for flag in (True, False))
     total = lambda part: sum(p.numel() for p in part)
@@ -127,7 +127,7 @@ def step_memory(
     training: Training,  # SFT or GRPO
     batch: _Batch,  # of one process
     generated: int = 0,  # answers that one process samples together; 0 in SFT
-) -> dict[str, float]:  # part -> bytes on each GPU; "parameters" of the student, and how many numbers are "trained"
+) -> dict[str, float]:  # part -> bytes on each GPU
     "The memory of one training step, part by part."
     counts = _count_parameters(model := _empty_student(settings, training))
     shards = 1 if getattr(training, "launch", "ddp") == "ddp" else training.processes
@@ -135,14 +135,12 @@ def step_memory(
     first, second = (_peak_of(settings, training, batch, layers) for layers in (1, 2))
     several = training.processes > 1
     total = counts["trained"] + counts["frozen"]
-    adapters = counts["trained"] if training.lora_rank else 0
     parts = {"weights": (4 * counts["trained"] + counts["frozen bytes"]) / shards,
              "gradients": 4 * counts["trained"] / shards, "moments": 8 * counts["trained"] / shards,
              "buckets": 4 * counts["trained"] if several and shards == 1 else 0,
              "gathered layers": 6 * sum(p.numel() for p in layer.parameters()) if shards > 1 else 0,
              "activations": first + (second - first) * (text.num_hidden_layers - 1),
-             "vision": _vision_bytes(settings, training, batch.patches),
-             "parameters": total - adapters, "trained": counts["trained"]}
+             "vision": _vision_bytes(settings, training, batch.patches)}
     if generated:
         head = text.hidden_size // text.num_attention_heads
         width = 4 * text.num_hidden_layers * text.num_key_value_heads * head  # keys and values in bfloat16
