@@ -4,6 +4,7 @@ Every part runs in a process of its own, so that one that fails or takes too lon
 weights are random, packages that the machine lacks come from the folder of wheels (`make gpu-wheels`). `--toy` runs the same on a processor."""
 import argparse
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -216,8 +217,12 @@ def pipeline(toy: bool) -> dict:
     from world2vlm.core.runs import track_cost
     from world2vlm.dataset.synthesis import Imagine, make_held_out, make_questions, make_rollouts, make_scenes, HeldOut, Scenes, Supervise
     from world2vlm.evaluation.held_out import evaluate_arm, Evaluate
+    from world2vlm.students import grpo as grpo_stage, sft as sft_stage
     from world2vlm.students.grpo import GRPO, train_grpo
     from world2vlm.students.sft import SFT, train_sft
+    if importlib.util.find_spec("dvclive") is None:  # draws curves only, and brings all of DVC
+        from transformers import TrainerCallback
+        for stage in (sft_stage, grpo_stage): stage.live_callback = lambda out: TrainerCallback()
     device, result, many = device_of(toy), {}, 4 if toy else 24
     small = dict(box_format="pixels", lora_rank=0, attention="eager" if toy else "sdpa", gradient_checkpointing=False, save_every=1000, log_every=1)
     with tempfile.TemporaryDirectory() as folder:

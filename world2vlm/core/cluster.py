@@ -78,6 +78,7 @@ def _ray_map(
                 idle.append(worker)
                 if index is not None:
                     results[index] = result
+                    lost.pop(None, None)
                     done()
             while idle and todo:
                 worker, index = idle.pop(), todo.popleft()

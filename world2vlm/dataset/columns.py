@@ -25,7 +25,7 @@ def _read_columns(
 ) -> object:  # a pyarrow.Table
     "Some columns of a shard; no byte of the others is read."
     import pyarrow.parquet as pq
-    return pq.read_table(_arrow_source(path), columns=columns, page_checksum_verification=True)
+    with pq.ParquetFile(_arrow_source(path), page_checksum_verification=True) as file: return file.read(columns)
 
 # %% ../../nbs/56_columns.ipynb #9a30fc8d
 def _read_texts(

@@ -60,7 +60,7 @@ class Training(Settings):
     bf16: bool = True  # autocast to bfloat16
     gradient_checkpointing: bool = True  # recompute activations: less memory, more time
     attention: Attention = "sdpa"  # "eager" | "sdpa"
-    workers: Workers = 0  # processes that decode and tokenize ahead of the model
+    workers: Workers | None = None  # processes that decode and tokenize ahead of the model; None: four on a GPU, none else
     save_every: Count = 100  # steps between checkpoints, rounded up to a multiple of `log_every`
     log_every: Count = 10  # steps between log lines
     seed: Seed = 0  # of the order of the examples and of whatever else is drawn
@@ -258,6 +258,7 @@ def trainer_arguments(
     "The trainer's arguments that SFT and GRPO share."
     import torch
     per_log = -(-config.save_every // config.log_every)  # a resumed run cannot end a log line that a killed one began
+    workers = 4 * torch.cuda.is_available() if config.workers is None else config.workers
     return dict(
         output_dir=str(Path(out) / "checkpoints"), save_steps=per_log * config.log_every, save_total_limit=2,
         logging_steps=config.log_every, report_to=[], disable_tqdm=False,
@@ -267,7 +268,7 @@ def trainer_arguments(
         learning_rate=config.learning_rate, lr_scheduler_type="cosine", warmup_steps=config.warmup_ratio,
         weight_decay=config.weight_decay, adam_beta1=config.betas[0], adam_beta2=config.betas[1],
         bf16=config.bf16, use_cpu=not torch.cuda.is_available(), seed=config.seed, data_seed=config.seed,
-        dataloader_num_workers=config.workers, ddp_find_unused_parameters=False, remove_unused_columns=False)
+        dataloader_num_workers=workers, ddp_find_unused_parameters=False, remove_unused_columns=False)
 
 # %% ../../nbs/62_training.ipynb #bb37f182
 def live_callback(
