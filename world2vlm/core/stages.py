@@ -256,7 +256,7 @@ def _named_inputs(
     "The files and folders that `value` names, and the modules of classes that it names as `module:Class`."
     if isinstance(value, Mapping): value = [*value, *value.values()]
     if isinstance(value, list): return {k: path for part in value for k, path in _named_inputs(part, root).items()}
-    if not isinstance(value, str) or not value: return {}
+    if not isinstance(value, str) or not value or value.startswith(("http://", "https://")): return {}
     module = re.fullmatch(r"([\w.]+):\w+", value)
     path = _as_path(value) if "://" in value else root / (module[1].replace(".", "/") + ".py" if module else value)
     return {value: path} if path.exists() else {}
