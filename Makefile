@@ -5,7 +5,8 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export OMP_NUM_THREADS ?= 2
 # glibc gives large arrays back to the kernel and asks for them again at each step of a training, which costs more than the arithmetic; here it keeps them
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=8589934592:glibc.malloc.top_pad=268435456
-NOTEBOOK = python -m papermill -k python3 --log-output --no-progress-bar -p profile mini
+SIZE = $(or $(PROFILE),mini)
+NOTEBOOK = python -m papermill -k python3 --log-output --no-progress-bar -p profile $(SIZE)
 
 help:      ## this list
 	@grep -E '^[a-z-]+: .*##' Makefile | sed 's/:[^#]*##/ -/'
@@ -22,19 +23,18 @@ comparison: .venv/installed  ## the main arm alone and against a world model at 
 quality: .venv/installed  ## the teacher's views against the truth, and the student that reprojection taught instead
 	dvc repro teacher_quality evaluate@reprojection_teacher
 
-base: .venv/installed  ## train the shipped base student again (three hours on two cores)
-	mkdir -p data/mini/notebooks
-	$(NOTEBOOK) -p out data/base nbs/pipeline/base.ipynb data/mini/notebooks/base.ipynb
+base: .venv/installed  ## train the shipped base student again (three hours on two cores; PROFILE=gpu on one GPU)
+	mkdir -p data/$(SIZE)/notebooks
+	$(NOTEBOOK) -p out data/base nbs/pipeline/base.ipynb data/$(SIZE)/notebooks/base.ipynb
 
-teacher: .venv/installed  ## train the shipped generative teacher again (forty minutes on two cores)
-	mkdir -p data/mini/notebooks
-	$(NOTEBOOK) -p out data/teacher nbs/pipeline/teacher.ipynb data/mini/notebooks/teacher.ipynb
+teacher: .venv/installed  ## train the shipped generative teacher again (forty minutes on two cores; PROFILE=gpu on one GPU)
+	mkdir -p data/$(SIZE)/notebooks
+	$(NOTEBOOK) -p out data/teacher nbs/pipeline/teacher.ipynb data/$(SIZE)/notebooks/teacher.ipynb
 
-PROFILE ?= paper
 GPUS ?= 8
 MEMORY ?= 80
 plan: .venv/installed  ## memory on each GPU, hours and disk of a run before it starts: make plan PROFILE=paper GPUS=8 MEMORY=80
-	python -m world2vlm.report.plan profile=$(PROFILE) gpus=$(GPUS) memory_gb=$(MEMORY)
+	python -m world2vlm.report.plan profile=$(or $(PROFILE),paper) gpus=$(GPUS) memory_gb=$(MEMORY)
 
 gpu-check:  ## one GPU at full size in at most nine minutes: parity, speed and memory of teacher and student; figures in tests/metrics/gpu_check.json
 	python tests/gpu_check.py $(CHECK)

@@ -208,16 +208,36 @@ def count_cores() -> int:  # at least 1
     "The processor cores that this process may use."
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
+# %% ../../nbs/04_runs.ipynb #98687e84
+@contextmanager
+def _watched_gpus(
+    seconds: float = .5,  # between two looks
+) -> Iterator[list[float]]:  # the largest use of a GPU so far, GiB, of all processes together; [] without a GPU
+    "Look at the memory of every GPU while the block runs."
+    over, peak = threading.Event(), []
+    try:
+        import pynvml
+        pynvml.nvmlInit()
+        cards = [pynvml.nvmlDeviceGetHandleByIndex(number) for number in range(pynvml.nvmlDeviceGetCount())]
+    except Exception: cards = []  # no library or no driver
+    def look():
+        while cards and not over.wait(seconds):
+            peak[:] = [max(*peak, *(pynvml.nvmlDeviceGetMemoryInfo(card).used / 2**30 for card in cards), 0)]
+    threading.Thread(target=look, daemon=True).start()
+    try: yield peak
+    finally: over.set()
+
 # %% ../../nbs/04_runs.ipynb #dee8e43c
 @contextmanager
 def track_cost() -> Iterator[dict]:  # filled at the end: seconds, cpu_seconds, cores, peak memory
     "The cost of the block. `cpu_seconds` counts all cores and the processes that ended, and no neighbour's work."
     cpu_seconds = lambda: sum(os.times()[:4])  # of this process and of its children, user and system
     start, cpu_start, cost = time.perf_counter(), cpu_seconds(), {}
-    yield cost
+    with _watched_gpus() as gpus: yield cost
     cost |= {"seconds": round(time.perf_counter() - start, 2), "cpu_seconds": round(cpu_seconds() - cpu_start, 1)}
     cost |= {"cores": count_cores()}
-    cost |= {name: round(gigabytes, 3) for name, gigabytes in peak_memory().items()}
+    memory = peak_memory() | ({"peak_gpu_gb": max(gpus)} if gpus else {})
+    cost |= {name: round(gigabytes, 3) for name, gigabytes in memory.items()}
 
 # %% ../../nbs/04_runs.ipynb #e40c6262
 def _share_cores(
