@@ -3,6 +3,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from functools import partial
 
@@ -100,7 +101,7 @@ def test_memory_of_other_processes_on_gpus_counts(monkeypatch):
     monkeypatch.setitem(sys.modules, "pynvml", library)
     from world2vlm.core.runs import _watched_gpus
     with _watched_gpus(.01) as peak:
-        while len(peak) == 0 or peak[0] < 5: pass
+        while not peak or peak[0] < 5: time.sleep(.01)
     assert peak == [5]
     monkeypatch.setattr(library, "nvmlInit", lambda: 1 / 0)
     with _watched_gpus(.01) as peak: pass
