@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.distributed._tools.mem_tracker import MemTracker
 
-from world2vlm.report.plan import _training_flops, _verdict, Machine, plan_run, plan_table
+from world2vlm.report.plan import _training_flops, _verdict, _Machine, _plan_run, _plan_table
 from world2vlm.students.grpo import GRPO
-from world2vlm.students.memory import _Batch, _count_parameters, _empty_student, step_memory
+from world2vlm.students.memory import _Batch, _count_parameters, _empty_student, _step_memory
 from world2vlm.students.models import _batch_inputs, MiniConfig, mini_student, Prompt
 from world2vlm.students.sft import SFT
 
@@ -39,7 +39,7 @@ def test_a_plan_is_within_a_tenth_of_a_real_step(toy, recompute):
     measured = sum(peak["Total"] for peak in tracker.get_tracker_snapshot("peak").values())
     sequences, tokens = inputs["input_ids"].shape
     training = GRPO(freeze_vision=False, gradient_checkpointing=recompute)
-    planned = step_memory(model.config, training, _Batch(sequences, tokens - ANSWER, ANSWER, len(inputs["pixel_values"])))
+    planned = _step_memory(model.config, training, _Batch(sequences, tokens - ANSWER, ANSWER, len(inputs["pixel_values"])))
     assert abs(sum(planned.values()) / measured - 1) < .1, (planned, measured)
 
 
@@ -48,18 +48,18 @@ def test_only_adapters_have_gradients_and_moments(toy):
     lora = SFT(lora_rank=4, lora_alpha=8, freeze_vision=True)
     counts, whole = _count_parameters(_empty_student(model.config, lora)), model.num_parameters()
     assert counts["frozen"] == whole and 0 < counts["trained"] < whole
-    parts = step_memory(model.config, lora, _Batch(1, 32, 8))
+    parts = _step_memory(model.config, lora, _Batch(1, 32, 8))
     assert parts["gradients"] == 4 * counts["trained"] == parts["moments"] / 2
 
 
 def test_paper_is_planned_and_too_small_gpus_are_named():
-    stages = {stage.name: stage for stage in plan_run("paper")}
+    stages = {stage.name: stage for stage in _plan_run("paper")}
     assert list(stages) == ["imagine", "sft", "grpo", "evaluate"]
-    assert {name: _verdict(stages[name], Machine()) for name in ("imagine", "sft", "evaluate")} == dict.fromkeys(("imagine", "sft", "evaluate"), "fits")
+    assert {name: _verdict(stages[name], _Machine()) for name in ("imagine", "sft", "evaluate")} == dict.fromkeys(("imagine", "sft", "evaluate"), "fits")
     assert abs(stages["sft"].parts["moments"] / 8 - 646e6) < 1e6  # parameters of LoRA with rank 256
-    small = Machine(memory_gb=24)
+    small = _Machine(memory_gb=24)
     assert _verdict(stages["grpo"], small).startswith("too large; change grpo: ")
-    assert "too large" in plan_table(list(stages.values()), small).markdown()
+    assert "too large" in _plan_table(list(stages.values()), small).markdown()
     hours = stages["imagine"].hours * stages["imagine"].gpus
     assert 5 < hours < 60  # 3,334 scenes with a window of 10 to 30 s each
 
