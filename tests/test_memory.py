@@ -1,4 +1,6 @@
 "What a plan says of the memory, held against torch's own account of a real step."
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 import torch
@@ -6,7 +8,7 @@ from torch.distributed._tools.mem_tracker import MemTracker
 
 from world2vlm.report.plan import _training_flops, _verdict, _Machine, _plan_run, _plan_table
 from world2vlm.students.grpo import GRPO
-from world2vlm.students.memory import _Batch, _count_parameters, _empty_student, _step_memory
+from world2vlm.students.memory import _Batch, _count_parameters, _empty_student, _PAPER_STUDENT, _step_memory, _student_settings
 from world2vlm.students.models import _batch_inputs, MiniConfig, mini_student, Prompt
 from world2vlm.students.sft import SFT
 
@@ -62,6 +64,16 @@ def test_paper_is_planned_and_too_small_gpus_are_named():
     assert "too large" in _plan_table(list(stages.values()), small).markdown()
     hours = stages["imagine"].hours * stages["imagine"].gpus
     assert 5 < hours < 60  # 3,334 scenes with a window of 10 to 30 s each
+
+
+def test_shared_states_fit_where_copies_do_not():
+    "GRPO on all parameters of the paper's student, on four GPUs of 80 GB."
+    @dataclass(frozen=True)
+    class Shared(GRPO):
+        launch: str = "fsdp2"
+    settings, batch = _student_settings(_PAPER_STUDENT), _Batch(2, 1600, 256, 2 * 5760)
+    total = lambda cls: sum(_step_memory(settings, cls(processes=4, freeze_vision=False), batch, generated=2).values())
+    assert total(Shared) < 74e9 and total(GRPO) > 180e9
 
 
 def test_flops_follow_the_settings():
