@@ -168,15 +168,35 @@ def _check_version(
 # %% ../../../nbs/33_svc_convert.ipynb #d3154a47
 def _open_part(
     cls: type,  # of diffusers or transformers
-    folder: Path,  # of its config.json, or one above it
-    name: str,  # of the part in a pipeline
+    folder: Path,  # of its config.json
     larger: bool = False,  # its file may hold other networks too, as that of CLIP does
+    **options,  # of `from_pretrained`
 ) -> "torch.nn.Module":  # ready to be saved
     "One network with all its weights. ValueError where the file lacks one."
-    folder = folder / name if (folder / name).is_dir() else folder
-    with _opening(folder): part, report = cls.from_pretrained(folder, use_safetensors=True, output_loading_info=True)
+    options |= dict(use_safetensors=True, output_loading_info=True)
+    with _opening(folder): part, report = cls.from_pretrained(folder, **options)
     _check_keys(folder, set(report["missing_keys"]), set() if larger else set(report["unexpected_keys"]))
     return part.eval()
+
+
+def _open_vae(
+    folder: Path,  # of its config.json, or of the model that it is a part of
+) -> "AutoencoderKL":  # of Stable Diffusion 2.1
+    "The VAE."
+    from diffusers import AutoencoderKL
+    return _open_part(AutoencoderKL, folder / "vae" if (folder / "vae").is_dir() else folder)
+
+
+def _open_image_encoder(
+    folder: Path,  # of CLIP, or of its vision tower alone
+) -> "CLIPVisionModelWithProjection":  # of CLIP ViT-H
+    "The vision tower; where CLIP is whole, its configuration has the width of the embedding."
+    from transformers import AutoConfig, CLIPVisionModelWithProjection
+    folder = folder / "image_encoder" if (folder / "image_encoder").is_dir() else folder
+    with _opening(folder): config = AutoConfig.from_pretrained(folder)
+    vision = getattr(config, "vision_config", config)
+    vision.projection_dim = config.projection_dim
+    return _open_part(CLIPVisionModelWithProjection, folder, larger=vision is not config, config=vision)
 
 
 def _check_parts(
@@ -201,8 +221,6 @@ def svc_convert(
     **config: object,  # of `MultiViewUNet`, for files of another size
 ) -> Path:  # `out`, which the teacher `svc` opens
     "Join the released weights. PermissionError without the licence; ValueError for weights that do not fit."
-    from diffusers import AutoencoderKL
-    from transformers import CLIPVisionModelWithProjection
     from world2vlm.teachers.svc.pipeline import StableVirtualCameraPipeline
     from world2vlm.teachers.svc.scheduler import SVCScheduler
     _ask_licence(accept_licence)
@@ -210,8 +228,7 @@ def svc_convert(
     file = _located(unet, _FILES[version], "LICENSE*")
     file = file / _FILES[version] if file.is_dir() else file
     folders = [_located(*source) for source in patterns]
-    parts = [_open_unet(file, **config), _open_part(AutoencoderKL, folders[0], "vae"),
-             _open_part(CLIPVisionModelWithProjection, folders[1], "image_encoder", larger=True)]
+    parts = [_open_unet(file, **config), _open_vae(folders[0]), _open_image_encoder(folders[1])]
     _check_parts(*parts)
     sources = {"version": version, "unet": f"{unet} {file.name} {_check_version(file, version)}",
                "vae": f"{vae} {folders[0].name}", "image_encoder": f"{image_encoder} {folders[1].name}"}
