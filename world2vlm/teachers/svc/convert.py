@@ -224,10 +224,10 @@ def svc_convert(
     from world2vlm.teachers.svc.pipeline import StableVirtualCameraPipeline
     from world2vlm.teachers.svc.scheduler import SVCScheduler
     _ask_licence(accept_licence)
-    patterns = (vae, "vae/*.json", "vae/*.safetensors"), (image_encoder, "config.json", "model.safetensors")
-    file = _located(unet, _FILES[version], "LICENSE*")
+    file, patterns = _located(unet, _FILES[version], "LICENSE*"), ("config.json", "*model.safetensors")
     file = file / _FILES[version] if file.is_dir() else file
-    folders = [_located(*source) for source in patterns]
+    parts = (vae, "vae"), (image_encoder, "image_encoder")
+    folders = [_located(source, *patterns, *(f"{part}/{pattern}" for pattern in patterns)) for source, part in parts]
     parts = [_open_unet(file, **config), _open_vae(folders[0]), _open_image_encoder(folders[1])]
     _check_parts(*parts)
     sources = {"version": version, "unet": f"{unet} {file.name} {_check_version(file, version)}",
@@ -235,7 +235,8 @@ def svc_convert(
     with atomic_dir(out, str(sources)) as work:
         StableVirtualCameraPipeline(parts[0], SVCScheduler(), *parts[1:]).save_pretrained(work)
         write_json(work / "sources.json", sources)
-        write_text(work / "NOTICE", f"Powered by Stability AI: Stable Virtual Camera {version}, converted.\n\n{_LICENCE}\n")
+        notice = f"Powered by Stability AI: Stable Virtual Camera {version}, converted."
+        write_text(work / "NOTICE", f"{notice}\n\n{_LICENCE}\n")
     return Path(out)
 
 # %% ../../../nbs/33_svc_convert.ipynb #b06132d2
