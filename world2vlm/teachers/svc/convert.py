@@ -224,10 +224,11 @@ def svc_convert(
     from world2vlm.teachers.svc.pipeline import StableVirtualCameraPipeline
     from world2vlm.teachers.svc.scheduler import SVCScheduler
     _ask_licence(accept_licence)
-    file, patterns = _located(unet, _FILES[version], "LICENSE*"), ("config.json", "*model.safetensors")
+    file = _located(unet, _FILES[version], "LICENSE*")
     file = file / _FILES[version] if file.is_dir() else file
-    parts = (vae, "vae"), (image_encoder, "image_encoder")
-    folders = [_located(source, *patterns, *(f"{part}/{pattern}" for pattern in patterns)) for source, part in parts]
+    names = ("config.json", "model.safetensors", "diffusion_pytorch_model.safetensors")
+    patterns = [f"{folder}{name}" for folder in ("", "vae/", "image_encoder/") for name in names]
+    folders = [_located(source, *patterns) for source in (vae, image_encoder)]
     parts = [_open_unet(file, **config), _open_vae(folders[0]), _open_image_encoder(folders[1])]
     _check_parts(*parts)
     sources = {"version": version, "unet": f"{unet} {file.name} {_check_version(file, version)}",
