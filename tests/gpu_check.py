@@ -224,7 +224,7 @@ def pipeline(toy: bool) -> dict:
         from transformers import TrainerCallback
         for stage in (sft_stage, grpo_stage): stage.live_callback = lambda out: TrainerCallback()
     device, result, many = device_of(toy), {}, 4 if toy else 24
-    small = dict(box_format="pixels", lora_rank=0, attention="eager" if toy else "sdpa", gradient_checkpointing=False, save_every=1000, log_every=1)
+    small = dict(box_format="pixels", lora_rank=0, gradient_accumulation_steps=1, attention="eager" if toy else "sdpa", gradient_checkpointing=False, save_every=1000, log_every=1)
     with tempfile.TemporaryDirectory() as folder:
         home, scenes = Path(folder), Scenes(n=many, per_shard=many)
         imagine = Imagine(presets={"single": 2}, options={"svc": {"device": device, "bf16": True, "num_inference_steps": 2} if toy else {"device": device, "bf16": True}})
