@@ -167,6 +167,15 @@ def test_the_stages_give_the_runs_of_a_report(folders, tmp_path):
     assert responses["random"] == [row["response"] for row in _random_rows(_training_groups(training), questions)]
 
 
+def test_several_processes_write_the_same_files(folders, tmp_path):
+    arm(folders, tmp_path / "one")
+    students = {"sft": folders / "sft", "grpo": folders / "grpo"}
+    runs = evaluate_arm(replace(CONFIG, workers=2), students, folders / "questions", folders / "examples", tmp_path / "two")
+    files = lambda folder: {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert files(tmp_path / "two") == files(tmp_path / "one")
+    assert by_id(runs) == by_id(read_runs(tmp_path / "two"))
+
+
 def test_an_arm_that_was_killed_goes_on_where_it_was(folders, tmp_path):
     whole = arm(folders, tmp_path / "whole")
     batches = 3 * -(-len(whole["sft"]) // CONFIG.batch_size)

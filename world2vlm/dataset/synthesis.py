@@ -12,7 +12,7 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -20,7 +20,7 @@ from typing import Annotated, Literal
 import numpy as np
 
 from ..core.actions import format_actions, plan, PRESETS, Ranges, sample_actions, Trajectory
-from ..core.config import Count, FieldOfView, NotNegative, Seed, Settings, Share, Side, Whole, Workers
+from ..core.config import Count, Executor, FieldOfView, NotNegative, Seed, Settings, Share, Side, Whole, Workers
 from ..core.records import Example, Rollout, Scene, transitions_of
 from ..core.runs import read_jsonl, Reject, rng_for
 from ..core.stages import atomic_dir, fingerprint, recipe_of
@@ -31,7 +31,8 @@ from ..teachers.filters import Filter, filter_rollouts
 from ..teachers.simulator import Simulator
 from ..tasks.rules import Rules
 from ..tasks.tasks import balance_answers, balance_report, open_task, TASKS
-from .shards import read_dataset, read_shard, shard_paths, write_shards
+from .columns import _read_texts
+from .shards import read_shard, shard_paths, write_shards
 
 # %% ../../nbs/53_synthesis.ipynb #385089f0
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Scenes(Settings):
     max_pixels: Count = 50_000_000  # refuse larger pictures before decoding
     per_shard: Count = 100  # scenes in one shard
     workers: Workers = 1  # processes
+    executor: Executor = "processes"  # what runs them
 
     @property
     def total(self) -> int:  # number of scenes
@@ -86,7 +88,8 @@ def make_scenes(
     "The stage `scenes`; ValueError when no picture of the folder can be used."
     with atomic_dir(out, fingerprint(config, *_folder_state(config), stage=make_scenes)) as work:
         items = partial(shard_scenes, config=config)
-        stats = write_shards("scenes", work, items, config.n_shards, recipe_of(config), config.workers)
+        how = dict(workers=config.workers, executor=config.executor)
+        stats = write_shards("scenes", work, items, config.n_shards, recipe_of(config), **how)
         if stats["rows"] or config.source == "rooms": return stats
         refused = [f"{row['input']}: {row['reason']}" for row in read_jsonl(work / "rejects.jsonl")]
         reasons = "\n  ".join(refused[:10] + [f"... and {len(refused) - 10} others"] * (len(refused) > 10))
@@ -112,7 +115,8 @@ class Imagine(Settings):
     seed: Seed = 0  # of the trajectories and of the teacher
     options: TeacherOptions = field(default_factory=dict)  # teacher -> its own settings
     filters: dict[TeacherName, Filter] = field(default_factory=dict)  # teacher -> bounds of its good rollouts
-    workers: Workers = 1  # processes
+    workers: Workers = 1  # processes; of a teacher on GPUs at most one for each
+    executor: Executor = "processes"  # what runs them: "processes" | "ray"
 
 # %% ../../nbs/53_synthesis.ipynb #6fe37210
 def trajectories_of(
@@ -151,7 +155,8 @@ def make_rollouts(
     items = partial(_shard_rollouts, scenes=scenes, teacher=model, config=config, bounds=config.filters.get(name))
     with atomic_dir(out, fingerprint(config, scenes, stage=make_rollouts)) as work:
         n_shards, recipe = len(shard_paths("scenes", scenes)), recipe_of(config, teacher=name)
-        return write_shards("rollouts", work, items, n_shards, recipe, config.workers)
+        how = dict(workers=config.workers, executor=config.executor, device=getattr(model, "device", "cpu"))
+        return write_shards("rollouts", work, items, n_shards, recipe, **how)
 
 # %% ../../nbs/53_synthesis.ipynb #cee09677
 SPLIT_SHARES = {"train": 0.8, "val": 0.1, "test": 0.1}
@@ -184,6 +189,7 @@ class Supervise(Settings):
     shares: SplitShares = field(default_factory=lambda: dict(SPLIT_SHARES))  # split -> share of the scenes
     seed: Seed = 0  # of wording, balance and subsampling
     workers: Workers = 1  # processes
+    executor: Executor = "processes"  # what runs them: "processes" | "ray"
 
     def __post_init__(self):
         super().__post_init__()
@@ -250,15 +256,15 @@ def make_questions(
     with atomic_dir(out, fingerprint(config, scenes, rollouts, stage=make_questions)) as work:
         items = partial(_shard_examples, scenes=scenes, rollouts=rollouts, config=config)
         n_shards = len(shard_paths("rollouts", rollouts))
-        return write_shards("examples", work, items, n_shards, recipe_of(config), config.workers)
+        how = dict(workers=config.workers, executor=config.executor)
+        return write_shards("examples", work, items, n_shards, recipe_of(config), **how)
 
 # %% ../../nbs/53_synthesis.ipynb #8ba2ed63
 def answer_counts(
     examples: Path | str,  # data set of examples
 ) -> dict[str, dict[str, int]]:  # task -> answer -> count
-    "Frequency of each right answer; pictures are dropped while reading, so that a large data set fits into memory."
-    texts = [replace(example, images=[]) for example in read_dataset("examples", examples)]
-    return {task: counts["answers"] for task, counts in balance_report(texts).items()}
+    "Frequency of each right answer; no picture is read."
+    return {task: counts["answers"] for task, counts in balance_report(list(_read_texts(examples))).items()}
 
 # %% ../../nbs/53_synthesis.ipynb #4106a630
 @dataclass(frozen=True)

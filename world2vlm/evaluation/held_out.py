@@ -10,16 +10,18 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from ..core.config import Count, Seed, Settings, Whole
+from ..core.config import Count, Seed, Settings, Whole, Workers
 from ..core.records import Example
-from ..core.runs import read_jsonl, rng_for
+from ..core.runs import append_jsonl, parallel_map, read_jsonl, rng_for
 from ..core.stages import atomic_dir, fingerprint
+from ..dataset.columns import _read_texts
 from ..dataset.shards import read_dataset
-from .answering import answer_examples, collect_answers
+from .answering import _batches, answer_examples, collect_answers
 from ..students.models import Attention, BoxFormat, Engine, open_student, Student
 from ..tasks.tasks import open_task
 from .statistics import wilson_interval
@@ -35,6 +37,7 @@ class Evaluate(Settings):
     max_pixels: Whole = 0  # largest picture, pixels; 0 leaves the student's own
     attention: Attention = "sdpa"  # "eager" | "sdpa"
     seed: Seed = 0  # of the shuffled images
+    workers: Workers = 1  # processes that share the questions, on GPUs at most one for each
 
 # %% ../../nbs/72_held_out.ipynb #568c1539
 def _open_student(
@@ -45,17 +48,57 @@ def _open_student(
     options = dict(box_format=config.box_format, attention=config.attention, max_pixels=config.max_pixels)
     return open_student(checkpoint, config.engine, **options)
 
-# %% ../../nbs/72_held_out.ipynb #42378d48
+# %% ../../nbs/72_held_out.ipynb #ca7a8d8c
+def _ask_part(
+    part: int,  # index of the part, from 0
+    parts: int,  # how many there are
+    config: Evaluate,  # how the student is asked
+    checkpoint: Path | str,  # a folder, or the name of a model on the hub
+    source: Path | str,  # data set of questions
+    runs: dict[str, bool],  # name of a run -> whether its images are shuffled
+    folder: Path,  # of the answer files
+) -> dict[str, list[dict]]:  # name of a run -> rows
+    "Every `parts`-th batch of each run, by one student; a batch is the same whatever the number of parts."
+    student, items = _open_student(config, checkpoint), list(read_dataset("examples", source))
+    def ask(run, examples):
+        own = [example for batch in _batches(examples, config.batch_size)[part::parts] for example in batch]
+        path = folder / (f"{run}.jsonl" if parts == 1 else f"{run}-{part}.jsonl")
+        rows = {row["id"]: row for row in answer_examples(student, own, path, config.batch_size, config.max_new_tokens)}
+        return [rows[example.id] for example in examples if example.id in rows]
+    return {run: ask(run, _shuffle_images(items, config.seed) if shuffled else items) for run, shuffled in runs.items()}
+
+# %% ../../nbs/72_held_out.ipynb #ffacb308
+def _join_parts(
+    run: str,  # its name
+    parts: list[list[dict]],  # rows of `_ask_part`
+    items: list[Example],  # all questions, in order
+    batch_size: int,  # questions in one forward pass
+    folder: Path,  # of the answer files
+) -> list[dict]:  # rows in the order of `items`
+    "Write the file that a single process would have written, in place of those of the parts."
+    rows, path = {row["id"]: row for part in parts for row in part}, folder / f"{run}.jsonl"
+    path.unlink(missing_ok=True)  # of a kill at this place
+    lines = [rows[example.id] for batch in _batches(items, batch_size) for example in batch]
+    append_jsonl(path, [{name: value for name, value in row.items() if name != "seconds"} for row in lines])
+    for part in range(len(parts)): (folder / f"{run}-{part}.jsonl").unlink(missing_ok=True)
+    return [rows[example.id] for example in items]
+
+
 def _run_student(
     config: Evaluate,  # how it is asked
     checkpoint: Path | str,  # a folder, or the name of a model on the hub
-    questions: dict[str, list[Example]],  # name of a run -> what is asked in it
+    source: Path | str,  # data set of questions
+    runs: dict[str, bool],  # name of a run -> whether its images are shuffled
     folder: Path,  # of the answer files, one for each run
 ) -> dict[str, list[dict]]:  # name of a run -> rows of `evaluation.answering.answer_examples`
-    "Open one student and ask it the questions of each run; what was answered before a kill is not asked again."
-    student = _open_student(config, checkpoint)
-    return {run: answer_examples(student, examples, folder / f"{run}.jsonl", config.batch_size, config.max_new_tokens)
-            for run, examples in questions.items()}
+    "Ask a student the questions of each run; what was answered before a kill is not asked again."
+    import torch
+    device, n = "cuda" if torch.cuda.is_available() else "cpu", max(1, config.workers)
+    ask = partial(_ask_part, parts=n, config=config, checkpoint=checkpoint, source=source, runs=runs, folder=folder)
+    if n == 1: return ask(0)
+    parts = parallel_map(ask, n, n, "parts of the questions", device=device)
+    items = list(read_dataset("examples", source))
+    return {run: _join_parts(run, [part[run] for part in parts], items, config.batch_size, folder) for run in runs}
 
 # %% ../../nbs/72_held_out.ipynb #e3e43a49
 def evaluate_base(
@@ -65,9 +108,8 @@ def evaluate_base(
     out: Path | str,  # folder of the answer file base.jsonl
 ) -> dict[str, list[dict]]:  # "base" -> rows
     "The stage `evaluate_base`: the student before any training on motion."
-    held_out = list(read_dataset("examples", questions))
     with atomic_dir(out, fingerprint(config, questions, checkpoint)) as work:
-        return _run_student(config, checkpoint, {"base": held_out}, work)
+        return _run_student(config, checkpoint, questions, {"base": False}, work)
 
 # %% ../../nbs/72_held_out.ipynb #40da0e8d
 def _most_frequent_answer(
@@ -157,11 +199,12 @@ def evaluate_arm(
 ) -> dict[str, list[dict]]:  # each name of `checkpoints`, "blind", "majority", "random" -> rows
     "The stage `evaluate`: the students of one arm beside their three controls."
     items, runs = list(read_dataset("examples", questions)), {}
-    groups = _training_groups(read_dataset("examples", examples))
-    shuffled = {[*checkpoints][-1]: {"blind": _shuffle_images(items, config.seed)}}
+    groups = _training_groups(_read_texts(examples))
+    final = [*checkpoints][-1]
     with atomic_dir(out, fingerprint(config, questions, examples, *checkpoints.values())) as work:
         for name, checkpoint in checkpoints.items():
-            runs |= _run_student(config, checkpoint, {name: items} | shuffled.get(name, {}), work)
+            asked = {name: False} | ({"blind": True} if name == final else {})
+            runs |= _run_student(config, checkpoint, questions, asked, work)
         return runs | {"majority": _majority_rows(groups, items, work / "majority.jsonl"),
                        "random": _random_rows(groups, items, work / "random.jsonl", config.seed)}
 

@@ -138,7 +138,9 @@ def _ask_searching(
     def ask(worldmodel, depth):
         options = dict(column=column, config=config, checkpoint=checkpoint, worldmodel=worldmodel, depth=depth, out=out)
         part = partial(_search_part, parts=config.workers, **options)
-        return sum(parallel_map(part, config.workers, config.workers, _search_run(worldmodel, depth)), [])
+        device = config.options.get(worldmodel, {}).get("device", "cpu")
+        rows = parallel_map(part, config.workers, config.workers, _search_run(worldmodel, depth), device=device)
+        return sum(rows, [])
     return {_search_run(name, depth): ask(name, depth) for name in config.worldmodels for depth in config.depths}
 
 # %% ../../nbs/89_comparison.ipynb #2cdc4bd6

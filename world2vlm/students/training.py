@@ -59,7 +59,7 @@ class Training(_Launch):
     bf16: bool = True  # autocast to bfloat16
     gradient_checkpointing: bool = True  # recompute activations: less memory, more time
     attention: Attention = "sdpa"  # "eager" | "sdpa"
-    workers: Workers = 0  # processes that decode and tokenize ahead of the model
+    workers: Workers | None = None  # processes that decode and tokenize ahead of the model; None: four on a GPU, none else
     save_every: Count = 100  # steps between checkpoints, rounded up to a multiple of `log_every`
     log_every: Count = 10  # steps between log lines
     seed: Seed = 0  # of the order of the examples and of whatever else is drawn
@@ -152,6 +152,19 @@ def _selected_rows(
     lengths = _text_lengths(data)
     return _sort_within_steps(rows[_reading_order(len(rows), config.epochs, config.seed)], lengths, *step)
 
+# %% ../../nbs/62_training.ipynb #1194adc2
+def _text_columns(
+    paths: list[Path],  # shards of examples
+) -> "datasets.Dataset":  # the texts; of images only how many there are
+    "What `_selected_rows` needs of the shards."
+    import pyarrow as pa
+    from datasets import Dataset
+    from datasets.table import InMemoryTable
+    from world2vlm.dataset.columns import _read_columns
+    names = ["id", "direction", "split", "task", "question", "answer", "images.list.element.path"]
+    tables = [_read_columns(path, names).replace_schema_metadata() for path in paths]
+    return Dataset(InMemoryTable(pa.concat_tables(tables)))
+
 # %% ../../nbs/62_training.ipynb #dfa5ea3a
 def training_rows(
     folder: str | Path,  # a data set of examples
@@ -163,15 +176,16 @@ def training_rows(
     for_grpo: bool = False,  # see `Training.grpo_per_task`
 ) -> "datasets.Dataset":  # in reading order
     "The training examples of `folder` as a lazy TRL data set. `ValueError` if `directions` or `tasks` leave none."
-    from datasets import Dataset
+    from datasets import config as datasets_config, Dataset
+    from world2vlm.dataset.columns import _selected_file
     from world2vlm.dataset.shards import _check_checksum, shard_paths
     for path in (paths := shard_paths("examples", folder)): _check_checksum(path)
-    data = Dataset.from_parquet([str(path) for path in paths], cache_dir=cache)
-    rows = _selected_rows(data, config, step, for_grpo)
+    texts = _text_columns(paths)
+    rows = _selected_rows(texts, config, step, for_grpo)
     if not len(rows):
         raise ValueError(f"{folder}: no training example has a direction of {config.directions} and a task of "
                          f"{config.tasks or 'any kind'}; correct `directions` or `tasks`")
-    if unknown := set(config.tasks) - set(data["task"][:]):
+    if unknown := set(config.tasks) - set(texts["task"][:]):
         raise ValueError(f"{folder}: no example of the task {', '.join(sorted(unknown))}; correct `tasks`")
     resized = processor and config.box_format == "pixels"
     if resized: model_picture_size(processor, (64, 64))  # another family of students is an error now, not at a row
@@ -180,7 +194,9 @@ def training_rows(
         examples = [dict(zip(columns, values)) for values in zip(*columns.values())]
         lines = [to_row(example, config.box_format, size(example)) for example in examples]
         return {name: [line[name] for line in lines] for name in lines[0]}
-    return data.select(rows).with_transform(transform)
+    distinct = np.unique(rows)
+    data = Dataset.from_file(str(_selected_file(paths, distinct, Path(cache or datasets_config.HF_DATASETS_CACHE))))
+    return data.select(np.searchsorted(distinct, rows)).with_transform(transform)
 
 # %% ../../nbs/62_training.ipynb #14cc27b4
 def _modules_of(
@@ -284,6 +300,7 @@ def trainer_arguments(
     "The trainer's arguments that SFT and GRPO share."
     import torch
     per_log = -(-config.save_every // config.log_every)  # a resumed run cannot end a log line that a killed one began
+    workers = 4 * torch.cuda.is_available() if config.workers is None else config.workers
     return dict(
         output_dir=str(Path(out) / "checkpoints"), save_steps=per_log * config.log_every, save_total_limit=2,
         logging_steps=config.log_every, report_to=[], disable_tqdm=False,
@@ -293,7 +310,7 @@ def trainer_arguments(
         learning_rate=config.learning_rate, lr_scheduler_type="cosine", warmup_steps=config.warmup_ratio,
         weight_decay=config.weight_decay, adam_beta1=config.betas[0], adam_beta2=config.betas[1],
         bf16=config.bf16, use_cpu=not torch.cuda.is_available(), seed=config.seed, data_seed=config.seed,
-        dataloader_num_workers=config.workers, ddp_find_unused_parameters=False, remove_unused_columns=False)
+        dataloader_num_workers=workers, ddp_find_unused_parameters=False, remove_unused_columns=False)
 
 # %% ../../nbs/62_training.ipynb #bb37f182
 def live_callback(
