@@ -25,6 +25,7 @@ from ...dataset.synthesis import (
 from ..answering import answer_row
 from .base import Benchmark, Item, check_count
 from .sat import SAT_SYSTEM, prompt_sat, sat_verdict
+from ..statistics import _Mark, _mean_of_kinds, _Scorer
 from ...tasks.answers import canonical_motion
 from ...tasks.cases import box_after
 from ...tasks.rules import Rules
@@ -242,19 +243,16 @@ def _score_rooms_answer(
     return float(sat_verdict(response, list(item.choices), item.gold) == "correct")
 
 # %% ../../../nbs/79_rooms.ipynb #b580a8d6
-def _score_rooms(
+def _room_marks(
     rows: list[dict],  # answers: kind and score
-) -> dict[str, dict[str, float]]:  # rule -> kinds and "overall"
-    "Mean scores: of all kinds, of the eight tasks, of the four kinds of SAT. ValueError without rows."
-    if not rows: raise ValueError("rooms: no answered question to score")
-    scores: dict[str, list[float]] = {}
-    for row in rows: scores.setdefault(row["kind"], []).append(row["score"])
-    means = {kind: float(np.mean(scores[kind])) for kind in sorted(scores)}
-    ours, theirs = [kind for kind in means if kind in TASKS], [kind for kind in means if kind not in TASKS]
-    families = {"all kinds": list(means), "eight tasks": ours, "as SAT": theirs}
-    table = lambda kinds: {kind: means[kind] for kind in kinds}
-    overall = lambda kinds: {"overall": float(np.mean([means[kind] for kind in kinds]))}
-    return {rule: table(kinds) | overall(kinds) for rule, kinds in families.items() if kinds}
+) -> dict[str, list[_Mark]]:  # rule -> marks
+    "Scores of all kinds, of the eight tasks, of the four kinds of SAT."
+    marks = [(row, row["kind"], row["score"]) for row in sorted(rows, key=lambda row: row["kind"])]
+    return {"all kinds": marks, "eight tasks": [mark for mark in marks if mark[1] in TASKS],
+            "as SAT": [mark for mark in marks if mark[1] not in TASKS]}
+
+
+_score_rooms = _Scorer("rooms", _room_marks, _mean_of_kinds)
 
 # %% ../../../nbs/79_rooms.ipynb #63d21398
 BENCHMARK = Benchmark(load_rooms, _prompt_rooms, _score_rooms, ("test",), 48, score_answer=_score_rooms_answer,
