@@ -50,7 +50,8 @@ class Item:
     def place(self) -> str:  # questions of one place share their pictures
         "Where the pictures were taken, as far as it is known."
         digest = lambda image: image if isinstance(image, str) else sha1(bytes(image)).hexdigest()
-        return self.example.scene_id if self.example else self.video or " ".join(map(digest, self.images))
+        name = self.example.scene_id if self.example else self.video or self.facts.get("scene_id", "")
+        return name or " ".join(map(digest, self.images))
 
 # %% ../../../nbs/75_benchmarks.ipynb #34fa6469
 def check_files(
@@ -146,7 +147,7 @@ class Benchmark:
     system: Callable[[Item], str] = lambda item: ""  # system message
     numeric: tuple[str, ...] = ()  # kinds of questions whose answer is a number
     score_answer: Callable[[Item, str], Any] | None = None  # of one answer, where its rows carry a score
-    found: Callable[[dict], bool] = lambda row: True  # whether the official rule finds an answer in a row
+    has_answer: Callable[[dict], bool] = lambda row: True  # whether the official rule finds an answer in a row
     guess: Callable[[Item, np.random.Generator | None], str] | None = None  # of the controls, where there are no options
     first_words: tuple[str, ...] = ()  # whose probabilities are asked for, as in `Student.reply`
     fps: float = 0.0  # frames for each second of a video; 0 takes as many as the caller says

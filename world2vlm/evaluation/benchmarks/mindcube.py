@@ -110,4 +110,4 @@ _score_mindcube = _Scorer("MindCube", _mindcube_marks)
 
 # %% ../../../nbs/78_mindcube.ipynb #facea61a
 BENCHMARK = Benchmark(_load_mindcube, _prompt_mindcube, _score_mindcube, ("tinybench", "full"), 4096,
-                      found=lambda row: _mindcube_letter(row["response"]) is not None)
+                      has_answer=lambda row: _mindcube_letter(row["response"]) is not None)

@@ -45,8 +45,8 @@ def _mmsi_options(
 ) -> tuple[str, dict[str, str]]:  # what stands before, letter -> text
     "The options of a question, {} where there are none."
     stem, mark, options = question.partition("Options:")
-    found = _OPTIONS.findall(options.strip()) if mark else []
-    return stem.strip(), {letter: text.strip() for letter, text in found}
+    pairs = _OPTIONS.findall(options.strip()) if mark else []
+    return stem.strip(), {letter: text.strip() for letter, text in pairs}
 
 
 def _mmsi_circular(
@@ -124,4 +124,4 @@ def _mmsi_marks(
 
 BENCHMARK = Benchmark(
     _load_mmsi, _prompt_mmsi, _Scorer("MMSI-Bench", _mmsi_marks), ("test", "circular"), 2048,
-    found=lambda row: _mmsi_letter(row["response"]) is not None)
+    has_answer=lambda row: _mmsi_letter(row["response"]) is not None)

@@ -273,11 +273,11 @@ def _sat_marks(
 _score_sat = _Scorer("SAT", _sat_marks)
 
 # %% ../../../nbs/76_sat.ipynb #e593f3aa
-def _found(
+def _has_answer(
     row: dict,  # an answer
 ) -> bool:  # whether it counts at all
     "Whether a choice stands in the answer."
     return sat_verdict(row["response"], row["choices"], row["gold"]) != "out of control"
 
 
-BENCHMARK = Benchmark(_load_sat, prompt_sat, _score_sat, ("test", "val"), 1024, system=lambda item: SAT_SYSTEM, found=_found)
+BENCHMARK = Benchmark(_load_sat, prompt_sat, _score_sat, ("test", "val"), 1024, system=lambda item: SAT_SYSTEM, has_answer=_has_answer)

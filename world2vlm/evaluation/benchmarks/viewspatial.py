@@ -76,4 +76,4 @@ def _viewspatial_marks(
 
 BENCHMARK = Benchmark(
     _load_viewspatial, _prompt_viewspatial, _Scorer("ViewSpatial-Bench", _viewspatial_marks), ("test",), 128,
-    found=lambda row: _viewspatial_letter(row["response"]) is not None)
+    has_answer=lambda row: _viewspatial_letter(row["response"]) is not None)

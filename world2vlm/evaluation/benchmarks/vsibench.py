@@ -212,7 +212,7 @@ def _vsi_marks(
 _score_vsibench = _Scorer("VSI-Bench", _vsi_marks, _vsi_table)
 
 
-def _found(
+def _has_answer(
     row: dict,  # an answer
 ) -> bool:  # whether it counts at all
     "Whether the official rule reads a number, or a letter."
@@ -221,4 +221,4 @@ def _found(
 
 # %% ../../../nbs/77_vsibench.ipynb #25c7290f
 BENCHMARK = Benchmark(
-    _load_vsibench, _prompt_vsibench, _score_vsibench, tuple(_VSI_SPLITS), 16, numeric=NUMERIC, found=_found)
+    _load_vsibench, _prompt_vsibench, _score_vsibench, tuple(_VSI_SPLITS), 16, numeric=NUMERIC, has_answer=_has_answer)
