@@ -1,6 +1,6 @@
 # The first use of any target makes .venv from requirements.lock. `profile` in params.yaml says how large a run is.
 .DEFAULT_GOAL := help
-.PHONY: help repro ablation comparison quality base teacher test fuzz sync notebooks docs lab lock
+.PHONY: help repro ablation comparison benchmarks quality base teacher test fuzz sync notebooks docs lab lock
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export OMP_NUM_THREADS ?= 2
 # glibc gives large arrays back to the kernel and asks for them again at each step of a training, which costs more than the arithmetic; here it keeps them
@@ -18,6 +18,9 @@ ablation: .venv/installed  ## every arm, and the table that compares them
 
 comparison: .venv/installed  ## the main arm alone and against a world model at test time, on all benchmarks at hand
 	dvc repro comparison@bidirectional
+
+benchmarks: .venv/installed  ## the students of the arms on every public benchmark whose folder is there
+	dvc repro benchmarks
 
 quality: .venv/installed  ## the teacher's views against the truth, and the student that reprojection taught instead
 	dvc repro teacher_quality evaluate@reprojection_teacher

@@ -83,7 +83,7 @@ def mmsi(rows, aggregate, path):
     def circular(r):
         turns = [dict(id=f"7#{i}", kind="k", gold=gold, response=raw, choices=[]) for i, (gold, raw) in enumerate(zip(r["answers"], r["raws"]))]
         score = pictures.BENCHMARK.score(turns)
-        return {"hit": score["circular"]["overall"] == r["hit_circular"], "vanilla": score["official"]["overall"] == r["hit_vanilla"]}
+        return {"hit": score["official, circular"]["overall"] == r["hit_circular"], "vanilla": score["official"]["overall"] == r["hit_vanilla"]}
     def report(r):
         table = pictures.BENCHMARK.score([answer_row(item, i) for i, item in enumerate(r["items"])])["official"]
         return {name: close(table[name], share) for name, share in {"overall": r["overall"], **r["per_type"]}.items()}

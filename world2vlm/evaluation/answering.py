@@ -87,7 +87,7 @@ def collect_answers(
     to_row: Callable[..., dict] = answer_row,  # (question, response, ...) -> row of the answer file
     cost: Callable[[Any], tuple] = _example_cost,  # of a question, see `_batches`
 ) -> list[dict]:  # rows in the order of `questions`; those answered now have `seconds`
-    "Answer `questions`, writing each batch as it is done; asks what the file at `path` lacks, and leaves out what is None."
+    "Answer `questions`, writing each batch as it is done; asks what the file lacks, and leaves out what is None."
     from tqdm import tqdm
     done = _answers_so_far(Path(path), questions, key) if path else {}
     for batch in tqdm(_batches(questions, batch_size, cost), desc="answers"):

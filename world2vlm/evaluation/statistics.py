@@ -27,7 +27,7 @@ def _graded(
     "The graded score of an answer."
     return row["score"]["overall"]
 
-
+# %% ../../nbs/70_statistics.ipynb #c6810a87
 def _exact(
     row: dict,  # an answered question
 ) -> float:  # 0 or 1
@@ -136,7 +136,7 @@ def _mean(
     "Mean of `values`."
     return float(np.mean(list(values)))
 
-
+# %% ../../nbs/70_statistics.ipynb #20b90be4
 def _task_parts(
     rows: list[dict],  # rows of one task
 ) -> dict:  # answered share, parts with their mean
@@ -165,7 +165,7 @@ def _by_phrasing(
     "`rows` by the form of the question."
     return {p: [row for row in rows if row["phrasing"] == p] for p in sorted({row["phrasing"] for row in rows})}
 
-
+# %% ../../nbs/70_statistics.ipynb #683d7f60
 def _mean_over_tasks(
     rows: list[dict],  # answered questions
     value: Callable[[dict], float],  # `_exact` or `_graded`
@@ -264,7 +264,7 @@ def _group_of(
     "What an answer must be drawn together with."
     return row.get("scene_id", row["id"].split("#")[0])
 
-
+# %% ../../nbs/70_statistics.ipynb #32048710
 def _group_rows(
     rows: list[dict],  # answers
 ) -> list[list[dict]]:  # rows of each group, in an order that depends on the ids only
@@ -290,7 +290,7 @@ def _overall_scores(
     "One number for each rule."
     return {rule: table["overall"] for rule, table in score(rows).items()}
 
-
+# %% ../../nbs/70_statistics.ipynb #878afe84
 def _bootstrap_scores(
     groups: list[list[dict]],  # of `_group_rows`
     score: Callable[[list[dict]], dict],  # of the benchmark: rows -> rule -> table with "overall"
@@ -328,7 +328,7 @@ def _mean_of_all(
     "The usual table: each kind, and all questions alike."
     return means | {"overall": total}
 
-
+# %% ../../nbs/70_statistics.ipynb #74a3d30a
 def _mean_of(
     columns: list[np.ndarray],  # [draws] each, NaN where there is none
 ) -> np.ndarray:  # [draws]
@@ -337,7 +337,7 @@ def _mean_of(
     present = ~np.isnan(stacked)
     with np.errstate(invalid="ignore"): return np.where(present, stacked, 0).sum(0) / present.sum(0)
 
-
+# %% ../../nbs/70_statistics.ipynb #a05d2463
 def _mean_of_kinds(
     means: _Means,  # of each kind of question
     total: np.ndarray,  # [draws] of all questions
@@ -345,7 +345,7 @@ def _mean_of_kinds(
     "Each kind, and all kinds alike, however many questions they have."
     return means | {"overall": _mean_of([*means.values()])}
 
-
+# %% ../../nbs/70_statistics.ipynb #6e696f02
 @dataclass(frozen=True)
 class _Scorer:
     "The rules of a benchmark, as a function from rows to one table for each rule."
@@ -356,7 +356,7 @@ class _Scorer:
     def draws(
         self,
         rows: list[dict],  # answers
-        weights: np.ndarray | None = None,  # [draws, groups] as `_group_rows` has them; None for the answers as they are
+        weights: np.ndarray | None = None,  # [draws, groups] of `_group_rows`; None for the answers as they are
     ) -> dict[str, _Means]:  # rule -> table of each draw
         "The tables of all draws. ValueError where no answer can be marked."
         groups = {_group_of(group[0]): i for i, group in enumerate(_group_rows(rows))}
@@ -389,18 +389,20 @@ def _rule_draws(
     rules = dict.fromkeys(rule for draw in draws for rule in draw)
     return {rule: np.array([draw.get(rule, np.nan) for draw in draws]) for rule in rules}
 
-
+# %% ../../nbs/70_statistics.ipynb #e9753d4e
 def score_with_interval(
     rows: list[dict],  # answers
     score: Callable[[list[dict]], dict],  # of the benchmark: rows -> rule -> table with "overall"
     samples: int = 500,  # bootstrap draws of groups
     seed: int = 0,  # of the draws
-) -> dict[str, dict]:  # rule -> overall, low, high, n (questions)
+) -> dict[str, dict]:  # rule -> overall, low, high, n (questions that the rule counts)
     "The overall score by each rule of a benchmark with a 95 % interval."
     groups, n = len({_group_of(row) for row in rows}), len({row["id"].split("#")[0] for row in rows})
+    counts = {rule: len(marks) for rule, marks in score.marks(rows).items()} if isinstance(score, _Scorer) else {}
     draws, limits = _rule_draws(rows, score, samples, seed), ("low", "high")
     interval = lambda rule: dict(zip(limits, _percentile_interval(draws.get(rule, np.array([])), groups)))
-    return {rule: dict(overall=value, **interval(rule), n=n) for rule, value in _overall_scores(rows, score).items()}
+    overall = _overall_scores(rows, score).items()
+    return {rule: dict(overall=value, **interval(rule), n=counts.get(rule, n)) for rule, value in overall}
 
 # %% ../../nbs/70_statistics.ipynb #a6e97048
 def paired_scores(

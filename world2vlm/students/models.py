@@ -139,7 +139,7 @@ def _qwen_processor(
     raise ValueError(f"{setting} needs an image processor of the Qwen-VL family, this student has {type(images).__name__}; "
                      "leave box_format at norm1000 and max_pixels at 0")
 
-
+# %% ../../nbs/60_models.ipynb #fb809737
 def _load_processor(
     checkpoint: str,  # a folder, or the name of a model on the hub
     max_pixels: int | None = None,  # largest picture it keeps, pixels; None leaves the student's own
@@ -178,14 +178,14 @@ class Prompt(NamedTuple):
     pieces: list[str | np.ndarray]  # texts, pictures uint8 [H, W, 3], videos uint8 [F, H, W, 3], in reading order
     system: str = ""  # system message, "" for none
 
-
+# %% ../../nbs/60_models.ipynb #61ea0e3c
 class Reply(NamedTuple):
     "What a student answered."
     text: str  # boxes in norm1000
     tokens: int  # read and written
     probabilities: tuple[float, ...] = ()  # of the first words that were asked for
 
-
+# %% ../../nbs/60_models.ipynb #efe1ab63
 class Student(Protocol):
     "Anything that answers a batch of prompts and identifies itself by a key."
     def reply(
@@ -228,7 +228,7 @@ def _chat_text(
     "`prompt` in the student's chat template."
     return processor.apply_chat_template(_chat_messages(prompt), add_generation_prompt=True, tokenize=False)
 
-
+# %% ../../nbs/60_models.ipynb #e3f40b52
 def _arrays(
     prompt: Prompt,  # texts, pictures and videos
     ndim: int,  # 3 for pictures, 4 for videos
@@ -279,7 +279,7 @@ def _video_settings(
     times = [getattr(video, "times", None) for video in videos]
     return dict(do_sample_frames=False, **({"video_metadata": times} if all(times) else {})) if videos else {}
 
-
+# %% ../../nbs/60_models.ipynb #eeefa323
 def _batch_inputs(
     processor: Any,  # of the student
     prompts: list[Prompt],  # one batch
@@ -420,7 +420,7 @@ def _open_transformers(
     model, processor = load_student(checkpoint, attention, max_pixels=max_pixels or None)
     return HFStudent(model.to("cuda" if torch.cuda.is_available() else "cpu"), processor, box_format)
 
-
+# %% ../../nbs/60_models.ipynb #9855176f
 def _open_vllm(
     checkpoint: str,  # a folder, or the name of a model on the hub
     box_format: str = "norm1000",  # how it reads and writes boxes, or "pixels"

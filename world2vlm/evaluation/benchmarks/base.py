@@ -126,7 +126,7 @@ def _file_problem(
     except ValueError as error: return str(error)
     return ""
 
-
+# %% ../../../nbs/75_benchmarks.ipynb #44a72b6c
 def _unreadable(
     paths: tuple[Path, ...],  # pictures and videos of one question
     frames: int,  # of a video
@@ -148,7 +148,7 @@ class Benchmark:
     numeric: tuple[str, ...] = ()  # kinds of questions whose answer is a number
     score_answer: Callable[[Item, str], Any] | None = None  # of one answer, where its rows carry a score
     has_answer: Callable[[dict], bool] = lambda row: True  # whether the official rule finds an answer in a row
-    guess: Callable[[Item, np.random.Generator | None], str] | None = None  # of the controls, where there are no options
+    guess: Callable[[Item, np.random.Generator | None], str] | None = None  # of the controls, without options
     first_words: tuple[str, ...] = ()  # whose probabilities are asked for, as in `Student.reply`
     fps: float = 0.0  # frames for each second of a video; 0 takes as many as the caller says
     max_pixels: int = 0  # of a frame of a video; 0 for any number
@@ -216,7 +216,7 @@ def _walks(
         return {names[i]: at[names[i]] for i in rng.permutation(len(names))}
     return {size: mixed(at) for size, at in groups.items()}
 
-
+# %% ../../../nbs/75_benchmarks.ipynb #8b4cbce1
 def _strangers(
     item: Item,  # a question
     walks: _Walks,  # of all questions
@@ -233,7 +233,7 @@ def _strangers(
     rest = [image for other in others for image in other.images]
     if rest: yield replace(item, images=tuple(islice(cycle(rest), len(item.images))))
 
-
+# %% ../../../nbs/75_benchmarks.ipynb #6e7cfa4c
 def _shuffle_pictures(
     items: list[Item],  # questions of at least two places
     seed: int = 0,  # of the exchange
@@ -275,7 +275,7 @@ def _loader(
         return content
     return load
 
-
+# %% ../../../nbs/75_benchmarks.ipynb #c0bddb9b
 def _loaded_prompt(
     benchmark: Benchmark,  # gives its prompt
     item: Item,  # the question
@@ -384,7 +384,7 @@ def _right_text(
     number = ord(item.gold[:1] or "?") - ord("A")
     return bare(item.choices[number]) if 0 <= number < len(item.choices) else item.gold
 
-
+# %% ../../../nbs/75_benchmarks.ipynb #27099319
 def _prior_rows(
     name: str | Benchmark,  # see `open_benchmark`
     items: list[Item],  # questions

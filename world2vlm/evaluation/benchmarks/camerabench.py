@@ -37,7 +37,7 @@ def _yes_or_no(
     match = re.search(r"\b(yes|no)\b", raw, re.IGNORECASE)
     return match[1].capitalize() if match else ""
 
-
+# %% ../../../nbs/79_camerabench.ipynb #6cdc3c2d
 def _text_scores(
     raws: list[str],  # what the student wrote for each of the four
 ) -> dict[str, float]:  # question_acc, binary_acc, image_acc, group_acc, [0, 1]
@@ -64,7 +64,7 @@ def _question_files(
     fields = _PAIR_FIELDS if part == "vqa_and_retrieval" else _MOTION_FIELDS
     return [(path, read_records(path, fields)) for path in sorted(folder.rglob("*.jsonl"))]
 
-
+# %% ../../../nbs/79_camerabench.ipynb #2bf3eba4
 def _pair_items(
     name: str,  # of the pair
     skill: str,  # name of the folder
@@ -73,8 +73,10 @@ def _pair_items(
 ) -> list[Item]:  # four
     "Both questions about both videos."
     questions = [record.get(f"{side}_question") or record.get(f"{side}_text") for side in ("pos", "neg")]
-    if not all(isinstance(question, str) for question in questions): raise ValueError(f"{name}: no pos_question or neg_question")
-    videos, facts = [video(record["pos_video"]), video(record["neg_video"])], {"scene_id": Path(record["pos_video"]).name}
+    if not all(isinstance(question, str) for question in questions):
+        raise ValueError(f"{name}: no pos_question or neg_question; fetch it again")
+    videos = [video(record["pos_video"]), video(record["neg_video"])]
+    facts = {"scene_id": Path(record["pos_video"]).name}
     return [Item(f"{name}#{i}", skill, questions[i // 2], ("Yes", "No"), gold, video=videos[i % 2], facts=facts)
             for i, gold in enumerate(_RIGHT)]
 
@@ -89,7 +91,7 @@ def _motion_items(
     gold, facts = record["label"].strip().capitalize(), {"scene_id": Path(record["image"]).name}
     return [Item(name, motion, record["question"], ("Yes", "No"), gold, video=video(record["image"]), facts=facts)]
 
-
+# %% ../../../nbs/79_camerabench.ipynb #3576496b
 def _load_camerabench(
     source: str | Path,  # folder of the questions and of the videos
     split: str = "vqa",  # pairs, or "motion": 15 basic motions
@@ -107,7 +109,9 @@ def _load_camerabench(
     files = _question_files(source, part)
     items = [item for path, records in files for i, record in enumerate(records)
              for item in make(f"{path.parent.name}/{path.stem}/{i}", kind(path), record, video)]
-    if missing: raise ValueError(f"{source}: {len(set(missing))} videos are missing, the first is {missing[0]}; fetch them")
+    if missing:
+        lost = f"{len(set(missing))} of the files that questions name are missing"
+        raise ValueError(f"{source}: {lost}, the first is {missing[0]}; fetch them or correct the folder")
     number = sum(len(records) for _, records in files)
     check_count(number, _COUNTS[split] if expected == 0 else expected, str(source))
     return items
@@ -131,6 +135,7 @@ def _pair_marks(
     def add(rule, pair, score):
         marks.setdefault(rule, []).append((pair[0], pair[0]["kind"], score))
     names = {"question_acc": "official", "binary_acc": "official, Acc"}
+    texts = {"question_acc": "lmms-eval", "binary_acc": "lmms-eval, Acc"}
     for pair in whole if all("probabilities" in row for row in rows) else ():
         scores = _pair_scores(*([row["probabilities"][word] for row in pair] for word in ("Yes", "No")))
         for name, score in scores.items(): add(names.get(name, f"retrieval, {name}"), pair, score)
@@ -138,10 +143,10 @@ def _pair_marks(
         for name in ("text", "image", "group"): add(f"retrieval by skill, {name}", pair, scores[name])
     for pair in whole:
         scores = _text_scores([row["response"] for row in pair])
-        for name, score in scores.items(): add(f"lmms-eval, {name.removesuffix('_acc')}", pair, score)
+        for name, score in scores.items(): add(texts.get(name, f"lmms-eval, {name.removesuffix('_acc')}"), pair, score)
     return marks
 
-
+# %% ../../../nbs/79_camerabench.ipynb #8a480d97
 def _skill_table(
     means: _Means,  # of each skill
     total: np.ndarray,  # [draws] of all pairs
@@ -154,7 +159,7 @@ def _precision_and_area(
     scores: np.ndarray,  # [n] probability of "Yes"
     labels: np.ndarray,  # bool [n] right answer is "Yes"
     weights: np.ndarray,  # [draws, n] how often each counts
-) -> tuple[np.ndarray, np.ndarray]:  # [draws] average precision, [draws] area under the ROC curve; 0 with one class only
+) -> tuple[np.ndarray, np.ndarray]:  # [draws] average precision, and area under the ROC curve; 0 with one class
     "How well scores tell the right ones from the wrong ones."
     scores = np.where(np.isfinite(scores), scores, -1e10)
     order = np.argsort(-scores, kind="stable")
@@ -176,11 +181,12 @@ class _CameraScorer(_Scorer):
     def draws(
         self,
         rows: list[dict],  # answers
-        weights: np.ndarray | None = None,  # [draws, groups] as `_group_rows` has them; None for the answers as they are
+        weights: np.ndarray | None = None,  # [draws, groups] of `_group_rows`; None for the answers as they are
     ) -> dict[str, _Means]:  # rule -> table of each draw
         "The tables of all draws. ValueError where no answer can be marked."
         if not rows or "#" in rows[0]["id"]: return super().draws(rows, weights)
-        if not all("probabilities" in row for row in rows): raise ValueError("CameraBench: motions are scored by probabilities")
+        if not all("probabilities" in row for row in rows):
+            raise ValueError("CameraBench: motions are scored by probabilities, ask again with `first_words`")
         groups = {_group_of(group[0]): i for i, group in enumerate(_group_rows(rows))}
         weights = np.ones((1, len(groups))) if weights is None else weights.astype(float)
         tables: dict[str, _Means] = {"official": {}, "ROC area": {}}

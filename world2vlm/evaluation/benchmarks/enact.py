@@ -48,7 +48,7 @@ def _alignment(
 # %% ../../../nbs/79_enact.ipynb #09a43ca8
 _Verdict = tuple[bool, float]  # whether the order is right, and which part of its steps
 
-
+# %% ../../../nbs/79_enact.ipynb #83e6a244
 def _verify_forward(
     recording: _Recording,  # of the pictures
     frames: list[str],  # in the right order, the first is the current state
@@ -66,7 +66,7 @@ def _verify_forward(
     hits = [fits(i, i) for i in range(len(gold))]
     return all(hits), sum(hits) / len(hits)
 
-
+# %% ../../../nbs/79_enact.ipynb #a05f3a2f
 def _verify_inverse(
     recording: _Recording,  # of the pictures
     frames: list[str],  # in order
@@ -78,7 +78,8 @@ def _verify_inverse(
     shuffled = dict(zip(gold, true))
     if any(1 <= number <= n for number in answer[n:]): return False, 0.0
     ordered = [shuffled[number] for number in answer if 1 <= number <= n]
-    if len(answer) != n: return False, _alignment(true, ordered, lambda i, j: true[i] <= ordered[j] or ordered[j] <= either[i])
+    fits = lambda i, j: true[i] <= ordered[j] or ordered[j] <= either[i]
+    if len(answer) != n: return False, _alignment(true, ordered, fits)
     hits = [changes <= place for changes, place in zip(ordered, either)]
     return len(ordered) == n and all(hits), sum(hits) / n
 
@@ -93,14 +94,14 @@ def _certain_part(
     steps = lambda order: [*zip([0, *order], order)] if forward else order
     return float(np.mean([a == b for a, b in zip(steps(gold), steps(answer))]))
 
-
+# %% ../../../nbs/79_enact.ipynb #4a90bae2
 @dataclass(frozen=True)
 class _Ordering(Item):
     "One question of ENACT."
     frames: tuple[str, ...] = ()  # numbers in the recording, in the right order
     recording: _Recording | None = field(default=None, compare=False)  # None without the graphs
 
-
+# %% ../../../nbs/79_enact.ipynb #43549906
 def _order_score(
     item: _Ordering,  # a question
     answer: list[int],  # order of the student
@@ -115,7 +116,7 @@ def _order_score(
     except ValueError: task, pairwise = False, 0.0
     return bounds | dict(task=float(exact or task), pairwise=1.0 if exact or task else pairwise)
 
-
+# %% ../../../nbs/79_enact.ipynb #fc1619f2
 def _enact_score(
     item: _Ordering,  # a question
     response: str,  # what the student wrote
@@ -125,10 +126,10 @@ def _enact_score(
     return None if answer is None else _order_score(item, answer)
 
 # %% ../../../nbs/79_enact.ipynb #74ceb665
-_ENACT_FIELDS = dict(id=int | str, type=str, task_name=str, key_frame_ids=list[int | str], images=list[str], question=str,
-                     gt_answer=list[int])
+_ENACT_FIELDS = dict(id=int | str, type=str, task_name=str, key_frame_ids=list[int | str], images=list[str],
+                     question=str, gt_answer=list[int])
 
-
+# %% ../../../nbs/79_enact.ipynb #13473676
 def _recordings(
     source: Path,  # folder of a download
     records: list[dict],  # with _ENACT_FIELDS
@@ -139,13 +140,14 @@ def _recordings(
     folder = source / "replayed_activities"
     if not folder.is_dir(): return {}
     check_files(folder, [f"{task}/scene_graph_0.json" for task in frames], f"{source}: the scene graphs")
-    recordings = {task: _Recording(folder / task / "scene_graph_0.json", frozenset(wanted)) for task, wanted in frames.items()}
+    recording = lambda task: _Recording(folder / task / "scene_graph_0.json", frozenset(frames[task]))
+    recordings = {task: recording(task) for task in frames}
     for recording in recordings.values():
         if lacking := recording.frames - recording.graphs.keys():
-            raise ValueError(f"{recording.path}: no graph of frame {min(lacking)}; it belongs to another version, fetch it again")
+            raise ValueError(f"{recording.path}: no graph of frame {min(lacking)}; this is another version, fetch it again")
     return recordings
 
-
+# %% ../../../nbs/79_enact.ipynb #48276a16
 def _enact_item(
     record: dict,  # with _ENACT_FIELDS
     folder: Path,  # of the questions
@@ -154,12 +156,13 @@ def _enact_item(
     "One question with its pictures. ValueError where the right answer is no order of its pictures."
     task, gold, frames = record["task_name"], record["gt_answer"], tuple(map(str, record["key_frame_ids"]))
     if sorted(gold) != list(range(1, len(frames))):
-        raise ValueError(f"question {record['id']}: gt_answer {gold} is no order of {len(frames)} frames; fetch it again")
+        problem = f"gt_answer {gold} is no order of {len(frames)} frames; fetch it again"
+        raise ValueError(f"question {record['id']}: {problem}")
     images = tuple(str(folder / name[max(name.find("images/"), 0):]) for name in record["images"])
     fields = dict(facts={"scene_id": task}, frames=frames, recording=recordings.get(task))
     return _Ordering(str(record["id"]), record["type"], record["question"], (), json.dumps(gold), images, **fields)
 
-
+# %% ../../../nbs/79_enact.ipynb #bf616cfc
 def _load_enact(
     source: str | Path,  # folder of QA/enact_ordering.jsonl
     split: str = "test",  # the only one
@@ -185,7 +188,7 @@ def _prompt_enact(
     "The prompt of ENACT."
     return [*map(Path, item.images), item.question]
 
-
+# %% ../../../nbs/79_enact.ipynb #2e3a0f2a
 def _guess_order(
     item: Item,  # of ENACT
     rng: np.random.Generator | None,  # None for the order as it stands
@@ -200,7 +203,7 @@ _ENACT_RULES = {  # rule -> score, whether a skipped answer is wrong
     "skipped = wrong": ("task", True), "pairwise, skipped = wrong": ("pairwise", True),
     "exact, no verifier": ("exact", False), "pairwise bound, no verifier": ("certain", False)}
 
-
+# %% ../../../nbs/79_enact.ipynb #8d2f815d
 def _enact_marks(
     rows: list[dict],  # answers
 ) -> dict[str, list[_Mark]]:  # rule -> marks
@@ -211,7 +214,7 @@ def _enact_marks(
     rules = {rule: pair for rule, pair in _ENACT_RULES.items() if verified or pair[0] in ("exact", "certain")}
     return {rule: [mark(row, score) for row in rows if row["score"] or wrong] for rule, (score, wrong) in rules.items()}
 
-
+# %% ../../../nbs/79_enact.ipynb #6617f653
 BENCHMARK = Benchmark(
     _load_enact, _prompt_enact, _Scorer("ENACT", _enact_marks), ("test",), 256, score_answer=_enact_score,
     has_answer=lambda row: row["score"] is not None, guess=_guess_order)
@@ -227,8 +230,8 @@ def _enact_report(
         task, pairwise = ([row["score"][name] for row in group] for name in ("task", "pairwise"))
         return dict(count=len(group), task_accuracy=sum(task) / len(task), pairwise_accuracy=float(np.mean(pairwise)))
     def part(group):
-        sizes = sorted({steps(row) for row in group})
-        return summary(group) | {"per_step": {f"{n}_steps": summary([r for r in group if steps(r) == n]) for n in sizes}}
+        sizes = {n: [row for row in group if steps(row) == n] for n in sorted({steps(row) for row in group})}
+        return summary(group) | {"per_step": {f"{n}_steps": summary(rows) for n, rows in sizes.items()}}
     ways = {"overall": "", "forward_world_modeling": "forward", "inverse_world_modeling": "inverse"}
     groups = {name: [row for row in rows if way in row["kind"].lower()] for name, way in ways.items()}
     return {name: part(group) for name, group in groups.items() if group}

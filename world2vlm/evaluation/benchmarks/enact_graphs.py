@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 # %% ../../../nbs/78_enact_graphs.ipynb #972f8e12
-_SENSOR, _SMALLEST = "external_sensor1", 0.005  # the camera of the pictures; percent of a picture that an object must fill
+_SENSOR, _SMALLEST = "external_sensor1", 0.005  # camera of the pictures; percent that an object must fill
 
 
 class _Node(NamedTuple):
@@ -23,7 +23,7 @@ class _Node(NamedTuple):
     parents: tuple[str, ...] | None  # objects it is made of
     visible: bool  # in the picture
 
-
+# %% ../../../nbs/78_enact_graphs.ipynb #270652fb
 def _node(
     record: dict,  # name, states, category, parent, visibility {sensor: [pixels, 4 of a box, height, width]}
 ) -> _Node:
@@ -44,7 +44,7 @@ def _entries(
     edges = {(edge["from"], edge["to"]): frozenset(edge.get("states", ())) for edge in record.get("edges", ())}
     return {node["name"]: _node(node) for node in record.get("nodes", ())}, edges
 
-
+# %% ../../../nbs/78_enact_graphs.ipynb #36d24b30
 def _changed_graph(
     graph: _Graph,  # of the frame before
     record: dict,  # what is added, removed and updated
@@ -56,7 +56,7 @@ def _changed_graph(
         return new | {key: value for key, value in update.items() if key in new}
     return tuple(changed(old, *(parts[name][i] for name in parts)) for i, old in enumerate(graph))
 
-
+# %% ../../../nbs/78_enact_graphs.ipynb #0c8051a7
 def _replay(
     frames: dict[str, dict],  # number of a frame -> whole graph ("full"), changes ("diff") or nothing ("empty")
     wanted: set[str],  # numbers of frames
@@ -78,7 +78,7 @@ class _Change(NamedTuple):
     states: frozenset[str] = frozenset()  # none where the object itself appears or disappears
     parents: tuple[str, ...] | None = None  # of the object
 
-
+# %% ../../../nbs/78_enact_graphs.ipynb #3303f58e
 def _parents(
     name: str,  # of an object that appears
     node: _Node,  # the object
@@ -93,7 +93,7 @@ def _parents(
     if not parents or not node.parents: raise ValueError(f"{name} appears, and nothing that it is made of disappears")
     return tuple(parents)
 
-
+# %% ../../../nbs/78_enact_graphs.ipynb #6debce4d
 def _changes(
     before: _Graph,  # of one frame
     after: _Graph,  # of another frame
@@ -102,10 +102,11 @@ def _changes(
     (old, old_edges), (new, new_edges) = before, after
     gone = old.keys() - new.keys()
     yield from (_Change("remove", (name,)) for name in gone)
-    yield from (_Change("add", (name,), parents=_parents(name, new[name], gone)) for name in sorted(new.keys() - gone - old.keys()))
+    for name in sorted(new.keys() - old.keys()): yield _Change("add", (name,), parents=_parents(name, new[name], gone))
     changes = [((name,), old[name].states, new[name].states, old[name], new[name]) for name in old.keys() & new.keys()]
-    pairs, none = old_edges.keys() | new_edges.keys(), _Node(frozenset(), None, None, False)
-    changes += [(pair, old_edges.get(pair, frozenset()), new_edges.get(pair, frozenset()), none, none) for pair in pairs]
+    nothing, none = frozenset(), _Node(frozenset(), None, None, False)
+    changes += [(pair, old_edges.get(pair, nothing), new_edges.get(pair, nothing), none, none)
+                for pair in old_edges.keys() | new_edges.keys()]
     for names, earlier, later, was, now in changes:
         if later - earlier: yield _Change("add", names, later - earlier, now.parents)
         if earlier - later: yield _Change("remove", names, earlier - later, was.parents)
@@ -127,7 +128,7 @@ def _in_view(
     several = {kind for kind, n in kinds.items() if n > 1} - {"System"}
     return (first & second | either & passing if partial else either), several
 
-
+# %% ../../../nbs/78_enact_graphs.ipynb #ef6c0c1c
 def _counts(
     change: _Change,  # between two frames
     visible: set[str],  # objects that count
@@ -176,7 +177,7 @@ def _part_of_name(
     bare = part.rstrip("0123456789")
     return bare if bare.isalpha() and (len(bare) >= 2 or len(part) == 1) else ""
 
-
+# %% ../../../nbs/78_enact_graphs.ipynb #0b3df44e
 def _object_name(
     name: str,  # in a scene graph
 ) -> str:  # "the top cabinet"
@@ -207,7 +208,7 @@ def _transitions(
         return f"node_transition_from_{'_'.join(sources)}_to_{name}" if sources else ""
     return {sentence(name, parents) for name, parents in fresh.items() if parents} - {""}
 
-
+# %% ../../../nbs/78_enact_graphs.ipynb #282d6e83
 def _signatures(
     before: _Graph,  # of one frame
     after: _Graph,  # of another frame

@@ -52,7 +52,8 @@ def _check_sizes(
         if unpacked > max_unpacked:
             raise ValueError(f"{name} unpacks to {unpacked:,} bytes, more than max_unpacked, {max_unpacked:,}")
         if unpacked > max(2**20, max_ratio * packed):
-            raise ValueError(f"{name} unpacks to {unpacked:,} bytes, more than {max_ratio:g} times its {packed:,} (max_ratio)")
+            limit = f"more than {max_ratio:g} times its {packed:,} (max_ratio)"
+            raise ValueError(f"{name} unpacks to {unpacked:,} bytes, {limit}")
 
 
 # %% ../../../nbs/75_hub.ipynb #7e304fe9
@@ -84,7 +85,8 @@ def _unpack_zips(
     max_ratio: float = 200.0,  # largest ratio of unpacked to packed bytes, from 1 MB on
 ) -> list[Path]:  # the zip files that were unpacked now
     "Unpack all zip files of a folder beside them, each once. ValueError for one that is damaged or hostile."
-    fresh = [path for path in sorted(Path(folder).resolve().glob("*.zip")) if not path.with_suffix(".unpacked").exists()]
+    archives = sorted(Path(folder).resolve().glob("*.zip"))
+    fresh = [path for path in archives if not path.with_suffix(".unpacked").exists()]
     for path in fresh:
         _unpack_zip(path, max_unpacked, max_ratio)
         path.with_suffix(".unpacked").touch()
@@ -120,7 +122,7 @@ def _fetch_questions(
     except (BadZipFile, ValueError) as error: raise ValueError(f"{repository}: {error}; fetch it again") from None
     finally: Path(archive).unlink(missing_ok=True)
 
-
+# %% ../../../nbs/75_hub.ipynb #a1def8e5
 def _fetched_commit(
     folder: Path,  # where the hub has put its files
     revision: str,  # commit, tag or branch that was asked for

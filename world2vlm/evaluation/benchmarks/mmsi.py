@@ -48,7 +48,7 @@ def _mmsi_options(
     pairs = _OPTIONS.findall(options.strip()) if mark else []
     return stem.strip(), {letter: text.strip() for letter, text in pairs}
 
-
+# %% ../../../nbs/78_mmsi.ipynb #974d0b8f
 def _mmsi_circular(
     question: str,  # with its options
     gold: str,  # right letter
@@ -76,7 +76,7 @@ def _mmsi_items(
     return [Item(name(i), record["question_type"], question, options(question), letter, images)
             for i, (question, letter) in enumerate(orders)]
 
-
+# %% ../../../nbs/78_mmsi.ipynb #8e7aed1e
 def _load_mmsi(
     source: str | Path,  # folder of MMSI_Bench.parquet
     split: str = "test",  # or "circular", four orders of each question
@@ -106,12 +106,12 @@ def _turned_marks(
     for row in rows: turns.setdefault(row["id"].split("#")[0], []).append(row)
     whole = [group for group in turns.values() if len(group) == len(_ORDERS)]
     texts = lambda row: [choice[3:] for choice in row["choices"]]
-    rules = {"circular": lambda row: _mmsi_letter(row["response"]),
-             "VLMEvalKit circular": lambda row: _vlmevalkit_circular_letter(row["response"], texts(row))}
+    rules = {"official, circular": lambda row: _mmsi_letter(row["response"]),
+             "VLMEvalKit, circular": lambda row: _vlmevalkit_circular_letter(row["response"], texts(row))}
     right = lambda group, read: float(all(read(row) == row["gold"] for row in group))
     return {rule: [(group[0], group[0]["kind"], right(group, read)) for group in whole] for rule, read in rules.items()}
 
-
+# %% ../../../nbs/78_mmsi.ipynb #a78006d1
 def _mmsi_marks(
     rows: list[dict],  # answers
 ) -> dict[str, list[_Mark]]:  # rule -> marks

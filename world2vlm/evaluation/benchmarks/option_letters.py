@@ -12,10 +12,11 @@ import re
 _OPENING = re.compile(r"<\s*answer\b", re.I)
 _TAGGED_LETTER = re.compile(r"\s*([A-Ja-j])", re.I)
 _CLOSING = re.compile(r"<\s*/\s*answer\s*>", re.I)
-_BEFORE_TAG = [re.compile(rf"(?<![A-Za-z])[(\[{{（【]?\s*([A-F])\s*[)\]}}）】]?\s*</\s*{tag}\s*>", re.I) for tag in ("answer", "think")]
+_BEFORE_TAG = [re.compile(rf"(?<![A-Za-z])[(\[{{（【]?\s*([A-F])\s*[)\]}}）】]?\s*</\s*{tag}\s*>", re.I)
+               for tag in ("answer", "think")]
 _WINDOW = 800  # characters at the end that count
 
-
+# %% ../../../nbs/77_option_letters.ipynb #9ae8b5be
 def _tagged_letter(
     text: str,  # an answer
 ) -> str | None:  # "A" ... "J"
@@ -36,7 +37,7 @@ _ONE_LETTER = re.compile(r"[*_`>（）\[\]【】()]*\s*([A-Fa-f])\s*[*_`（）\[
 _LABELLED = re.compile(r"([A-F])\s*[.．:：)\]】、-]\s+", re.I)
 _ALONE = re.compile(r"(?<![A-Za-z])([A-F])(?=\s|[*_`）\]})]*(?:$|[\s.,:;!?)\]】》」』，。；、：）]))")
 
-
+# %% ../../../nbs/77_option_letters.ipynb #2120c002
 def _line_letter(
     line: str,  # without spaces at its ends
 ) -> str | None:  # "A" ... "F"
@@ -46,7 +47,7 @@ def _line_letter(
     letters = set(_ALONE.findall(line))
     return letters.pop() if len(letters) == 1 else None
 
-
+# %% ../../../nbs/77_option_letters.ipynb #1f636ad8
 def _last_lines_letter(
     text: str,  # an answer
     lines: int = 6,  # at its end
@@ -62,7 +63,7 @@ _PHRASE = re.compile(r"(?:final\s*answer|the\s*answer\s*is|answer(?:\s*is)?|corr
                      r"\s*[:：>＝=]?\s*[(\[{（【]?\s*([A-F])\s*[)\]}）】]?(?:\b|[.)、。])", re.I)
 _SINGLE = re.compile(r"(?<![A-Za-z])([A-F])(?![A-Za-z])")
 
-
+# %% ../../../nbs/77_option_letters.ipynb #8844acd3
 def _after_thought(
     text: str,  # an answer
 ) -> str:  # what follows the last closing tag, or else the last opening one
@@ -70,7 +71,7 @@ def _after_thought(
     marks = [*_THINK_ENDS.finditer(text)] or [*_THINK_STARTS.finditer(text)]
     return text[marks[-1].end():].strip() if marks else text
 
-
+# %% ../../../nbs/77_option_letters.ipynb #988534e1
 def _vlmevalkit_letter(
     raw: str,  # what the student wrote
 ) -> str | None:  # "A" ... "F", from a tag "A" ... "J"
@@ -88,7 +89,7 @@ _REFUSALS = ("Sorry, I can't help with images of people yet.", "I can't process 
              "I'm sorry, but without the image provided", "Cannot determine the answer")
 _LAST_WORDS = 5
 
-
+# %% ../../../nbs/77_option_letters.ipynb #3c6ad642
 def _vlmevalkit_circular_letter(
     raw: str,  # what the student wrote
     options: list[str],  # texts of A, B ...

@@ -91,7 +91,7 @@ def _picture_bytes(
     data = value.get("bytes") if isinstance(value, dict) else value
     return data if isinstance(data, bytes) else b""
 
-
+# %% ../../../nbs/76_sat.ipynb #09f8a20f
 def _parquet_rows(
     path: str | Path,  # SAT_test.parquet or SAT_val.parquet of the hub
     *columns: str,  # to read beside the pictures
@@ -151,7 +151,7 @@ def _write_picture(
     image = Image.open(io.BytesIO(data)).convert("RGB")
     (_square_picture(image) if square else image).save(path)
 
-
+# %% ../../../nbs/76_sat.ipynb #17880e96
 def _write_pictures(
     parquet: str | Path,  # of the hub
     pictures: dict[int, list[Path]],  # of `_picture_paths`
@@ -168,7 +168,8 @@ def _write_pictures(
             try: _write_picture(path, data, square)
             except Exception as error:  # decoders raise anything
                 if isinstance(error, OSError) and error.errno in _DISK_ERRORS: raise
-                if not keep_bad: raise ValueError(f"{parquet}, row {number}: no picture for {path} ({error}); fetch it again") from None
+                problem = f"row {number}: no picture for {path} ({error})"
+                if not keep_bad: raise ValueError(f"{parquet}, {problem}; fetch it again") from None
                 path.write_bytes(data)
         written += len(paths)
     if max(pictures, default=-1) > number:
@@ -200,9 +201,9 @@ def _hub_file(
     names = [source / f"SAT_{split}.parquet", *sorted(source.glob(f"data/{split}-*.parquet"))]
     return next((path for path in names if path.is_file()), None)
 
-
+# %% ../../../nbs/76_sat.ipynb #f296f717
 def _load_sat(
-    source: str | Path,  # folder of SAT_test.parquet and SAT_val.parquet, or of data/test.json, data/val.json and pictures
+    source: str | Path,  # folder of SAT_test.parquet and SAT_val.parquet, or of data/test.json and pictures
     split: str = "test",  # "test" is SAT-Real, "val" is SAT-Synthesized
     expected: int | None = 0,  # questions; 0 for 150 and 500, None for any number
 ) -> list[Item]:  # each question twice: as shipped, and with its choices exchanged
@@ -212,7 +213,8 @@ def _load_sat(
     if parquet and not path.is_file(): unpack_sat(parquet, source, split, keep_bad=True)
     records = read_records(path, _SAT_FIELDS)
     images = [image for record in records for image in record["img_paths"]]
-    if parquet and not all(isfile(source / image) for image in images): unpack_sat(parquet, source, split, keep_bad=True)
+    if parquet and not all(isfile(source / image) for image in images):
+        unpack_sat(parquet, source, split, keep_bad=True)
     check_files(source, images, str(path))
     check_count(len(records), {"test": 150, "val": 500}[split] if expected == 0 else expected, str(path))
     return [_sat_item(record, reverse, source, split) for record in records for reverse in (False, True)]
@@ -249,7 +251,7 @@ def _verdicts(
         verdicts.setdefault(name, {"kind": row["kind"], "row": row})[int(order)] = right
     return dict(sorted(verdicts.items(), key=lambda item: _number(item[0])))
 
-
+# %% ../../../nbs/76_sat.ipynb #76955718
 def _number(
     name: str,  # "test-7"
 ) -> int:  # 7
@@ -280,4 +282,5 @@ def _has_answer(
     return sat_verdict(row["response"], row["choices"], row["gold"]) != "out of control"
 
 
-BENCHMARK = Benchmark(_load_sat, prompt_sat, _score_sat, ("test", "val"), 1024, system=lambda item: SAT_SYSTEM, has_answer=_has_answer)
+BENCHMARK = Benchmark(
+    _load_sat, prompt_sat, _score_sat, ("test", "val"), 1024, system=lambda item: SAT_SYSTEM, has_answer=_has_answer)

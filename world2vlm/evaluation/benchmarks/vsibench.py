@@ -132,7 +132,8 @@ def _vsi_item(
     return Item(str(record["id"]), kind, question, options, gold, video=str(video), facts=facts)
 
 # %% ../../../nbs/77_vsibench.ipynb #97ed3392
-_VSI_SPLITS = {"test": (5130, 5131), "debiased": (2362, 2363), "pruned": (2767, 2768)}  # questions; its card counts one more
+_VSI_SPLITS = {  # questions; the card of the hub counts one more
+    "test": (5130, 5131), "debiased": (2362, 2363), "pruned": (2767, 2768)}
 
 
 def _subset_files(
@@ -163,25 +164,28 @@ def _vsi_records(
     parts = [file for part in ("debiased", "pruned") for file in _subset_files(source, part)[:1]]
     if not files and split == "test" and len(parts) == 2: files = parts
     if not files and split != "test": files = _subset_files(source, "test")
-    if not files: raise ValueError(f"{source}: no test{'_' + split if split != 'test' else ''}.jsonl or .parquet; fetch it again")
+    name = "test" if split == "test" else f"test_{split}"
+    if not files: raise ValueError(f"{source}: no {name}.jsonl or .parquet; fetch it again")
     records, listed = [record for path in files for record in read_records(path, _VSI_FIELDS)], _pruned_ids(source)
     for record in records:
         known = listed is None or "pruned" in record
         if not known: record["pruned"] = str(record["id"]) in listed
     if split == "test" or files == _subset_files(source, split): return records, files[0]
     if not all("pruned" in record for record in records):
-        raise ValueError(f"{files[0]}: nothing tells which questions are {split}; fetch pruned_ids.txt or test_{split}.parquet")
+        problem = f"nothing tells which questions are {split}; fetch pruned_ids.txt or test_{split}.parquet"
+        raise ValueError(f"{files[0]}: {problem}")
     return [record for record in records if bool(record["pruned"]) == (split == "pruned")], files[0]
 
 
 def _load_vsibench(
-    source: str | Path,  # folder of test.jsonl or another file of the subset, and of the videos <dataset>/<scene_name>.mp4
+    source: str | Path,  # folder of test.jsonl, or of another subset, and of the videos <dataset>/<scene_name>.mp4
     split: str = "test",  # all questions, or "debiased" or "pruned"
     expected: int | None = 0,  # questions; 0 for the official number, None for any number
 ) -> list[Item]:  # in the order of the file
     "The questions of VSI-Bench. ValueError for an unknown subset."
     source, split = Path(source), split.removeprefix("test_")
-    if split not in _VSI_SPLITS: raise ValueError(f"VSI-Bench: subset {split!r}: choose one of {', '.join(_VSI_SPLITS)}")
+    if split not in _VSI_SPLITS:
+        raise ValueError(f"VSI-Bench: subset {split!r}: choose one of {', '.join(_VSI_SPLITS)}")
     records, file = _vsi_records(source, split)
     items = [_vsi_item(record, source, file) for record in records]
     check_files(source, sorted({relpath(item.video, source) for item in items}), str(file))
@@ -194,9 +198,10 @@ def _prompt_vsibench(
 ) -> list[str | Path]:  # the video, then the text
     "The prompt of VSI-Bench."
     question = f"These are frames of a video.\n{item.question}\n"
-    if item.kind in NUMERIC: return [Path(item.video), question + "Please answer the question using a single word or phrase."]
     options = "Options:\n" + "\n".join(item.choices)
-    return [Path(item.video), f"{question}{options}\nAnswer with the option's letter from the given choices directly."]
+    request = f"{options}\nAnswer with the option's letter from the given choices directly."
+    if item.kind in NUMERIC: request = "Please answer the question using a single word or phrase."
+    return [Path(item.video), question + request]
 
 # %% ../../../nbs/77_vsibench.ipynb #113bc097
 def _vsi_marks(
