@@ -397,12 +397,13 @@ def score_with_interval(
     seed: int = 0,  # of the draws
 ) -> dict[str, dict]:  # rule -> overall, low, high, n (questions that the rule counts)
     "The overall score by each rule of a benchmark with a 95 % interval."
-    groups, n = len({_group_of(row) for row in rows}), len({row["id"].split("#")[0] for row in rows})
-    counts = {rule: len(marks) for rule, marks in score.marks(rows).items()} if isinstance(score, _Scorer) else {}
-    draws, limits = _rule_draws(rows, score, samples, seed), ("low", "high")
-    interval = lambda rule: dict(zip(limits, _percentile_interval(draws.get(rule, np.array([])), groups)))
-    overall = _overall_scores(rows, score).items()
-    return {rule: dict(overall=value, **interval(rule), n=counts.get(rule, n)) for rule, value in overall}
+    questions = lambda rows: len({row["id"].split("#")[0] for row in rows})
+    marks = score.marks(rows) if isinstance(score, _Scorer) else {}
+    counts = {rule: questions(row for row, *_ in counted) for rule, counted in marks.items()}
+    draws, groups = _rule_draws(rows, score, samples, seed), len({_group_of(row) for row in rows})
+    interval = lambda rule: dict(zip(("low", "high"), _percentile_interval(draws.get(rule, np.array([])), groups)))
+    scored = lambda rule, value: dict(overall=value, **interval(rule), n=counts.get(rule, questions(rows)))
+    return {rule: scored(rule, value) for rule, value in _overall_scores(rows, score).items()}
 
 # %% ../../nbs/70_statistics.ipynb #a6e97048
 def paired_scores(

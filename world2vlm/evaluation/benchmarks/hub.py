@@ -15,7 +15,7 @@ from ...scenes.photos import inside_folder
 
 # %% ../../../nbs/75_hub.ipynb #bf5d93a6
 _HUB = {  # benchmark -> data set of the hub, its commit as far as it is known, the files that are needed
-    "sat": ("array/SAT", "main", ["SAT_test.parquet", "SAT_val.parquet"]),
+    "sat": ("array/SAT", "main", ["SAT_test.parquet", "SAT_val.parquet", "data/test-*.parquet"]),
     "vsibench": ("nyu-visionx/VSI-Bench", "d7cb1a3960b79dd3e20d4990b83005e96e1bcd9d", None),
     "mindcube": ("MLL-Lab/MindCube", "main", ["data.zip"]),
     "viewspatial": ("lidingm/ViewSpatial-Bench", "main", None),
@@ -23,6 +23,8 @@ _HUB = {  # benchmark -> data set of the hub, its commit as far as it is known, 
     "enact": ("MLL-Lab/ENACT", "main", ["QA.zip"]),
     "camerabench": ("syCen/Videos4CameraBench", "main", None),
 }
+
+# %% ../../../nbs/75_hub.ipynb #c3478db6
 _GITHUB = {"camerabench": ("linzhiqiu/t2v_metrics", "6ecb74f9", "camerabench/data/")}  # repository, commit, folder
 
 # %% ../../../nbs/75_hub.ipynb #1705e67a
@@ -31,14 +33,12 @@ def _check_member(
     archive: Path,  # the zip file, resolved; its folder is where the member will be
 ) -> None:
     "ValueError for a member outside of the folder, in place of the archive, a link, or an encrypted one."
-    folder = archive.parent
-    inside_folder(folder, member.orig_filename.rstrip("/") or "/")
+    inside_folder(archive.parent, member.orig_filename.rstrip("/") or "/")
     if member.external_attr >> 16 & 0o170000 not in (0, 0o040000, 0o100000):
         raise ValueError(f"{member.filename!r} is a link or a device")
-    if (folder / member.filename).resolve() == archive:
+    if (archive.parent / member.filename).resolve() == archive:
         raise ValueError(f"{member.filename!r} would replace the archive")
     if member.flag_bits & 1: raise ValueError(f"{member.filename!r} is encrypted")
-
 
 # %% ../../../nbs/75_hub.ipynb #c48b62c8
 def _check_sizes(
