@@ -101,10 +101,11 @@ def test_the_head_that_is_taught_is_the_one_that_looks(student):
                                                 attention_mask=bias, output_attentions=True)
             _, looked = dense_heads._look_loss(model, dense_heads._read_tokens(model, batch)[2], batch)
     finally: model.set_attn_implementation("sdpa")
-    attention = output.attentions[dense_heads._LOOKING][:, 0].flatten(0, 1)[batch["look_at"]]
+    attention = output.attentions[dense_heads._LOOKING].transpose(1, 2).flatten(0, 1)[batch["look_at"], batch["look_head"]]
     tokens = batch["picture_at"][batch["point_picture"][batch["look_point"]] % 2]
     on_object = attention.gather(1, tokens) * (batch["token_shares"][batch["look_point"]] > 0)
-    assert float(looked) == pytest.approx(float(on_object.sum(1).mean()), abs=1e-5) and len(batch["look_at"]) > 20
+    assert float(looked) == pytest.approx(float(on_object.sum(1).mean()), abs=1e-5)
+    assert set(batch["look_head"].tolist()) == {0, 1} and len(batch["look_at"]) > 20  # a name, a place
 
 
 def test_labels_are_the_answers(student):

@@ -17,11 +17,11 @@ from .dense_targets import COLOURS, KINDS
 
 # %% ../../nbs/68_dense_heads.ipynb #38fa4597
 _DESCRIPTOR = 32  # numbers that describe a patch: as a surface that another view may show, as a key for questions
-_LOOKING = 2  # layer of the language model whose first head is taught where to look
+_LOOKING = 2  # layer of the language model in which two heads are taught where to look: for a name, for a place
 _SHARPNESS = 10.0  # of the comparison of two descriptors
 _PICTURE_PARTS = dict(kind=len(KINDS), colour=len(COLOURS), depth=1, box=4, descriptor=_DESCRIPTOR, key=_DESCRIPTOR)
 _PAIR_PARTS = dict(flow=2, visible=1, other_box=4)
-LOSS_WEIGHTS = dict(text=1.0, number=.1, point=1.0, look=.5, kind=1.0, colour=1.0, depth=1.0, box=4.0, match=1.0,
+LOSS_WEIGHTS = dict(text=1.0, number=.1, point=1.0, name=1.0, look=.5, kind=1.0, colour=1.0, depth=1.0, box=4.0, match=1.0,
                     flow=4.0, visible=1.0, other_box=4.0)
 
 # %% ../../nbs/68_dense_heads.ipynb #27cc27b4
@@ -36,13 +36,14 @@ def _by_patch(
 
 # %% ../../nbs/68_dense_heads.ipynb #6a56d09c
 class _DenseHeads(nn.Module):
-    "Linear layers on the vision tower's tokens, on the last hidden states at the second picture, and one that points."
+    "Linear layers on the vision tower's tokens, and on last hidden states: at the second picture, and where a question ends."
     def __init__(self, hidden: int, merge: int):  # width of the student, patches per side of a token
         super().__init__()
         self.merge = merge
         self.pictures = nn.Linear(hidden, merge**2 * sum(_PICTURE_PARTS.values()))
         self.pair = nn.Linear(hidden, merge**2 * sum(_PAIR_PARTS.values()))
         self.pointer = nn.Linear(hidden, _DESCRIPTOR)
+        self.name = nn.Linear(hidden, len(KINDS) + len(COLOURS))
 
     def read(
         self,
@@ -125,6 +126,20 @@ def _point_loss(
     hit = shares.gather(1, logits.argmax(1, keepdim=True))[:, 0] > 0
     return -(shares * logits.log_softmax(-1)).sum(-1).mean(), hit.float().mean()
 
+# %% ../../nbs/68_dense_heads.ipynb #name-loss
+def _name_loss(
+    names: torch.Tensor,  # [Q, kinds + colours] of the naming head
+    shares: torch.Tensor,  # [Q, P * P] how the object in question covers the patches of its picture
+    batch: dict[str, torch.Tensor],  # kind, colour and point_picture
+) -> tuple[torch.Tensor, torch.Tensor]:  # loss, share of the questions with the right kind and colour
+    "The end of a question must know what stands where it points: the commonest kind and colour there but the first."
+    loss, right = 0, torch.ones_like(names[:, 0], dtype=bool)
+    for logits, part in zip(names.split([len(KINDS), len(COLOURS)], -1), ("kind", "colour")):
+        covered = torch.einsum("qp,qpc->qc", shares, batch[part][batch["point_picture"]].flatten(1, 2))
+        truth = covered[:, 1:].argmax(-1) + 1  # the first stands for walls and floor
+        loss, right = loss + F.cross_entropy(logits, truth), right & (logits.argmax(-1) == truth)
+    return loss, right.float().mean()
+
 # %% ../../nbs/68_dense_heads.ipynb #d6700b90
 def _number_loss(
     logits: torch.Tensor,  # [n, N] of the tokens of 0, 1, ..., N - 1 where a coordinate is to be written
@@ -157,15 +172,15 @@ def _look_loss(
     states: torch.Tensor,  # [B, T, D] that layer `_LOOKING` reads
     batch: dict[str, torch.Tensor],  # of `_pack`
 ) -> tuple[torch.Tensor, torch.Tensor]:  # loss, share of the attention on the object
-    "While an answer is written, one attention head must look at the object that the question is about."
+    "While an answer is written, an attention head must look at the object that the question is about."
     from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb
     layer, width = student.model.language_model.layers[_LOOKING], states.shape[1]
     read, normed = layer.self_attn, layer.input_layernorm(states)
-    first_head = lambda p: F.linear(normed, p.weight[:read.head_dim], p.bias[:read.head_dim])[:, None]
+    heads = lambda p: F.linear(normed, *(part[:2 * read.head_dim] for part in (p.weight, p.bias))).unflatten(-1, (2, -1))
     turns = student.model.language_model.rotary_emb(normed, batch["position_ids"])
-    query, key = apply_rotary_pos_emb(first_head(read.q_proj), first_head(read.k_proj), *turns)
-    at, point = batch["look_at"], batch["look_point"]
-    logits = torch.einsum("nd,ntd->nt", query.flatten(0, 2)[at], key[at // width, 0]).float() * read.scaling
+    query, key = apply_rotary_pos_emb(heads(read.q_proj), heads(read.k_proj), *turns, unsqueeze_dim=2)  # [B, T, 2, d]
+    at, point, head = batch["look_at"], batch["look_point"], batch["look_head"]
+    logits = torch.einsum("nd,ntd->nt", query.flatten(0, 1)[at, head], key[at // width, :, head]).float() * read.scaling
     logits = logits.masked_fill(~batch["attention_mask"].flatten(0, 2)[at], -1e9)
     pictures = batch["picture_at"][batch["point_picture"][point] % 2]  # [n, tokens of a picture]
     share = torch.zeros_like(logits).scatter(1, pictures, batch["token_shares"][point])
@@ -201,9 +216,10 @@ def _seen_losses(
         pairs = parts["descriptor"].unflatten(0, (-1, 2))
         losses["match"], watch["matched"] = _match_loss(pairs, batch["flow"], batch["visible"])
     if len(batch["point_at"]):
-        queries = heads.pointer(states.flatten(0, 1)[batch["point_at"]]).float()
+        ends, shares = states.flatten(0, 1)[batch["point_at"]], batch["point_shares"]
         keys = parts["key"].flatten(1, 2)[batch["point_picture"]]
-        losses["point"], watch["pointed"] = _point_loss(queries, keys, batch["point_shares"])
+        losses["point"], watch["pointed"] = _point_loss(heads.pointer(ends).float(), keys, shares)
+        losses["name"], watch["named"] = _name_loss(heads.name(ends).float(), shares, batch)
     return losses, watch
 
 # %% ../../nbs/68_dense_heads.ipynb #0658dac4
@@ -227,7 +243,7 @@ class _DenseStudent(Qwen2_5_VLForConditionalGeneration):
         if len(batch["labels"]):
             text, more = _text_losses(self.lm_head(states.flatten(0, 1)[batch["label_at"]]).float(), batch)
             losses, watch = losses | text, watch | more
-        nothing = 0 * sum(p.sum() for p in self.heads.parameters())  # every head has a gradient
+        nothing = 0 * sum(p.sum() for part in (self.heads, self.lm_head) for p in part.parameters())  # all have a gradient
         loss = nothing + sum(LOSS_WEIGHTS[name] * part for name, part in losses.items())
         return dict(loss=loss) | {name: part.detach() for name, part in (losses | watch).items()}
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
-from ..core.config import Count, import_named, Settings
+from ..core.config import Count, import_named, Positive, Settings
 from ..core.records import Example
 from ..core.runs import _check_keys, _check_stored, _opening
 from .media import _video_frames, load_piece
@@ -34,6 +34,7 @@ class MiniConfig(Settings):
     vision_layers: Count = 3  # blocks of the vision tower
     text_layers: Count = 4  # blocks of the language model
     vocabulary: Annotated[int, ">= 264"] = 1280  # tokens, the 256 bytes and the special ones included
+    embedding_scale: Positive = 0.5  # standard deviation of the initial embeddings: large, so that words stay apart
 
 # %% ../../nbs/60_models.ipynb #23028171
 _SPECIAL_TOKENS = (
@@ -97,7 +98,7 @@ def _mini_model_config(
     text = dict(
         vocab_size=len(tokenizer), hidden_size=config.hidden_size, intermediate_size=4 * config.hidden_size,
         num_hidden_layers=config.text_layers, num_attention_heads=heads, num_key_value_heads=heads,
-        max_position_embeddings=1024, tie_word_embeddings=True,
+        max_position_embeddings=1024, tie_word_embeddings=False,
         bos_token_id=None, eos_token_id=ids["<|im_end|>"], pad_token_id=ids["<|endoftext|>"],
         rope_parameters=dict(rope_type="default", rope_theta=1e4,
                              mrope_section=[half - 3 * eighth, 3 * eighth // 2, 3 * eighth - 3 * eighth // 2]))
@@ -107,7 +108,7 @@ def _mini_model_config(
         window_size=config.image_size, out_hidden_size=config.hidden_size,
         fullatt_block_indexes=list(range(config.vision_layers)))
     return Qwen2_5_VLConfig(
-        text_config=text, vision_config=vision, tie_word_embeddings=True,
+        text_config=text, vision_config=vision, tie_word_embeddings=False,
         image_token_id=ids["<|image_pad|>"], video_token_id=ids["<|video_pad|>"],
         vision_start_token_id=ids["<|vision_start|>"], vision_end_token_id=ids["<|vision_end|>"])
 
@@ -124,6 +125,8 @@ def mini_student(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen2_5_VLForConditionalGeneration(_mini_model_config(words, config))
+        torch.nn.init.normal_(model.get_input_embeddings().weight, std=config.embedding_scale)
+        torch.nn.init.normal_(model.lm_head.weight, std=config.hidden_size**-.5)
     model.generation_config.eos_token_id = words.eos_token_id
     model.generation_config.pad_token_id = words.pad_token_id
     return model.eval(), _mini_processor(words, config)

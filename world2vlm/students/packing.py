@@ -58,7 +58,7 @@ class _Sequence(NamedTuple):
     positions: np.ndarray  # int [3, T]
     blocks: list[tuple[int, int, int]]  # start, end, and how many tokens of the start of the row it sees
     labels: list[tuple[int, int, int, float]]  # where a token is predicted, which, its number in a box or -1, its weight
-    points: list[tuple[int, int, int, np.ndarray]]  # where a question and its answer end, picture, share of each patch
+    points: list[tuple[int, int, bool, int, np.ndarray]]  # ends of question and answer, if a place is asked, `target`
 
 # %% ../../nbs/67_packing.ipynb #de9356ea
 def _number_tokens(
@@ -133,7 +133,7 @@ def _pack_branches(
         positions.append(np.tile(np.arange(at, at + len(ids) - start), (3, 1)))
         blocks.append((start, len(ids), len(packer.prefixes[n])))
         labels += _labels(packer, end, written)
-        points += [(end, len(ids), *target)] if target else []
+        points += [(end, len(ids), "[" in answer, *target)] if target else []
     return _Sequence(ids, np.concatenate(positions, 1), blocks, labels, points)
 
 # %% ../../nbs/67_packing.ipynb #286d0c24
@@ -172,15 +172,15 @@ def _gathered(
     first = np.cumsum([0, *pictures])
     labels = [(k * length + at, *label) for k, s in enumerate(sequences) for at, *label in s.labels]
     spans = [(k * length, *point) for k, s in enumerate(sequences) for point in s.points]
-    points = [(start + at, first[start // length] + picture) for start, at, _, picture, _ in spans]
-    looks = [(start + at, n) for n, (start, begin, end, *_) in enumerate(spans) for at in range(begin, end)]
+    points = [(start + at, first[start // length] + picture) for start, at, *_, picture, _ in spans]
+    looks = [(start + at, n, place) for n, (start, begin, end, place, *_) in enumerate(spans) for at in range(begin, end)]
     shares = [share for s in sequences for *_, share in s.points]
     at, token, value = np.array([label[:3] for label in labels], int).reshape(-1, 3).T
     weights = np.array([label[3] for label in labels], np.float32)
     ends, rows = np.array(points, int).reshape(-1, 2).T
-    look_at, look_point = np.array(looks, int).reshape(-1, 2).T
+    look_at, look_point, look_head = np.array(looks, int).reshape(-1, 3).T
     return dict(label_at=at, labels=token, label_weights=weights, numbers=value, point_at=ends, point_picture=rows, look_at=look_at,
-                look_point=look_point,
+                look_point=look_point, look_head=look_head,
                 point_shares=np.array(shares, np.float32).reshape(len(points), patches))
 
 # %% ../../nbs/67_packing.ipynb #da2095e8

@@ -47,7 +47,7 @@ class Phase(Settings):
 class Base(Settings):
     "How the base student is trained from random weights."
     curriculum: tuple[Phase, ...] = (  # one after the other
-        Phase(1500, 16, questions=0, learning_rate=2.0e-3), Phase(6000, practice=.3),
+        Phase(1500, 16, questions=0, learning_rate=2.0e-3), Phase(6000, practice=.3, learning_rate=1.5e-3),
         Phase(4000, practice=.7, prompts_every=12, learning_rate=7.0e-4))
     processes: Annotated[int, ">= 1", "<= 1024"] = 2  # that train together
     workers: Workers = 1  # processes that render ahead of each
