@@ -22,6 +22,7 @@ from ..core.runs import parallel_map, write_json
 from ..core.stages import atomic_dir, fingerprint
 from ..evaluation.benchmarks.base import (
     _prior_rows, ask_benchmark, Benchmark, BENCHMARKS, control_rows, CONTROLS, fetch, Item, open_benchmark)
+from ..evaluation.search_log import _calls_page
 from ..evaluation.statistics import paired_scores, score_with_interval
 from ..evaluation.view_search import ViewSearch, ask_with_search, search_cost
 from .page import Picture, Section, render_page, write_page
@@ -55,7 +56,9 @@ class Comparison(Settings):
     worldmodels: tuple[TeacherName, ...] = ("svc",)  # that the view search asks
     view_search: ViewSearch = ViewSearch()  # other settings of the view search
     options: TeacherOptions = field(default_factory=dict)  # world model -> its settings
-    engine: Engine = "transformers"  # what runs the student: "transformers" | "vllm" | `module:Class`
+    scorer: str = ""  # checkpoint of another student that scores the views of the search; "" for the one that answers
+    engine: Engine = "transformers"  # what runs the students: "transformers" | "vllm" | "openai" | `module:Class`
+    scorer_engine: Engine = "transformers"  # what runs the scorer
     box_format: BoxFormat = "norm1000"  # how the student reads and writes boxes: "norm1000" or "pixels"
     batch_size: Count = 16  # questions in one forward pass; a view search has one
     frames: Annotated[int, ">= 2"] = 32  # of a video
@@ -71,10 +74,11 @@ class Comparison(Settings):
 def _open_student(
     checkpoint: Path | str,  # a folder, or the name of a model on the hub
     config: Comparison,  # engine, box format, attention, pixels
+    engine: str = "",  # another engine
 ) -> Student:  # ready to answer
     "The student at `checkpoint`."
     options = dict(box_format=config.box_format, attention=config.attention, max_pixels=config.max_pixels)
-    return open_student(checkpoint, config.engine, **options)
+    return open_student(checkpoint, engine or config.engine, **options)
 
 # %% ../../nbs/89_comparison.ipynb #373abf58
 def _columns(
@@ -134,10 +138,12 @@ def _search_part(
 ) -> list[dict]:  # rows of `ask_with_search`
     "Every `parts`-th question, answered with the world model."
     student, teacher = _open_student(checkpoint, config), load_teacher(worldmodel, **config.options.get(worldmodel, {}))
+    scorer = _open_student(config.scorer, config, config.scorer_engine) if config.scorer else None
     name, search = _columns(config)[column][0], replace(config.view_search, depth=depth)
     items = open_benchmark(name).readable(_load_items(column, config), config.frames)[part::parts]
-    path = out / f"{_search_run(worldmodel, depth)}-{part}.jsonl"
-    return ask_with_search(student, teacher, name, items, path, search)
+    run = _search_run(worldmodel, depth)
+    files = dict(path=out / f"{run}-{part}.jsonl", calls=out / f"calls of {run}")
+    return ask_with_search(student, teacher, name, items, config=search, scorer=scorer, frames=config.frames, **files)
 
 # %% ../../nbs/89_comparison.ipynb #b20e4995
 def _ask_searching(
@@ -149,8 +155,10 @@ def _ask_searching(
     "The answers of one student with each world model, for each depth of the search."
     def ask(worldmodel, depth):
         options = dict(column=column, config=config, checkpoint=checkpoint, worldmodel=worldmodel, depth=depth, out=out)
-        part = partial(_search_part, parts=config.workers, **options)
-        return sum(parallel_map(part, config.workers, config.workers, _search_run(worldmodel, depth)), [])
+        part, run = partial(_search_part, parts=config.workers, **options), _search_run(worldmodel, depth)
+        rows = sum(parallel_map(part, config.workers, config.workers, run), [])
+        if config.view_search.keep: _calls_page(out / f"calls of {run}", f"{column}: {run}")
+        return rows
     return {_search_run(name, depth): ask(name, depth) for name in config.worldmodels for depth in config.depths}
 
 # %% ../../nbs/89_comparison.ipynb #2cdc4bd6
@@ -160,11 +168,11 @@ def _ask_column(
     students: dict[str, str],  # run -> checkpoint; the first one also answers with each world model
     out: Path,  # folder of answer files
 ) -> dict[str, list[dict]]:  # run -> rows; {} for a benchmark without a source
-    "All runs on one benchmark. The view search starts from a picture, so it is left out for videos."
+    "All runs on one benchmark."
     loaded, first, name = _load_items(column, config), [*students.values()][0], _columns(config)[column][0]
     if not loaded: return {}
     rows = _ask_alone(column, config, students, loaded, out)
-    if config.depths and not loaded[0].video: rows |= _ask_searching(column, config, first, out)
+    if config.depths: rows |= _ask_searching(column, config, first, out)
     answered = set.intersection(*({row["id"] for row in answers} for answers in rows.values()))
     items = [item for item in loaded if item.id in answered]
     rows |= {f"control: {which}": control_rows(name, items, which) for which in CONTROLS}
