@@ -407,6 +407,7 @@ class VLLMStudent:
 
 # %% ../../nbs/60_models.ipynb #834a2ebd
 ENGINES = {engine: f"world2vlm.students.models:_open_{engine}" for engine in ("transformers", "vllm")}
+ENGINES["openai"] = "world2vlm.students.server:_open_openai"
 Engine = Annotated[str, ENGINES, "module:Class"]  # in settings
 BoxFormat = Literal["norm1000", "pixels"]
 Attention = Literal["eager", "sdpa", "flash_attention_2"]  # of the language model
