@@ -26,7 +26,8 @@ def _message_piece(
 ) -> str | np.ndarray:  # a piece of a prompt
     "A part of a message of lmms-eval. ValueError for a kind that a student does not read, such as sound."
     if part["type"] == "text": return part["text"]
-    if part["type"] not in ("image", "video"): raise ValueError(f"a student reads texts, images and videos, not {part['type']}")
+    if part["type"] not in ("image", "video"):
+        raise ValueError(f"a student reads texts, images and videos, not {part['type']}")
     content = part["url"]
     if isinstance(content, str | Path): return load_piece(Path(content), frames)
     return content if isinstance(content, np.ndarray) else np.asarray(content.convert("RGB"))  # a PIL picture
@@ -38,8 +39,9 @@ def _message_prompt(
 ) -> Prompt:  # as a student is asked
     "The chat of lmms-eval as a prompt."
     parts = lambda m: [dict(type="text", text=m["content"])] if isinstance(m["content"], str) else m["content"]
-    pieces = lambda system: [_message_piece(part, frames) for m in messages if (m["role"] == "system") == system for part in parts(m)]
-    return Prompt(pieces(False), "".join(pieces(True)))
+    pieces = {True: [], False: []}  # of the system, of the user
+    for m in messages: pieces[m["role"] == "system"] += [_message_piece(part, frames) for part in parts(m)]
+    return Prompt(pieces[False], "".join(pieces[True]))
 
 # %% ../../nbs/82_harness.ipynb #dbc4132d
 def _answer_requests(
@@ -78,7 +80,7 @@ def _model_class() -> type:  # a model of lmms-eval
             return _answer_requests(self.student, (request(*r.args) for r in requests), self.batch_size)
 
         def loglikelihood(self, requests): raise NotImplementedError("tasks with likelihoods are not supported")
-        def generate_until_multi_round(self, requests): raise NotImplementedError("tasks of several rounds are not supported")
+        def generate_until_multi_round(self, requests): raise NotImplementedError("several rounds are not supported")
     return World2VLM
 
 

@@ -62,10 +62,11 @@ def _write_calls(
     calls: list[_Call],  # in order
 ) -> Path:  # the file of this question
     "Keep what was asked about one question."
-    head = "".join(f"<dt>{name}</dt><dd>{html.escape(str(row[name]))}</dd>" for name in ("question", "gold", "response"))
+    fields = {name: html.escape(str(row[name])) for name in ("id", "question", "gold", "response")}
+    head = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in fields.items())
     name = f"{re.sub(r'[^A-Za-z0-9]+', '-', row['id'])[:60]}-{sha1(row['id'].encode()).hexdigest()[:8]}.html"
-    body = f"<details><summary>{html.escape(row['id'])}</summary><dl>{head}</dl>{''.join(map(_call_html, calls))}</details>"
-    return write_text(Path(folder) / name, body + "\n")
+    body = f"<summary>{fields['id']}</summary><dl>{head}</dl>{''.join(map(_call_html, calls))}"
+    return write_text(Path(folder) / name, f"<details>{body}</details>\n")
 
 # %% ../../nbs/80_search_log.ipynb #eb6f6c6f
 _STYLE = ("body{font:14px sans-serif;margin:2em auto;max-width:60em}img{max-height:12em;margin:2px;vertical-align:top}"
@@ -79,5 +80,6 @@ def _calls_page(
     "All questions that were kept, as one self-contained page."
     files = sorted(path for path in Path(folder).glob("*.html") if path.name != "index.html")
     body = "".join(path.read_text(encoding="utf-8") for path in files)
-    head = f'<meta charset="utf-8"><title>{html.escape(title)}</title><style>{_STYLE}</style><h1>{html.escape(title)}</h1>'
-    return write_text(Path(folder) / "index.html", f"<!doctype html>{head}{body}")
+    title = html.escape(title)
+    head = f'<!doctype html><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style><h1>{title}</h1>'
+    return write_text(Path(folder) / "index.html", head + body)

@@ -81,7 +81,8 @@ def _post(
             if answer.status_code != 429 and answer.status_code < 500: break
         except httpx.HTTPError as error: problem = f"{type(error).__name__} {error}"
         if attempt < tries - 1: time.sleep(pause * 2**attempt)
-    raise ValueError(f"{client.base_url}: {problem}; check OPENAI_BASE_URL, OPENAI_API_KEY and the model {body['model']}")
+    remedy = f"check OPENAI_BASE_URL, OPENAI_API_KEY and the model {body['model']}"
+    raise ValueError(f"{client.base_url}: {problem}; {remedy}")
 
 # %% ../../nbs/60_server.ipynb #cd40233b
 @dataclass(frozen=True)
@@ -125,7 +126,8 @@ def _open_openai(
 ) -> _ServerStudent:  # at OPENAI_BASE_URL
     "A student of a server. ValueError without an address, or for boxes in pixels of pictures that the server resizes."
     if box_format != "norm1000":
-        raise ValueError(f"box_format: {box_format} needs the student's own picture size, which a server hides; take norm1000")
+        raise ValueError(f"box_format: {box_format} needs the picture size that the student sees, which a server hides; "
+                         "take norm1000")
     url = os.environ.get("OPENAI_BASE_URL", "")
     if not url: raise ValueError("engine openai: set OPENAI_BASE_URL, for example to http://localhost:8000/v1")
     return _ServerStudent(checkpoint, url, os.environ.get("OPENAI_API_KEY", ""), max_pixels)
