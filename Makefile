@@ -1,6 +1,6 @@
 # The first use of any target makes .venv from requirements.lock. `profile` in params.yaml says how large a run is.
 .DEFAULT_GOAL := help
-.PHONY: help repro ablation comparison benchmarks quality base teacher test fuzz sync notebooks docs lab lock
+.PHONY: help repro ablation comparison benchmarks quality base teacher release push test fuzz sync notebooks docs lab lock
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export OMP_NUM_THREADS ?= 2
 # glibc gives large arrays back to the kernel and asks for them again at each step of a training, which costs more than the arithmetic; here it keeps them
@@ -32,6 +32,13 @@ base: .venv/installed  ## train the shipped base student again (three hours on t
 teacher: .venv/installed  ## train the shipped generative teacher again (forty minutes on two cores)
 	mkdir -p data/mini/notebooks
 	$(NOTEBOOK) -p out data/teacher nbs/pipeline/teacher.ipynb data/mini/notebooks/teacher.ipynb
+
+PROFILE ?= mini
+release: .venv/installed  ## folders for the hub in data/release: students, teacher, data sets, with cards
+	python -m world2vlm.report.release --profile $(PROFILE)
+
+push: .venv/installed  ## upload data/release as private repositories of NAMESPACE, under your own login (hf auth login)
+	python -m world2vlm.report.release --push $(NAMESPACE)
 
 test: .venv/installed  ## all tests, then every notebook of the library
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile

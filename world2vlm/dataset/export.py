@@ -197,7 +197,7 @@ def _command(
     return _WRITERS[options.trainer](examples, options.folder, options.box_format, None)
 
 
-if __name__ == "__main__":
+if __name__ == "__main__" and "__file__" in globals():  # not in a notebook
     import sys
     print(_command(sys.argv[1:]))
 

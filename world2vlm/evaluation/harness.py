@@ -139,6 +139,6 @@ def _command(
     return _write_predictions(read_jsonl(options.answers), options.table)
 
 
-if __name__ == "__main__":
+if __name__ == "__main__" and "__file__" in globals():  # not in a notebook
     import sys
     print(_command(sys.argv[1:]))

@@ -428,7 +428,7 @@ def _command(
     return benchmark_table(*make_comparison(config, students, options.out or f"data/answers/{options.name}")).markdown()
 
 
-if __name__ == "__main__":
+if __name__ == "__main__" and "__file__" in globals():  # not in a notebook
     import sys
     from world2vlm.report.comparison import _command as command  # settings belong to the module, not to the script
     print(command(sys.argv[1:]))

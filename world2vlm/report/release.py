@@ -132,10 +132,10 @@ class _Part(NamedTuple):
 
 _STUDENT_LEADS = {
     "base": "The vision-language model that the training of the profile `{profile}` starts from.",
-    "sft": "A vision-language model that learned to reason about camera motion from the views of a world model, by example "
-           "(World2VLM, arXiv 2604.26934; arm `{arm}` of the profile `{profile}`).",
-    "grpo": "A vision-language model that learned to reason about camera motion from the views of a world model, by example "
-            "and then by reward (World2VLM, arXiv 2604.26934; arm `{arm}` of the profile `{profile}`)."}
+    "sft": "A vision-language model that learned to reason about camera motion from the views of a world model, by "
+           "example (World2VLM, arXiv 2604.26934; arm `{arm}` of the profile `{profile}`).",
+    "grpo": "A vision-language model that learned to reason about camera motion from the views of a world model, by "
+            "example and then by reward (World2VLM, arXiv 2604.26934; arm `{arm}` of the profile `{profile}`)."}
 
 
 def _student_part(
@@ -263,6 +263,6 @@ def _command(
     return "\n".join(f"{name}: {place}" for name, place in built.items())
 
 
-if __name__ == "__main__":
+if __name__ == "__main__" and "__file__" in globals():  # not in a notebook
     import sys
     print(_command(sys.argv[1:]))
