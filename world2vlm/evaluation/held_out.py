@@ -113,7 +113,8 @@ def _random_rows(
     def guess(example):
         options = [*(example.choices or {})] or [e.answer for e in groups.get((example.task, example.phrasing), [])]
         return options[rng_for(seed, f"guess {example.id}").integers(len(options))] if options else ""
-    return collect_answers(lambda batch: [dict(response=guess(e)) for e in batch], questions, path, key=f"random {seed}")
+    respond = lambda batch: [dict(response=guess(e)) for e in batch]
+    return collect_answers(respond, questions, path, key=f"random {seed}")
 
 # %% ../../nbs/72_held_out.ipynb #b4a2f363
 def _other_scene_indices(

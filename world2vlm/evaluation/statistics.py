@@ -204,7 +204,8 @@ def score_rows(
     seed: int = 0,  # of the draws
 ) -> dict:  # n, scenes, "exactly right" and "graded" of `_marks`, parts{task: {answered, parts}}
     "The share of exactly right answers of a run and its graded score, by task, direction and phrasing."
-    parts = {task: _task_parts([row for row in rows if row["task"] == task]) for task in sorted({r["task"] for r in rows})}
+    tasks = sorted({row["task"] for row in rows})
+    parts = {task: _task_parts([row for row in rows if row["task"] == task]) for task in tasks}
     marks = {"exactly right": _marks(rows, _exact, samples, seed), "graded": _marks(rows, _graded, samples, seed)}
     return dict(n=len(rows), scenes=len({row["scene_id"] for row in rows}), **marks, parts=parts)
 
@@ -226,7 +227,7 @@ def _paired_difference(
     samples: int = 2000,  # bootstrap draws
     seed: int = 0,  # of the draws
 ) -> dict:  # n, scenes, difference, low, high, tasks{task: {n, difference, low, high}}
-    "Share exactly right of `rows_a` minus that of `rows_b`, with paired 95 % intervals. ValueError if the questions differ."
+    "Share exactly right of `rows_a` minus that of `rows_b`, with paired 95 % intervals. ValueError for other questions."
     _check_same_questions(rows_a, rows_b)
     other = {row["id"]: _exact(row) for row in rows_b}
     folded = _fold_by_scene(rows_a, lambda row: _exact(row) - other[row["id"]])
@@ -245,7 +246,7 @@ def score_runs(
     samples: int = 2000,  # bootstrap draws
     seed: int = 0,  # of the draws
 ) -> dict:  # name -> None, or result of `score_rows` plus `over` and `over blind`: {difference, low, high, tasks}
-    "Score every run, with paired differences of the shares exactly right: to `reference`, and of `sighted` to its control."
+    "Score every run, with paired differences of the shares exactly right: to `reference`, of `sighted` to its control."
     scores = {}
     for name, rows in runs.items():
         scores[name] = None if rows is None else score_rows(rows, samples, seed)

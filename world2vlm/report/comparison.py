@@ -51,7 +51,7 @@ _Sources = dict[Annotated[str, BENCHMARKS, "module:attribute"], str]
 class Comparison(Settings):
     "Which benchmarks are asked, and how."
     sources: _Sources = field(default_factory=dict)  # benchmark -> its folder; others are not run
-    splits: dict[Annotated[str, BENCHMARKS, "module:attribute"], str] = field(default_factory=dict)  # benchmark -> other subset
+    splits: _Sources = field(default_factory=dict)  # benchmark -> other subset
     depths: tuple[Annotated[int, ">= 1", "<= 10"], ...] = (1, 3)  # steps of the view search; () leaves it out
     worldmodels: tuple[TeacherName, ...] = ("svc",)  # that the view search asks
     view_search: ViewSearch = ViewSearch()  # other settings of the view search
@@ -201,7 +201,7 @@ def summarise_runs(
     name: str,  # of the benchmark, see `open_benchmark`
     rows: dict[str, list[dict]],  # run -> answers, the reference first
     final: str = "",  # run whose difference to each other run is measured
-) -> dict[str, dict]:  # run -> rules (with intervals), kinds, over (the first run), final over (this run), account (means)
+) -> dict[str, dict]:  # run -> rules with intervals, kinds, over the first run, final over this run, account
     "What the tables show of each run; times are not part of it."
     reference, benchmark = next(iter(rows.values())), open_benchmark(name)
     return {run: _run_summary(answers, benchmark, reference, rows.get(final)) for run, answers in rows.items()}
@@ -266,7 +266,8 @@ def _result_cell(
     "One result by the first rule, which is the official one."
     if not summary: return ""
     result = summary["rules"][summary["rule"]]
-    return f"{format_points(result['overall'])} ({format_interval(result)}), n {_question_count(summary)}, {summary['rule']}"
+    score = f"{format_points(result['overall'])} ({format_interval(result)})"
+    return f"{score}, n {_question_count(summary)}, {summary['rule']}"
 
 # %% ../../nbs/89_comparison.ipynb #896d6227
 def paper_table(
@@ -297,8 +298,8 @@ def _published(
 ) -> str:  # "" where there is none
     "The number that the paper, or the authors of the benchmark, have for this student."
     run = "base" if "Qwen2.5-VL-7B" in run else run
-    paper, place = _PAPER.get(run, _PAPER.get(f"{run}, SVC", ())), [*COLUMNS].index(column) if column in COLUMNS else None
-    if place is None: return _AUTHORS.get(column, "") if run == "base" else ""
+    if column not in COLUMNS: return _AUTHORS.get(column, "") if run == "base" else ""
+    paper, place = _PAPER.get(run, _PAPER.get(f"{run}, SVC", ())), [*COLUMNS].index(column)
     return f"{paper[place]:.2f}" if place < len(paper) else ""
 
 # %% ../../nbs/89_comparison.ipynb #d4fd75f8
@@ -315,7 +316,8 @@ def _benchmark_rows(
     beside = [*map(score, ("blind", "control: most frequent", "control: text prior"))]
     def cells(run, s):
         cost = f"{s['account']['tokens']:,.0f}" if s["account"] else "", f"{seconds[run]:.2f}" if run in seconds else ""
-        result = score(run), format_interval(s["rules"][s["rule"]]), _rule_spread(s), f"{s['read']:,} of {s['answers']:,}"
+        read = f"{s['read']:,} of {s['answers']:,}"
+        result = score(run), format_interval(s["rules"][s["rule"]]), _rule_spread(s), read
         return [column, run, _question_count(s), s["rule"], *result, *beside, *cost, _published(column, run)]
     return [cells(run, summaries[run]) for run in students]
 
@@ -328,8 +330,8 @@ def benchmark_table(
     heads = ["benchmark", "student", "questions", "rule", "score", "95 % interval", "by every rule", "answers read",
              "blind", "most frequent", "text prior", "tokens", "seconds", "published, 7B"]
     columns, times = dict.fromkeys([*COLUMNS, *_MORE_COLUMNS, *results]), seconds or {}
-    rows = [row for column in columns for row in _benchmark_rows(column, results.get(column, {}), times.get(column, {}))]
-    return Table(heads, rows)
+    rows = (_benchmark_rows(column, results.get(column, {}), times.get(column, {})) for column in columns)
+    return Table(heads, sum(rows, []))
 
 # %% ../../nbs/89_comparison.ipynb #bde16900
 def _kind_table(
@@ -388,7 +390,7 @@ def _comparison_page(
 # %% ../../nbs/89_comparison.ipynb #e1d5ffdb
 def make_comparison(
     config: Comparison,  # settings
-    students: dict[str, str],  # run -> checkpoint; the first one also answers with each world model, the last is the final one
+    students: dict[str, str],  # run -> checkpoint; the first one also answers with each world model
     out: Path | str,  # folder of answer files, results.json and index.html
 ) -> tuple[dict[str, dict], dict[str, dict]]:  # column -> run -> `summarise_runs`, and -> seconds for one question
     "The stage `comparison`. The files in `out` hold no times."
@@ -416,8 +418,10 @@ def _command(
     parser.add_argument("--folder", help="of the benchmark; data/benchmarks/NAME without it")
     parser.add_argument("--split", help="subset of the benchmark; the first one without it")
     parser.add_argument("--out", help="folder of answers and tables; data/answers/NAME without it")
-    settings = {name: getattr(Comparison(), name) for name in ("engine", "box_format", "batch_size", "frames", "attention", "max_pixels")}
-    for name, value in settings.items(): parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
+    names = "engine", "box_format", "batch_size", "frames", "attention", "max_pixels"
+    settings = {name: getattr(Comparison(), name) for name in names}
+    for name, value in settings.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
     options = parser.parse_args(arguments)
     folder = Path(options.folder or f"data/benchmarks/{options.name}")
     if not folder.exists(): fetch(options.name, folder)

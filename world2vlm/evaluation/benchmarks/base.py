@@ -64,8 +64,8 @@ def check_files(
     except ValueError as error: raise ValueError(f"{source}: {error}; do not use this file") from None
     missing = [path for path in paths if not isfile(path)]
     if missing:
-        raise ValueError(f"{source}: {len(missing)} of {len(paths)} files that it names are missing, the first is {missing[0]}; "
-                         "fetch them or correct the folder")
+        raise ValueError(f"{source}: {len(missing)} of {len(paths)} files that it names are missing, "
+                         f"the first is {missing[0]}; fetch them or correct the folder")
 
 
 # %% ../../../nbs/75_benchmarks.ipynb #6ad5bc8f

@@ -144,7 +144,8 @@ def _recordings(
     recordings = {task: recording(task) for task in frames}
     for recording in recordings.values():
         if lacking := recording.frames - recording.graphs.keys():
-            raise ValueError(f"{recording.path}: no graph of frame {min(lacking)}; this is another version, fetch it again")
+            raise ValueError(f"{recording.path}: no graph of frame {min(lacking)}; "
+                             "this is another version, fetch it again")
     return recordings
 
 # %% ../../../nbs/79_enact.ipynb #48276a16

@@ -64,7 +64,8 @@ def _mindcube_scores(
     return means | {"overall": float(np.mean(sum(groups.values(), [])))}
 
 # %% ../../../nbs/78_mindcube.ipynb #79eaa4f4
-_FILES = {"tinybench": ("MindCube_tinybench.jsonl", 1050), "full": ("MindCube.jsonl", 21154)}  # split -> file, questions
+_FILES = {  # split -> file, questions
+    "tinybench": ("MindCube_tinybench.jsonl", 1050), "full": ("MindCube.jsonl", 21154)}
 
 # %% ../../../nbs/78_mindcube.ipynb #44136099
 def _load_mindcube(
@@ -84,9 +85,10 @@ def _load_mindcube(
 
 # %% ../../../nbs/78_mindcube.ipynb #7e221e3d
 _MINDCUBE_TASK = (
-    "[Task]\nYour task is to analyze the spatial arrangement of objects in the scene by examining the provided images, which show the "
-    "scene from different viewpoints.\n[Answer Instruction]\nYou only need to provide *ONE* correct answer selecting from the options "
-    "listed below. For example, if you think the correct answer is 'A. Above' from 'A. Above B. Under C. Front D. Behind', your response "
+    "[Task]\nYour task is to analyze the spatial arrangement of objects in the scene by examining the provided images, "
+    "which show the scene from different viewpoints.\n[Answer Instruction]\nYou only need to provide *ONE* correct answer "
+    "selecting from the options listed below. For example, if you think the correct answer is 'A. Above' from 'A. Above "
+    "B. Under C. Front D. Behind', your response "
     "should **only** be '<answer>A. Above</answer>'.\n")
 
 # %% ../../../nbs/78_mindcube.ipynb #e87e3706

@@ -80,7 +80,8 @@ def _camera_questions(
     "How the camera moved or turned."
     actions = canonical_motion(transition.actions)
     if len(actions) != 1: return []
-    side, (verb, past) = actions[0].kind.removeprefix("turn_"), ("turn", "turned") if actions[0].is_turn else ("move", "moved")
+    side = actions[0].kind.removeprefix("turn_")
+    verb, past = ("turn", "turned") if actions[0].is_turn else ("move", "moved")
     question = f"How did the camera {verb} between the first image and the second?"
     return [_TwoChoice("camera", question, f"{past} {side}", f"{past} {_OPPOSITE[side]}")]
 
@@ -224,7 +225,8 @@ def load_rooms(
     examples = [e for e in read_dataset("examples", Path(source) / "examples") if e.split == split]
     check_count(len(examples), expected or None, str(source))
     choices = lambda e: tuple((e.choices or {}).values())
-    return [Item(e.id, e.task, e.question, choices(e), e.answer, tuple(e.images), "", scenes[e.scene_id], e) for e in examples]
+    item = lambda e: Item(e.id, e.task, e.question, choices(e), e.answer, tuple(e.images), "", scenes[e.scene_id], e)
+    return [*map(item, examples)]
 
 # %% ../../../nbs/79_rooms.ipynb #5120103f
 def _prompt_rooms(

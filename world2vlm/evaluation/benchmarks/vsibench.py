@@ -36,7 +36,8 @@ def _relative_accuracy(
 _ONES = "one two three four five six seven eight nine".split()
 _TEENS = "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
-_NUMBERS = {word: i for i, word in enumerate(["zero", *_ONES, *_TEENS])} | {word: 10 * i for i, word in enumerate(_TENS, 2)}
+_NUMBERS = {word: i for i, word in enumerate(["zero", *_ONES, *_TEENS])}
+_NUMBERS |= {word: 10 * i for i, word in enumerate(_TENS, 2)}
 _GAP = r"[\s-]{1,3}"
 _TO_99 = rf"(?:(?:{'|'.join(_TENS)})(?:{_GAP}(?:{'|'.join(_ONES)}))?|{'|'.join(_TEENS + _ONES)})\b"
 _TO_999 = rf"(?:(?:(?:{'|'.join(_ONES)}){_GAP})?hundred\b(?:(?:{_GAP}and)?{_GAP}{_TO_99})?|{_TO_99})"
