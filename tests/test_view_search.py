@@ -186,9 +186,11 @@ def test_the_cost_of_a_question(items, truth):
     assert np.isnan(search_cost(without_time(searched))["seconds"])  # a file holds no times
 
 
-def test_a_video_is_searched_from_the_frame_that_is_named(tmp_path, truth):
+def test_a_video_is_searched_from_the_frame_that_is_named(tmp_path, monkeypatch):
     "The scorer and the answerer see the whole video, the world model one of its frames; each video is decoded once."
     import cv2
+    opened, reader = [], cv2.VideoCapture
+    monkeypatch.setattr(cv2, "VideoCapture", lambda path: opened.append(path) or reader(path))
     path, place = tmp_path / "a.mp4", (48, 48)
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 24, place)
     for value in np.linspace(0, 240, 12).astype(np.uint8): writer.write(np.full((*place, 3), value, np.uint8))
@@ -205,7 +207,7 @@ def test_a_video_is_searched_from_the_frame_that_is_named(tmp_path, truth):
         assert [row["evidence"] for row in rows] == [["turn left 9 degrees"]] * 2
         assert [piece.shape for piece in student.final[0].pieces if not isinstance(piece, str)] == [(6, 48, 48, 3), (48, 48, 3)]
         seen[start] = float(student.views[0][1].mean())
-    assert seen[0.] < 20 and seen[1.] > 220
+    assert seen[0.] < 20 and seen[1.] > 220 and opened == [str(path)] * 2  # once in each search
 
 
 def test_a_scorer_of_its_own_scores_and_the_student_answers(items, truth, free, tmp_path):
