@@ -242,3 +242,14 @@ def test_all_calls_are_kept_on_one_page(items, truth, tmp_path):
         assert len(pages) == 2 and all(page.read_text().count("<h3>") == 2 for page in pages)
     text = _calls_page(tmp_path / "calls", "all").read_text()
     assert text.count("<details>") == 2 and text.count("<h3>helpful</h3>") == 2 and "&lt;left&gt;" in text and "Imagined image of index 0" in text
+
+
+def test_only_pictures_without_a_camera_are_tilted(free):
+    asked = []
+    class Recorder:
+        name = "recorder"
+        def imagine(self, scene, trajectories, seed=0): return asked.append(trajectories) or []
+    plain = Item("1", "camera", "How?", ("a", "b"), "a", images=(np.zeros((30, 40, 3), np.uint8),))
+    for item in (free, plain): _imagine_paths(_Search(item, None, Recorder(), ViewSearch(pitch_deg=-20)), _extend_path((), ViewSearch()))
+    level, tilted = (trajectories[0].poses[-1] for trajectories in asked)
+    assert level[1, 3] == 0 and tilted[1, 3] < 0 and np.isclose(np.linalg.norm(level[:3, 3]), np.linalg.norm(tilted[:3, 3]))

@@ -50,7 +50,7 @@ class ViewSearch(Settings):
     batch_paths: bool = True  # all paths of a step in one call of the world model, which may pack them
     score_tokens: Count = 64  # longest list of scores
     fov_deg: FieldOfView = 54.0  # horizontal field of view of pictures without a camera
-    pitch_deg: Annotated[float, ">= -89", "<= 89"] = 0.0  # of the camera at the start; below 0 it looks down
+    pitch_deg: Annotated[float, ">= -89", "<= 89"] = 0.0  # of pictures without a camera; below 0 they look down
     start: Share = 1.0  # frame of a video that the search starts from: 0 is the first, 1 the last
     kinds: tuple[str, ...] = ()  # of the questions that are searched, () for all; others are answered without views
     keep: Whole = 10  # questions whose prompts, replies and views are kept for inspection
@@ -151,8 +151,8 @@ def _imagine_paths(
     paths: list[tuple[Action, ...]],  # to imagine
 ) -> list[_ImaginedView]:  # in order, without the paths that the world model rejects
     "The views along the last action of each path."
-    config = search.config
-    trajectories = [_path_trajectory(path, config.views_per_action, config.pitch_deg) for path in paths]
+    config, pitch = search.config, search.config.pitch_deg if search.item.scene is None else 0.0
+    trajectories = [_path_trajectory(path, config.views_per_action, pitch) for path in paths]
     calls = [trajectories] if config.batch_paths else [[trajectory] for trajectory in trajectories]
     rollouts = {r.actions: r for call in calls for r in search.worldmodel.imagine(search.scene, call, config.seed)}
     accepted = [(path, rollouts[t.actions]) for path, t in zip(paths, trajectories) if t.actions in rollouts]
