@@ -31,6 +31,8 @@ def write_mmsi(folder: Path, n=7, seed=0):
     rows = [dict(id=i, images=[picture(), picture()], question_type=KINDS[i % 3], question=f"Where is lamp {i}?\n{options}",
                  answer="ABCD"[i % 4], thought="") for i in range(n)]
     parquet.write_table(pa.Table.from_pylist(rows), folder / "MMSI_Bench.parquet")
+    files = "- config_name: default\n  data_files:\n  - split: test\n    path: MMSI_Bench.parquet\n"
+    (folder / "README.md").write_text(f"---\nconfigs:\n{files}---\n")  # as on the hub
     return folder
 
 
@@ -56,7 +58,7 @@ def test_lmms_eval_gives_our_answers_and_our_scores(tmp_path):
     command = [sys.executable, "-m", "lmms_eval", "--model", "world2vlm", "--model_args", f"checkpoint={checkpoint},box_format=pixels", "--batch_size", "1",
                "--tasks", "mmsi_bench", "--log_samples", "--output_path", str(tmp_path / "out")]
     run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
+    assert run.returncode == 0 and (tmp_path / "out").is_dir(), run.stdout[-3000:] + run.stderr[-3000:]  # an error is no failure there
     [samples], [results] = ([*(tmp_path / "out").rglob(f"*{name}")] for name in ("samples_mmsi_bench.jsonl", "results.json"))
     theirs = {str(row["doc_id"]): row["filtered_resps"][0] for row in map(json.loads, samples.read_text().splitlines())}
     benchmark = open_benchmark("mmsi")
