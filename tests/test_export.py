@@ -145,7 +145,7 @@ def test_a_stopped_export_leaves_no_file(tmp_path):
 
 @pytest.mark.parametrize("trainer", _WRITERS)
 def test_one_command_for_each_trainer(tmp_path, trainer):
-    write_shards("examples", tmp_path / "data", lambda shard: EXAMPLES)
+    write_shards("examples", tmp_path / "data", lambda shard, reject: EXAMPLES)
     path, again = (_command([trainer, str(tmp_path / "data"), str(tmp_path / name), "--per-task", "2"]) for name in "ab")
     assert path.read_bytes() == again.read_bytes()
     from datasets import load_dataset

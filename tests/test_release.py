@@ -78,7 +78,7 @@ def test_no_licence_is_guessed(monkeypatch):
 
 
 def test_a_data_set_opens_and_names_the_licences_of_its_sources(tmp_path):
-    write_shards("examples", tmp_path / "data", lambda shard: ITEMS["examples"])
+    write_shards("examples", tmp_path / "data", lambda shard, reject: ITEMS["examples"])
     folder = _build_part(_dataset_part("examples-svc", tmp_path / "data", "mini"), tmp_path / "out")
     header, text = header_of(folder), (folder / "README.md").read_text()
     assert header["license"] == "apache-2.0" and header["configs"][0]["data_files"] == "data/*.parquet" and "room (" in text

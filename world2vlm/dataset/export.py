@@ -95,12 +95,12 @@ def to_swift(
     os.replace(temporary, path)
     return path
 
-# %% ../../nbs/52_export.ipynb #3fc5b9c4
+# %% ../../nbs/52_export.ipynb #4b9ac30a
 _LLAMA_FACTORY = {"world2vlm": {
     "file_name": "examples.jsonl", "formatting": "sharegpt", "columns": {"messages": "messages", "images": "images"},
     "tags": {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}}}
 
-
+# %% ../../nbs/52_export.ipynb #c2a93ba4
 def _to_llama_factory(
     examples: Iterable[Example],  # one line each
     folder: Path | str,  # to be named as `dataset_dir`
@@ -111,7 +111,7 @@ def _to_llama_factory(
     write_json(path.parent / "dataset_info.json", _LLAMA_FACTORY)
     return path
 
-# %% ../../nbs/52_export.ipynb #370a3c04
+# %% ../../nbs/52_export.ipynb #698eee3f
 def _easyr1_row(
     example: Example,  # question and answer
     *box: Any,  # box format and size, see `to_swift`
@@ -121,7 +121,7 @@ def _easyr1_row(
     images = [{"bytes": to_png(image), "path": None} for image in example.images]
     return {"prompt": user["content"], "answer": assistant["content"], "images": images, "task_type": example.task}
 
-
+# %% ../../nbs/52_export.ipynb #2b3ecfe3
 def _verl_row(
     example: Example,  # question and answer
     *box: Any,  # box format and size, see `to_swift`
@@ -164,7 +164,7 @@ def _first_of_each_task(
         counts[example.task] += 1
         yield example
 
-# %% ../../nbs/52_export.ipynb #10875d73
+# %% ../../nbs/52_export.ipynb #0588f82c
 def _to_rows(
     to_row: Callable[..., dict],  # (example, box format, size) -> row
     examples: Iterable[Example],  # one row each
@@ -174,12 +174,12 @@ def _to_rows(
     "Rows of reinforcement learning in one file."
     return _write_rows((to_row(example, *box) for example in examples), Path(folder) / "train.parquet")
 
-
+# %% ../../nbs/52_export.ipynb #0d37c9de
 _WRITERS = {  # trainer -> what writes its files
     "ms-swift": to_swift, "llama-factory": _to_llama_factory,
     "easyr1": partial(_to_rows, _easyr1_row), "verl": partial(_to_rows, _verl_row)}
 
-
+# %% ../../nbs/52_export.ipynb #2ed48ada
 def _command(
     arguments: list[str],  # of the command line
 ) -> Path:  # the file of records
@@ -196,7 +196,7 @@ def _command(
     examples = _first_of_each_task(read_dataset("examples", options.examples), options.per_task)
     return _WRITERS[options.trainer](examples, options.folder, options.box_format, None)
 
-
+# %% ../../nbs/52_export.ipynb #fe3f60e8
 if __name__ == "__main__" and "__file__" in globals():  # not in a notebook
     import sys
     print(_command(sys.argv[1:]))

@@ -126,7 +126,7 @@ def _write_predictions(
     writer.writerows(table)
     return write_text(path, text.getvalue())
 
-# %% ../../nbs/82_harness.ipynb #ec5c9a42
+# %% ../../nbs/82_harness.ipynb #d5eb268e
 def _command(
     arguments: list[str],  # of the command line
 ) -> Path:  # the table
@@ -138,7 +138,7 @@ def _command(
     options = parser.parse_args(arguments)
     return _write_predictions(read_jsonl(options.answers), options.table)
 
-
+# %% ../../nbs/82_harness.ipynb #fe3f60e8
 if __name__ == "__main__" and "__file__" in globals():  # not in a notebook
     import sys
     print(_command(sys.argv[1:]))

@@ -434,5 +434,5 @@ def _command(
 
 if __name__ == "__main__" and "__file__" in globals():  # not in a notebook
     import sys
-    from world2vlm.report.comparison import _command as command  # settings belong to the module, not to the script
-    print(command(sys.argv[1:]))
+    from importlib import import_module
+    print(import_module(__spec__.name)._command(sys.argv[1:]))  # settings belong to the module, not to the script

@@ -26,11 +26,11 @@ from ..students.models import StudentConfig
 from ..tasks.tasks import open_task
 from ..teachers.base import load_teacher
 
-# %% ../../nbs/89_release.ipynb #e3281d48
+# %% ../../nbs/89_release.ipynb #9b270451
 _LICENCES = {"data/base": "apache-2.0", "data/teacher": "apache-2.0",  # of weights, as the hub writes them
              "Qwen/Qwen2.5-VL-7B-Instruct": "apache-2.0", "Qwen/Qwen3-VL-8B-Instruct": "apache-2.0"}
 
-
+# %% ../../nbs/89_release.ipynb #134a027d
 def _weights_licence(
     origin: str,  # checkpoint that the weights were trained from
 ) -> tuple[str, str]:  # name for the hub, sentence for the card
@@ -39,7 +39,7 @@ def _weights_licence(
     if licence: return licence, f"The weights are under {licence}, as those of `{origin}`."
     return "other", f"The licence of `{origin}` holds for these weights: state it here before you publish them."
 
-# %% ../../nbs/89_release.ipynb #4090651f
+# %% ../../nbs/89_release.ipynb #8646fae2
 def _read_metrics(
     profile: str,  # of the run
     name: str,  # of the stage, with its arm
@@ -48,7 +48,7 @@ def _read_metrics(
     path = repo_root() / f"data/{profile}/metrics/{name}.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
-
+# %% ../../nbs/89_release.ipynb #1db7b11c
 def _source_licences(
     profile: str,  # of the run
 ) -> tuple[str, str]:  # name for the hub, sentence for the card
@@ -68,7 +68,7 @@ def _example_question(
     [rollout] = load_teacher("simulator", radius=0.0).imagine(scene, [motion])
     return open_task("A2").derive(transitions_of(scene, rollout)[-1], np.random.default_rng(0))[0]
 
-# %% ../../nbs/89_release.ipynb #765f784b
+# %% ../../nbs/89_release.ipynb #e1c19f8d
 _LOAD_STUDENT = """```python
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -84,6 +84,8 @@ inputs = processor(text=[text], images=[pictures], return_tensors="pt")
 written = model.generate(**inputs, max_new_tokens=48, do_sample=False)[:, inputs["input_ids"].shape[1]:]
 print(processor.batch_decode(written, skip_special_tokens=True)[0])  # right: {answer}
 ```"""
+
+# %% ../../nbs/89_release.ipynb #57515070
 _LOAD_TEACHER = """```python
 import numpy as np
 from PIL import Image
@@ -108,20 +110,22 @@ def _card(
     head = ["---", safe_dump(header, sort_keys=False).strip(), "---", f"# {title}"]
     return "\n".join([*head, *(f"\n{part}" for part in parts)]) + "\n"
 
-# %% ../../nbs/89_release.ipynb #ef198dd2
+# %% ../../nbs/89_release.ipynb #e00b6f15
+_RUNS = {"majority": "most frequent answer", "base": "base", "sft": "SFT", "grpo": "SFT + GRPO",
+         "blind": "SFT + GRPO, shuffled images"}  # in the metric files -> in the table
+
+# %% ../../nbs/89_release.ipynb #0a4b81d3
 def _held_out_table(
     profile: str,  # of the run
     arm: str,  # whose metrics
 ) -> Table:  # mean score of each run
     "The scores on held-out questions."
     metrics = _read_metrics(profile, "evaluate_base") | _read_metrics(profile, f"evaluate-{arm}")
-    names = {"majority": "most frequent answer", "base": "base", "sft": "SFT", "grpo": "SFT + GRPO",
-             "blind": "SFT + GRPO, shuffled images"}
     cells = lambda r: [format_points(r["score"]), format_interval(r), f"{r['n']:,}"]
-    rows = [[names[run], *cells(metrics[run]["mean"])] for run in names if run in metrics]
+    rows = [[_RUNS[run], *cells(metrics[run]["mean"])] for run in _RUNS if run in metrics]
     return Table(["student", "mean score", "95 % interval", "questions"], rows)
 
-# %% ../../nbs/89_release.ipynb #634f3612
+# %% ../../nbs/89_release.ipynb #1d269a05
 class _Part(NamedTuple):
     "A folder of the release."
     name: str  # below the release
@@ -129,7 +133,7 @@ class _Part(NamedTuple):
     card: str  # README.md
     example: Example | None = None  # whose pictures lie beside the card
 
-
+# %% ../../nbs/89_release.ipynb #a87f6593
 _STUDENT_LEADS = {
     "base": "The vision-language model that the training of the profile `{profile}` starts from.",
     "sft": "A vision-language model that learned to reason about camera motion from the views of a world model, by "
@@ -137,7 +141,7 @@ _STUDENT_LEADS = {
     "grpo": "A vision-language model that learned to reason about camera motion from the views of a world model, by "
             "example and then by reward (World2VLM, arXiv 2604.26934; arm `{arm}` of the profile `{profile}`)."}
 
-
+# %% ../../nbs/89_release.ipynb #2897c683
 def _student_part(
     run: str,  # "base", "sft" or "grpo"
     profile: str,  # of the run
@@ -172,7 +176,7 @@ def _teacher_part(
     card = _card("world2vlm, teacher", header, *parts)
     return _Part("teacher", repo_root() / "data/teacher", card, _example_question((64, 64)))
 
-# %% ../../nbs/89_release.ipynb #97af0690
+# %% ../../nbs/89_release.ipynb #7320c8e3
 def _dataset_part(
     name: str,  # of the folder in the release
     source: Path,  # a data set
@@ -185,7 +189,7 @@ def _dataset_part(
     header = f"---\nlicense: {licence}\ntask_categories:\n- visual-question-answering\n"
     return _Part(name, source, card.replace("---\n", header, 1) + f"\n## Licences\n\n{sentence}\n")
 
-
+# %% ../../nbs/89_release.ipynb #c1a1ffc2
 def _parts(
     profile: str,  # of the run
     arm: str,  # of the training
@@ -197,10 +201,10 @@ def _parts(
     yield from (_dataset_part(f"examples-{path.name}", path, profile) for path in sorted(folder.glob("examples/*")))
     yield _dataset_part("examples-held-out", folder / "held_out/examples", profile)
 
-# %% ../../nbs/89_release.ipynb #9bc6ca4b
+# %% ../../nbs/89_release.ipynb #77b9a6c9
 _LEFT_OUT = ("checkpoints", "cache", "live", ".cache", "*.tmp")  # of a folder: what only its training needed
 
-
+# %% ../../nbs/89_release.ipynb #7e437c5a
 def _build_part(
     part: _Part,  # what to copy
     out: Path,  # folder of the release
@@ -216,7 +220,7 @@ def _build_part(
         (folder / f"example-{i}.png").write_bytes(to_png(image))
     return folder
 
-
+# %% ../../nbs/89_release.ipynb #0b6626c9
 def _build_release(
     profile: str = "mini",  # of the run
     arm: str = "bidirectional",  # of the training
@@ -246,7 +250,7 @@ def _push_release(
         api.upload_folder(repo_id=names[-1], repo_type=kind, folder_path=folder, delete_patterns="*")
     return names
 
-# %% ../../nbs/89_release.ipynb #8ecc26ee
+# %% ../../nbs/89_release.ipynb #fa732608
 def _command(
     arguments: list[str],  # of the command line
 ) -> str:  # one line for each part
@@ -262,7 +266,7 @@ def _command(
     built = _build_release(options.profile, options.arm, options.out)
     return "\n".join(f"{name}: {place}" for name, place in built.items())
 
-
+# %% ../../nbs/89_release.ipynb #fe3f60e8
 if __name__ == "__main__" and "__file__" in globals():  # not in a notebook
     import sys
     print(_command(sys.argv[1:]))

@@ -198,14 +198,9 @@ class Student(Protocol):
         first_words: tuple[str, ...] = (),  # whose probabilities at the start of the answer go into the replies
     ) -> list[Reply]:  # one for each prompt
         "The answers to `prompts`."
-        ...
 
-    def key(
-        self,
-        settings: dict,  # what else decides the answers
-    ) -> str:  # stored with the answers
+    def key(self, settings: dict) -> str:  # what else decides the answers -> stored with the answers
         "A digest of the student and of `settings`."
-        ...
 
 # %% ../../nbs/60_models.ipynb #9b3383fe
 def example_prompt(
@@ -291,8 +286,8 @@ def _batch_inputs(
     chats = [_chat_text(processor, prompt) for prompt in prompts]
     images, videos = [_arrays(p, 3) for p in prompts], [video for p in prompts for video in _arrays(p, 4)]
     media = {name: arrays for name, arrays in (("images", images), ("videos", videos)) if any(map(len, arrays))}
-    media |= _video_settings(videos)
-    return processor(text=chats, **media, padding=True, padding_side="left", return_tensors="pt")
+    settings = _video_settings(videos) | dict(padding=True, padding_side="left", return_tensors="pt")
+    return processor(text=chats, **media, **settings)
 
 # %% ../../nbs/60_models.ipynb #ae1c11ed
 def _model_digest(

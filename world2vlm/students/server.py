@@ -30,7 +30,21 @@ def _parts(
     frames = _at_most(np.asarray(piece).reshape(-1, *piece.shape[-3:]), max_pixels)
     return [{"type": "image_url", "image_url": {"url": _data_url(to_png(np.asarray(frame)))}} for frame in frames]
 
-# %% ../../nbs/60_server.ipynb #b1782afe
+# %% ../../nbs/60_server.ipynb #de2cb46c
+_GREEDY = {"temperature": 0.0}
+_LIKELIEST = {"logprobs": True, "top_logprobs": 20}  # the most that the interface gives
+
+# %% ../../nbs/60_server.ipynb #a1b1fa8c
+def _messages(
+    prompt: Prompt,  # texts, pictures and videos
+    max_pixels: int,  # of a picture; 0 for any number
+) -> list[dict]:  # role and content of each
+    "`prompt` as a chat."
+    content = [part for piece in prompt.pieces for part in _parts(piece, max_pixels)]
+    system = [{"role": "system", "content": prompt.system}] if prompt.system else []
+    return [*system, {"role": "user", "content": content}]
+
+# %% ../../nbs/60_server.ipynb #ba9dc71e
 def _request(
     model: str,  # name
     prompt: Prompt,  # texts, pictures and videos
@@ -39,13 +53,10 @@ def _request(
     max_pixels: int = 0,  # of a picture; 0 for any number
 ) -> dict:  # body of a request
     "`prompt` as a greedy request for a chat completion."
-    content = [part for piece in prompt.pieces for part in _parts(piece, max_pixels)]
-    system = [{"role": "system", "content": prompt.system}] if prompt.system else []
-    likeliest = {"logprobs": True, "top_logprobs": 20} if first_words else {}
-    return dict(model=model, messages=[*system, {"role": "user", "content": content}], max_tokens=max_new_tokens,
-                temperature=0.0, **likeliest)
+    likeliest = _LIKELIEST if first_words else {}
+    return dict(model=model, messages=_messages(prompt, max_pixels), max_tokens=max_new_tokens, **_GREEDY, **likeliest)
 
-# %% ../../nbs/60_server.ipynb #1ea4b00d
+# %% ../../nbs/60_server.ipynb #fa73e297
 def _word_probability(
     likely: list[dict],  # token and logprob of the likeliest first tokens
     word: str,  # that the answer may start with
@@ -53,7 +64,7 @@ def _word_probability(
     "The probability that an answer starts with `word`."
     return max((float(np.exp(t["logprob"])) for t in likely if t["token"] and word.startswith(t["token"])), default=0.0)
 
-
+# %% ../../nbs/60_server.ipynb #3b0eaaf0
 def _read_reply(
     answer: dict,  # what the server sent
     first_words: tuple[str, ...],  # whose probabilities are wanted

@@ -160,8 +160,8 @@ class Benchmark:
         **extra,  # seconds, tokens, key
     ) -> dict:  # a row of an answer file
         "Question and answer."
-        fields = dict(id=item.id, kind=item.kind, question=item.question, choices=list(item.choices), gold=item.gold)
-        fields["response"] = response
+        fields = {name: getattr(item, name) for name in ("id", "kind", "question")}
+        fields |= dict(choices=list(item.choices), gold=item.gold, response=response)
         if item.example: fields["scene_id"] = item.example.scene_id
         return fields | item.facts | ({"score": self.score_answer(item, response)} if self.score_answer else {}) | extra
 
@@ -174,8 +174,7 @@ class Benchmark:
         "The questions that can be asked. ValueError if there is none."
         files = lambda item: tuple(piece for piece in self.prompt(item) if isinstance(piece, Path))
         reasons = {item.id: _unreadable(files(item), frames) for item in items}
-        for name, reason in reasons.items():
-            if reason: reject(name, reason)
+        for name in filter(reasons.get, reasons): reject(name, reasons[name])
         if items and all(reasons.values()):
             raise ValueError(f"none of {len(items)} questions can be asked: {reasons[items[0].id]}")
         return [item for item in items if not reasons[item.id]]
