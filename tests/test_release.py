@@ -86,6 +86,13 @@ def test_a_data_set_opens_and_names_the_licences_of_its_sources(tmp_path):
     assert json.loads((folder / "stats.json").read_text())["rows"] == len(ITEMS["examples"])
 
 
+def test_views_stand_under_the_terms_of_the_weights_that_imagined_them(tmp_path):
+    write_shards("examples", tmp_path, lambda shard, reject: ITEMS["examples"])
+    own, released, exact = (_dataset_part(name, tmp_path, profile).card for name, profile in (("examples-svc", "mini"), ("examples-svc", "paper"), ("examples-simulator", "paper")))
+    assert "imagined by `data/teacher`, which is under apache-2.0" in own and "license: other" in released and "`data/svc`" in released
+    assert "imagined by" not in exact
+
+
 def test_nothing_is_sent_without_a_login(built, monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     with pytest.raises(ValueError, match="hf auth login"): _push_release("me", built[0])

@@ -20,6 +20,7 @@ from ..core.config import load_settings, repo_root
 from ..core.records import Example, transitions_of
 from ..core.runs import write_text
 from ..dataset.schema import dataset_card, to_png
+from ..dataset.synthesis import Imagine
 from .tables import format_interval, format_points, Table
 from ..scenes.room import room_scenes
 from ..students.models import StudentConfig
@@ -176,6 +177,18 @@ def _teacher_part(
     card = _card("world2vlm, teacher", header, *parts)
     return _Part("teacher", repo_root() / "data/teacher", card, _example_question((64, 64)))
 
+# %% ../../nbs/89_release.ipynb #ff6548b9
+def _teacher_terms(
+    teacher: str,  # whose views a data set holds
+    profile: str,  # of the run
+) -> tuple[str, str]:  # name for the hub, sentence for the card; "" where no weights were used
+    "The licence of the weights of a generative teacher."
+    if teacher != "svc": return "", ""
+    weights = load_settings(Imagine, "imagine", profile).options.get(teacher, {}).get("checkpoint", "data/teacher")
+    licence, _ = _weights_licence(weights)
+    known = f"which is under {licence}" if licence != "other" else "whose terms hold: state them here before you publish"
+    return licence, f"The views were imagined by `{weights}`, {known}."
+
 # %% ../../nbs/89_release.ipynb #7320c8e3
 def _dataset_part(
     name: str,  # of the folder in the release
@@ -184,10 +197,12 @@ def _dataset_part(
 ) -> _Part:  # its folder may not be there
     "A data set with its own card, its licence and those of its sources."
     licence, sentence = _source_licences(profile)
+    terms, teacher = _teacher_terms(name.removeprefix("examples-"), profile)
+    licence = terms if terms == "other" else licence
     path = source / "stats.json"
     card = dataset_card(json.loads(path.read_text(encoding="utf-8")), licence) if path.is_file() else ""
     header = f"---\nlicense: {licence}\ntask_categories:\n- visual-question-answering\n"
-    return _Part(name, source, card.replace("---\n", header, 1) + f"\n## Licences\n\n{sentence}\n")
+    return _Part(name, source, card.replace("---\n", header, 1) + f"\n## Licences\n\n{sentence} {teacher}\n")
 
 # %% ../../nbs/89_release.ipynb #c1a1ffc2
 def _parts(
