@@ -186,7 +186,7 @@ def _teacher_terms(
     if teacher != "svc": return "", ""
     weights = load_settings(Imagine, "imagine", profile).options.get(teacher, {}).get("checkpoint", "data/teacher")
     licence, _ = _weights_licence(weights)
-    known = f"which is under {licence}" if licence != "other" else "whose terms hold: state them here before you publish"
+    known = f"which is under {licence}" if licence != "other" else "whose terms hold: name them here before you publish"
     return licence, f"The views were imagined by `{weights}`, {known}."
 
 # %% ../../nbs/89_release.ipynb #7320c8e3
