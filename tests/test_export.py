@@ -115,7 +115,7 @@ def test_verl_builds_its_messages_from_them(tmp_path):
     reader = RLHFDataset.__new__(RLHFDataset)  # without a tokenizer: only its reading of a row
     reader.prompt_key, reader.image_key, reader.video_key, reader.audio_key, reader.processor = "prompt", "images", "videos", "audios", object()
     for row, e in zip(load_dataset("parquet", data_files=str(path), split="train"), EXAMPLES, strict=True):
-        [message] = reader._build_messages(dict(row))
+        [message] = reader._build_messages(dict(row), reader.prompt_key)
         pictures = [np.array(part["image"]) for part in message["content"] if part["type"] == "image"]
         assert all((a == b).all() for a, b in zip(pictures, e.images, strict=True)) and message["content"][-1]["text"] == e.question
         assert row["reward_model"]["ground_truth"] == e.answer and row["data_source"] == "world2vlm"
