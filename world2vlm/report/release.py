@@ -214,7 +214,7 @@ def _parts(
     yield from (_student_part(run, profile, arm) for run in ("base", "sft", "grpo"))
     yield _teacher_part(profile)
     yield from (_dataset_part(f"examples-{path.name}", path, profile) for path in sorted(folder.glob("examples/*")))
-    yield _dataset_part("examples-held-out", folder / "held_out/examples", profile)
+    yield _dataset_part("examples-held-out", folder / "held_out", profile)
 
 # %% ../../nbs/89_release.ipynb #77b9a6c9
 _LEFT_OUT = ("checkpoints", "cache", "live", ".cache", "*.tmp")  # of a folder: what only its training needed
