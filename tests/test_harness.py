@@ -70,6 +70,16 @@ def test_lmms_eval_gives_our_answers_and_our_scores(tmp_path):
     assert benchmark.score(rows)["lmms-eval"]["overall"] == pytest.approx(next(value for name, value in score.items() if name.startswith("average")))
 
 
+@needs_lmms_eval
+def test_one_answer_has_one_score_in_both():
+    "By lmms-eval's own function, and by our rule of that name."
+    from lmms_eval.tasks.mmsi_bench.utils import msr_process_results
+    row, doc = dict(id="0", kind="MSR", choices=[], gold="B"), dict(id=0, question_type="MSR", answer="B")
+    for text in ("B", "b", "`B`", "``A``", "{B} or A", "The answer is B", "B because", "B\nThe sofa", "a dog", "", "C or B", "option b."):
+        ours = open_benchmark("mmsi").score([row | dict(response=text)])["lmms-eval"]["overall"]
+        assert ours == msr_process_results(doc, [text])["average"]["score"], text
+
+
 def test_predictions_as_vlmevalkit_stores_them(tmp_path):
     row = lambda name, **fields: dict(id=name, kind="Motion (Cam.)", question="Where?\nOptions: A: x", choices=["A. left", "B: right"], gold="B", response="B") | fields
     rows = [row("7#0", response="`B`\tor\nA"), row("7#1"), row("among_group1_q2", choices=[], response='"B"')]
