@@ -59,8 +59,8 @@ def _answer_requests(
 # %% ../../nbs/82_harness.ipynb #394eaff1
 def _model_class() -> type:  # a model of lmms-eval
     "Any student as a model of lmms-eval, which must be installed."
+    from lmms_eval.api.model import lmms  # first: without it nothing else need be loaded
     from accelerate import Accelerator
-    from lmms_eval.api.model import lmms
     class World2VLM(lmms):
         is_simple = False
 
