@@ -1,6 +1,6 @@
 # The first use of any target makes .venv from requirements.lock. `profile` in params.yaml says how large a run is.
 .DEFAULT_GOAL := help
-.PHONY: help repro ablation comparison quality base teacher svc plan rehearsal gpu-check gpu-wheels test fuzz sync notebooks docs lab lock
+.PHONY: help repro ablation comparison benchmarks quality base teacher svc plan rehearsal release push gpu-check gpu-wheels test fuzz sync notebooks docs lab lock
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export OMP_NUM_THREADS ?= 2
 # glibc gives large arrays back to the kernel and asks for them again at each step of a training, which costs more than the arithmetic; here it keeps them
@@ -19,6 +19,9 @@ ablation: .venv/installed  ## every arm, and the table that compares them
 
 comparison: .venv/installed  ## the main arm alone and against a world model at test time, on all benchmarks at hand
 	dvc repro comparison@bidirectional
+
+benchmarks: .venv/installed  ## the students of the arms on every public benchmark whose folder is there
+	dvc repro benchmarks
 
 quality: .venv/installed  ## the teacher's views against the truth, and the student that reprojection taught instead
 	dvc repro teacher_quality evaluate@reprojection_teacher
@@ -47,6 +50,12 @@ gpu-wheels: .venv/installed  ## the packages for `make gpu-check` on a machine w
 
 svc: .venv/installed  ## the released weights of Stable Virtual Camera as data/svc, which the profile paper uses; asks for their licence
 	python -m world2vlm.teachers.svc.convert $(SVC)
+
+release: .venv/installed  ## folders for the hub in data/release: students, teacher, data sets, with cards
+	python -m world2vlm.report.release --profile $(SIZE)
+
+push: .venv/installed  ## upload data/release as private repositories of NAMESPACE, under your own login (hf auth login)
+	python -m world2vlm.report.release --push $(NAMESPACE)
 
 test: .venv/installed  ## all tests, then every notebook of the library
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile

@@ -12,7 +12,7 @@ from test_answering import make_examples, without_time
 from world2vlm.dataset.shards import read_dataset
 from world2vlm.dataset.synthesis import HeldOut, make_held_out, Scenes, Supervise
 from world2vlm.evaluation.held_out import (
-    _majority_rows, _most_frequent_answer, _random_rows, _shuffle_images, _training_groups, Evaluate, evaluate_arm, evaluate_base, other_scene_indices,
+    _majority_rows, _most_frequent_answer, _random_rows, _shuffle_images, _training_groups, Evaluate, evaluate_arm, evaluate_base, _other_scene_indices,
     read_runs)
 from world2vlm.evaluation.statistics import score_rows
 from world2vlm.students.models import Reply
@@ -83,9 +83,9 @@ def test_random_answers_are_letters_or_training_answers(train, held_out):
 def test_others_come_from_other_scenes(scenes, seed):
     if len(set(scenes)) < 2:
         with pytest.raises(ValueError, match="at least two scenes"):
-            other_scene_indices(scenes, np.random.default_rng(seed))
+            _other_scene_indices(scenes, np.random.default_rng(seed))
         return
-    others = other_scene_indices(scenes, np.random.default_rng(seed))
+    others = _other_scene_indices(scenes, np.random.default_rng(seed))
     assert all(scenes[j] != scene for scene, j in zip(scenes, others))
     if 2 * max(Counter(scenes).values()) <= len(scenes):
         assert sorted(others) == list(range(len(scenes)))  # no pictures are lost

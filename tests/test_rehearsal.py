@@ -1,5 +1,5 @@
 """The paper's run with toys in place of its models: `make rehearsal` (two cores, minutes). What it runs, test_profiles.py holds against the settings of
-`gpu` and `paper`. Stages that come later (annotate, benchmarks) join STAGES, and their toys join toys.py."""
+`gpu` and `paper`. Stages that come later (annotate) join STAGES, and their toys join toys.py."""
 import json
 import os
 import sys
@@ -11,7 +11,7 @@ import yaml
 from smoke_tree import ROOT, copy_repository, run
 
 ARM = "bidirectional"
-STAGES = [f"report@{ARM}", f"comparison@{ARM}", "teacher_quality"]  # and whatever they need
+STAGES = [f"report@{ARM}", f"comparison@{ARM}", "teacher_quality", "benchmarks"]  # and whatever they need
 pytestmark = pytest.mark.rehearsal
 
 

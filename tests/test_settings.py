@@ -28,8 +28,8 @@ from world2vlm.teachers.filters import Filter
 from world2vlm.teachers.svc.training import SVCTraining
 
 SECTIONS = dict(scenes=Scenes, imagine=Imagine, supervise=Supervise, real_turns=RealTurns, held_out=HeldOut, label_audit=LabelAudit, teacher_quality=TeacherQuality,
-                student=StudentConfig, base=Base, svc=SVCTraining, sft=SFT, grpo=GRPO, evaluate=Evaluate, rooms_benchmark=RoomsBenchmark, comparison=Comparison)
-CLASSES = [*SECTIONS.values(), Ranges, Filter, Rules, ViewSearch, Training, MiniConfig, Phase]
+                student=StudentConfig, base=Base, svc=SVCTraining, sft=SFT, grpo=GRPO, evaluate=Evaluate, rooms_benchmark=RoomsBenchmark, comparison=Comparison, benchmarks=Comparison)
+CLASSES = [*dict.fromkeys(SECTIONS.values()), Ranges, Filter, Rules, ViewSearch, Training, MiniConfig, Phase]
 
 
 def changed(params: dict, path: str, value) -> dict:
