@@ -55,10 +55,10 @@ def test_only_adapters_have_gradients_and_moments(toy):
 def test_paper_is_planned_and_too_small_gpus_are_named():
     stages = {stage.name: stage for stage in _plan_run("paper")}
     assert list(stages) == ["imagine", "sft", "grpo", "evaluate"]
-    assert {name: _verdict(stages[name], _Machine()) for name in ("imagine", "sft", "evaluate")} == dict.fromkeys(("imagine", "sft", "evaluate"), "fits")
+    assert {name: _verdict(stages[name], _Machine()) for name in stages} == dict.fromkeys(stages, "fits")
     assert abs(stages["sft"].parts["moments"] / 8 - 646e6) < 1e6  # parameters of LoRA with rank 256
     small = _Machine(memory_gb=24)
-    assert _verdict(stages["grpo"], small).startswith("too large; change grpo: ")
+    assert _verdict(stages["grpo"], small).startswith("too large; change grpo.batch_size")
     assert "too large" in _plan_table(list(stages.values()), small).markdown()
     hours = stages["imagine"].hours * stages["imagine"].gpus
     assert 5 < hours < 60  # 3,334 scenes with a window of 10 to 30 s each

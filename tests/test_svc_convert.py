@@ -11,7 +11,7 @@ from world2vlm.core.stages import _named_inputs
 from world2vlm.scenes.room import room_scenes
 from world2vlm.teachers.base import load_teacher
 from world2vlm.teachers.svc import convert
-from world2vlm.teachers.svc.convert import _key_map, _main, _rename_keys, svc_convert
+from world2vlm.teachers.svc.convert import _key_map, _main, _rename_keys, _join_release
 from world2vlm.teachers.svc.unet import MultiViewUNet
 
 CONFIG = dict(block_out_channels=(32, 32), layers_per_block=1, attention_levels=(True, False), joint_levels=(False, True),
@@ -42,7 +42,7 @@ def sources(folder, **other): return dict(unet=str(folder), vae=str(folder), ima
 @pytest.mark.filterwarnings("ignore:.*neither version")
 def test_the_folder_opens_as_a_teacher(release, tmp_path, capsys):
     folder, unet = release
-    out = svc_convert(str(tmp_path / "svc"), **sources(folder), accept_licence=True, **CONFIG)
+    out = _join_release(str(tmp_path / "svc"), **sources(folder), accept_licence=True, **CONFIG)
     assert capsys.readouterr().out.count("Non-Commercial") == 1
     teacher = load_teacher("svc", checkpoint=str(out), num_inference_steps=2)
     assert all(torch.equal(teacher.pipeline.unet.state_dict()[name], weight) for name, weight in unet.state_dict().items())
@@ -57,7 +57,7 @@ def test_the_folder_opens_as_a_teacher(release, tmp_path, capsys):
 @pytest.mark.filterwarnings("ignore:.*neither version")
 def test_version_decides_the_file(release, tmp_path):
     folder, unet = release
-    out = svc_convert(str(tmp_path / "svc"), "1.0", **sources(folder), accept_licence=True, **CONFIG)
+    out = _join_release(str(tmp_path / "svc"), "1.0", **sources(folder), accept_licence=True, **CONFIG)
     weights = load_file(out / "unet" / "diffusion_pytorch_model.safetensors")
     assert torch.equal(weights["conv_in.bias"], unet.state_dict()["conv_in.bias"] + 1)
 
@@ -67,7 +67,7 @@ def test_a_file_of_the_other_version_is_refused(release, tmp_path, monkeypatch):
     with pytest.warns(UserWarning, match="neither version 1.0 nor 1.1"): known = convert._check_version(folder / "model.safetensors", "1.1")
     monkeypatch.setattr(convert, "_CHECKSUMS", {"1.0": (known[:8], known[-4:]), "1.1": ("b45d13cb", "36da")})
     with pytest.raises(ValueError, match="weights of version 1.0; name the file of version 1.1"):
-        svc_convert(str(tmp_path / "svc"), **sources(folder, unet=str(folder / "model.safetensors")), accept_licence=True, **CONFIG)
+        _join_release(str(tmp_path / "svc"), **sources(folder, unet=str(folder / "model.safetensors")), accept_licence=True, **CONFIG)
     assert not (tmp_path / "svc").exists()
 
 
@@ -80,14 +80,14 @@ def test_a_part_that_lacks_a_weight_or_does_not_fit(release, tmp_path):
     save_file({name: weight for name, weight in weights.items() if name != "decoder.conv_out.bias"},
               tmp_path / "vae" / "diffusion_pytorch_model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match="missing: decoder.conv_out.bias"):
-        svc_convert(str(tmp_path / "svc"), **sources(folder, vae=str(tmp_path)), accept_licence=True, **CONFIG)
+        _join_release(str(tmp_path / "svc"), **sources(folder, vae=str(tmp_path)), accept_licence=True, **CONFIG)
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
     sizes = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, patch_size=32)
     CLIPVisionModelWithProjection(CLIPVisionConfig(**sizes, projection_dim=24)).save_pretrained(tmp_path / "wide")
     with pytest.raises(ValueError, match="image embedding: 24, the denoiser needs 8"):
-        svc_convert(str(tmp_path / "svc"), **sources(folder, image_encoder=str(tmp_path / "wide")), accept_licence=True, **CONFIG)
+        _join_release(str(tmp_path / "svc"), **sources(folder, image_encoder=str(tmp_path / "wide")), accept_licence=True, **CONFIG)
     with pytest.raises(FileNotFoundError, match="give the path of a copy"):
-        svc_convert(str(tmp_path / "svc"), **sources(folder, vae=str(tmp_path / "none")), accept_licence=True, **CONFIG)
+        _join_release(str(tmp_path / "svc"), **sources(folder, vae=str(tmp_path / "none")), accept_licence=True, **CONFIG)
 
 
 def test_the_licence_is_asked_once(release, tmp_path, monkeypatch):

@@ -36,7 +36,7 @@ def student(folder: Path) -> None:
 
 
 def svc(folder: Path) -> None:
-    "UNet, VAE, CLIP and scheduler as `svc_convert` joins them; two steps of sampling."
+    "UNet, VAE, CLIP and scheduler as `_join_release` joins them; two steps of sampling."
     import torch
     from diffusers import AutoencoderKL
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection

@@ -48,6 +48,16 @@ def _open_student(
     options = dict(box_format=config.box_format, attention=config.attention, max_pixels=config.max_pixels)
     return open_student(checkpoint, config.engine, **options)
 
+# %% ../../nbs/72_held_out.ipynb #9691c3ae
+def _part_file(
+    folder: Path,  # of the answer files
+    run: str,  # its name
+    part: int,  # index of the part
+    parts: int,  # how many there are
+) -> Path:
+    "Where the answers of one part of a run go."
+    return folder / (f"{run}.jsonl" if parts == 1 else f"{run}-{part}.jsonl")
+
 # %% ../../nbs/72_held_out.ipynb #ca7a8d8c
 def _ask_part(
     part: int,  # index of the part, from 0
@@ -61,8 +71,8 @@ def _ask_part(
     "Every `parts`-th batch of each run, by one student; a batch is the same whatever the number of parts."
     student, items = _open_student(config, checkpoint), list(read_dataset("examples", source))
     def ask(run, examples):
-        own = [example for batch in _batches(examples, config.batch_size)[part::parts] for example in batch]
-        path = folder / (f"{run}.jsonl" if parts == 1 else f"{run}-{part}.jsonl")
+        own = sum(_batches(examples, config.batch_size)[part::parts], [])
+        path = _part_file(folder, run, part, parts)
         rows = {row["id"]: row for row in answer_examples(student, own, path, config.batch_size, config.max_new_tokens)}
         return [rows[example.id] for example in examples if example.id in rows]
     return {run: ask(run, _shuffle_images(items, config.seed) if shuffled else items) for run, shuffled in runs.items()}
@@ -79,11 +89,11 @@ def _join_parts(
     rows, path = {row["id"]: row for part in parts for row in part}, folder / f"{run}.jsonl"
     path.unlink(missing_ok=True)  # of a kill at this place
     lines = [rows[example.id] for batch in _batches(items, batch_size) for example in batch]
-    append_jsonl(path, [{name: value for name, value in row.items() if name != "seconds"} for row in lines])
-    for part in range(len(parts)): (folder / f"{run}-{part}.jsonl").unlink(missing_ok=True)
+    append_jsonl(path, [{name: line[name] for name in line if name != "seconds"} for line in lines])
+    for part in range(len(parts)): _part_file(folder, run, part, len(parts)).unlink(missing_ok=True)
     return [rows[example.id] for example in items]
 
-
+# %% ../../nbs/72_held_out.ipynb #3402c3ba
 def _run_student(
     config: Evaluate,  # how it is asked
     checkpoint: Path | str,  # a folder, or the name of a model on the hub
@@ -93,11 +103,11 @@ def _run_student(
 ) -> dict[str, list[dict]]:  # name of a run -> rows of `evaluation.answering.answer_examples`
     "Ask a student the questions of each run; what was answered before a kill is not asked again."
     import torch
-    device, n = "cuda" if torch.cuda.is_available() else "cpu", max(1, config.workers)
+    n = max(1, config.workers)
     ask = partial(_ask_part, parts=n, config=config, checkpoint=checkpoint, source=source, runs=runs, folder=folder)
     if n == 1: return ask(0)
+    device, items = "cuda" if torch.cuda.is_available() else "cpu", list(read_dataset("examples", source))
     parts = parallel_map(ask, n, n, "parts of the questions", device=device)
-    items = list(read_dataset("examples", source))
     return {run: _join_parts(run, [part[run] for part in parts], items, config.batch_size, folder) for run in runs}
 
 # %% ../../nbs/72_held_out.ipynb #e3e43a49

@@ -39,7 +39,7 @@ class _Machine(Settings):
     tokens_per_second: Positive = 600.0  # that one GPU samples, all answers of a batch together
     examples_per_scene: Positive = 30.0  # of scenes with depth and objects; plain photos give about 2.4
 
-
+# %% ../../nbs/83_plan.ipynb #fb750b0a
 def _measured(
     machine: _Machine,  # stated rates
     path: Path,  # of gpu_check.json; may be missing
@@ -49,11 +49,12 @@ def _measured(
     rates = json.loads(path.read_text(encoding="utf-8")).get("rates", {})
     return replace(machine, **{name: value for name, value in rates.items() if value})
 
-# %% ../../nbs/83_plan.ipynb #334af7bb
+# %% ../../nbs/83_plan.ipynb #b53b5cc2
 _VIEW_FLOPS = 38.5e12 / 21  # of the released denoiser for one view of 576 x 576, at one noise level
 _TEACHER_WEIGHTS = 4 * (1_263_968_004 + 83_650_000 + 632_080_000)  # bytes: denoiser, VAE, CLIP
 _TEACHER_ACTIVATIONS = 12e9 / 21  # bytes for one view of 576 x 576
 
+# %% ../../nbs/83_plan.ipynb #334af7bb
 class _Stage(NamedTuple):
     "One row of the plan."
     name: str  # of the stage
@@ -63,7 +64,7 @@ class _Stage(NamedTuple):
     disk: float  # bytes
     remedies: dict[str, str]  # part -> the setting that makes it smaller
 
-
+# %% ../../nbs/83_plan.ipynb #6503db96
 def _imagine_stage(
     scenes: Scenes,  # their size
     config: Imagine,  # motions and options
@@ -84,9 +85,11 @@ def _imagine_stage(
     remedies = {"activations": "imagine.options.svc.max_views", "weights": "imagine.options.svc.bf16"}
     return _Stage("imagine", gpus, parts, seconds / 3600, n * views * width * height * 1.8, remedies)
 
-# %% ../../nbs/83_plan.ipynb #44dca5df
+# %% ../../nbs/83_plan.ipynb #21fb670d
 _TEXT_TOKENS, _ANSWER_TOKENS = 160, 24  # of a question without its pictures, and of an answer
+_EXAMPLES = 100_000  # where `limit` is 0
 
+# %% ../../nbs/83_plan.ipynb #44dca5df
 def _picture_tokens(
     settings: Any,  # of a student
     size: tuple[int, int],  # width and height of a picture
@@ -99,14 +102,52 @@ def _picture_tokens(
     rows, columns = smart_resize(height, width, side, min_pixels=side**2, max_pixels=max_pixels or 12_845_056)
     return rows * columns // side**2
 
-
+# %% ../../nbs/83_plan.ipynb #1543b840
 def _training_flops(
     config: Training,  # SFT or GRPO
 ) -> int:  # for each parameter and token
     "Flops of one training step."
     return 4 + 2 * (not config.lora_rank) + 2 * config.gradient_checkpointing
 
+# %% ../../nbs/83_plan.ipynb #a92dd5a7
+def _training_batch(
+    config: Training,  # SFT or GRPO
+    settings: Any,  # of the student
+    size: tuple[int, int],  # width and height of the pictures
+) -> _Batch:  # of one process
+    "What one forward pass reads: two pictures, a question and an answer."
+    pictures = 2 * _picture_tokens(settings, size, config.max_pixels)
+    patches = pictures * getattr(settings.vision_config, "spatial_merge_size", 2) ** 2
+    answer = config.max_completion_length if isinstance(config, GRPO) else _ANSWER_TOKENS
+    return _Batch(config.batch_size, _TEXT_TOKENS + pictures, answer, config.batch_size * patches)
 
+# %% ../../nbs/83_plan.ipynb #607e4b5b
+def _training_hours(
+    config: Training,  # SFT or GRPO
+    batch: _Batch,  # of `_training_batch`
+    parameters: int,  # of the student
+    machine: _Machine,  # rates
+) -> float:  # with all processes
+    "Flops over the rate of the GPUs; GRPO reads each answer once more for the reference, and samples it before."
+    grpo, n = isinstance(config, GRPO), (config.limit or _EXAMPLES) * config.epochs
+    answers = n * (config.num_generations if grpo else 1)
+    flops = answers * (batch.prompt + batch.answer) * parameters * (_training_flops(config) + 2 * grpo)
+    seconds = flops / (machine.teraflops * 1e12 * machine.training_share)
+    return (seconds + grpo * answers * batch.answer / machine.tokens_per_second) / config.processes / 3600
+
+# %% ../../nbs/83_plan.ipynb #7537350a
+def _training_remedies(
+    name: str,  # "sft" or "grpo"
+    config: Training,  # of that stage
+    parts: dict[str, float],  # of `students.memory._step_memory`
+) -> dict[str, str]:  # part -> setting
+    "What makes each part smaller."
+    shared = "launch: fsdp2" if config.launch == "ddp" else "more processes"
+    remedies = dict.fromkeys(parts, f"{name}: {shared}, or lora_rank")
+    remedies |= dict.fromkeys(("activations", "vision"), f"{name}.batch_size, or gradient_checkpointing")
+    return remedies | {"cache": f"{name}.batch_size", "gathered reference": f"{name}: launch: zero3, or lora_rank"}
+
+# %% ../../nbs/83_plan.ipynb #21465fa2
 def _training_stage(
     name: str,  # "sft" or "grpo"
     config: Training,  # of that stage
@@ -115,24 +156,14 @@ def _training_stage(
     machine: _Machine,  # GPUs and rates
 ) -> _Stage:  # with its checkpoints on the disk
     "A training stage."
-    grpo, processes = isinstance(config, GRPO), min(machine.gpus, config.processes)
-    pictures = 2 * _picture_tokens(settings, size, config.max_pixels)
-    merged = getattr(settings.vision_config, "spatial_merge_size", 2) ** 2
-    answer = config.max_completion_length if grpo else _ANSWER_TOKENS
-    batch = _Batch(config.batch_size, _TEXT_TOKENS + pictures, answer, config.batch_size * pictures * merged)
-    generated = config.batch_size * config.gradient_accumulation_steps if grpo else 0
-    parts = _step_memory(settings, replace(config, processes=processes), batch, generated)
-    sequences = (config.limit or 100_000) * config.epochs * (config.num_generations if grpo else 1)
-    counts = _count_parameters(_empty_student(settings, config))
+    config = replace(config, processes=min(machine.gpus, config.processes))
+    batch, counts = _training_batch(config, settings, size), _count_parameters(_empty_student(settings, config))
+    generated = config.batch_size * config.gradient_accumulation_steps if isinstance(config, GRPO) else 0
+    parts, n = _step_memory(settings, config, batch, generated), config.limit or _EXAMPLES
     parameters = counts["frozen"] + counts["trained"] * (not config.lora_rank)
-    flops = sequences * (batch.prompt + answer) * parameters * (_training_flops(config) + 2 * grpo)
-    seconds = flops / (processes * machine.teraflops * 1e12 * machine.training_share)
-    if grpo: seconds += sequences * answer / (processes * machine.tokens_per_second)
-    disk = 2 * 12 * counts["trained"] + 2 * parameters + (config.limit or 100_000) * 2 * size[0] * size[1] * 1.8
-    shared = "launch: fsdp2" if config.launch == "ddp" else "more processes"
-    remedies = dict.fromkeys(parts, f"{name}: {shared}, or lora_rank")
-    remedies |= dict.fromkeys(("activations", "vision"), f"{name}.batch_size, or gradient_checkpointing")
-    return _Stage(name, processes, parts, seconds / 3600, disk, remedies | {"cache": f"{name}.batch_size"})
+    disk = 2 * 12 * counts["trained"] + 2 * parameters + n * 2 * size[0] * size[1] * 1.8
+    hours = _training_hours(config, batch, parameters, machine)
+    return _Stage(name, config.processes, parts, hours, disk, _training_remedies(name, config, parts))
 
 # %% ../../nbs/83_plan.ipynb #e4ddceed
 def _evaluate_stage(
@@ -163,8 +194,8 @@ def _plan_run(
     load = lambda cls, name: load_settings(cls, name, profile, arm if name in ("sft", "grpo") else None)
     scenes, imagine, sft, grpo = load(Scenes, "scenes"), load(Imagine, "imagine"), load(SFT, "sft"), load(GRPO, "grpo")
     folder = scenes.source == "photos" and (repo_root() / scenes.folder).is_dir()
-    wanted = math.ceil((sft.limit or 100_000) / machine.examples_per_scene)
-    n = scenes.n or (count_photos(scenes.folder) if folder else wanted)
+    needed = math.ceil((sft.limit or _EXAMPLES) / machine.examples_per_scene)
+    n = scenes.n or (count_photos(scenes.folder) if folder else needed)
     settings = _student_settings(load(StudentConfig, "student").checkpoint)
     train = lambda name, config: _training_stage(name, config, settings, scenes.size, machine)
     stages = [train("sft", sft), train("grpo", grpo)]
@@ -182,7 +213,7 @@ def _verdict(
     if sum(stage.parts.values()) <= room: return "fits"
     return f"too large; change {stage.remedies[max(stage.parts, key=stage.parts.get)]}"
 
-
+# %% ../../nbs/83_plan.ipynb #b2edf1f3
 def _plan_table(
     stages: list[_Stage],  # of `_plan_run`
     machine: _Machine = _Machine(),  # memory of a GPU

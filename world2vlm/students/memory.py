@@ -44,7 +44,7 @@ def _empty_student(
         if parameter.requires_grad: parameter.data = parameter.data.float()
     return model.train()
 
-
+# %% ../../nbs/69_memory.ipynb #eac352ed
 def _count_parameters(
     model: "PreTrainedModel",  # of `_empty_student`
 ) -> dict[str, int]:  # "trained", "frozen", "frozen bytes"
@@ -55,22 +55,27 @@ def _count_parameters(
     return {"trained": total(trained), "frozen": total(frozen), "frozen bytes": sum(p.nbytes for p in frozen)}
 
 # %% ../../nbs/69_memory.ipynb #de2532e5
+def _fill(
+    module: "torch.nn.Module",  # changed; not those inside it
+) -> None:
+    "Give parameters and buffers of a module a place, those that do not train as buffers: the tracker takes no others."
+    import torch
+    for name, old in {**module._parameters, **module._buffers}.items():
+        if old is None: continue
+        data = torch.empty(old.shape, dtype=old.dtype)
+        delattr(module, name)
+        if old.requires_grad: module.register_parameter(name, torch.nn.Parameter(data))
+        else: module.register_buffer(name, data)
+
+# %% ../../nbs/69_memory.ipynb #a065e12b
 def _shortened(
     model: "PreTrainedModel",  # of `_empty_student`, changed
     layers: int,  # that stay
 ) -> "torch.nn.Module":  # the language model
     "The language model with few layers, as fake tensors on the processor; to be called in a `FakeTensorMode`."
-    import torch
     decoder = getattr(model, "get_base_model", lambda: model)().get_decoder()
     decoder.layers = decoder.layers[:layers]
-    for module in [*decoder.modules(), model.get_output_embeddings()]:
-        for name, old in {**module._parameters, **module._buffers}.items():
-            if old is None: continue
-            data = torch.empty(old.shape, dtype=old.dtype)
-            if old.requires_grad: module._parameters[name] = torch.nn.Parameter(data)
-            else:  # the tracker takes no parameters that do not train
-                module._parameters.pop(name, None)
-                module._buffers[name] = data
+    for module in [*decoder.modules(), model.get_output_embeddings()]: _fill(module)
     return decoder
 
 # %% ../../nbs/69_memory.ipynb #b8892795
@@ -82,7 +87,21 @@ class _Batch:
     answer: int  # tokens of an answer
     patches: int = 0  # of all pictures together
 
+# %% ../../nbs/69_memory.ipynb #cfc15d71
+def _run_step(
+    decoder: "torch.nn.Module",  # of `_shortened`
+    head: "torch.nn.Module",  # output embeddings
+    read: "torch.Tensor",  # [B, T, width] what the first layer reads
+    answer: int,  # tokens of an answer
+) -> None:
+    "A forward and a backward pass."
+    import torch
+    mask = dict.fromkeys(("full_attention", "sliding_attention"))  # causal, without padding
+    hidden = decoder(inputs_embeds=read, attention_mask=mask, use_cache=False).last_hidden_state
+    logits = head(hidden[:, -answer:]).float().flatten(0, 1)
+    torch.nn.functional.cross_entropy(logits, torch.empty(len(logits), dtype=torch.long)).backward()
 
+# %% ../../nbs/69_memory.ipynb #1bf9195e
 def _peak_of(
     settings: Any,  # of `_student_settings`
     training: Training,  # what trains, and whether activations are recomputed
@@ -103,10 +122,7 @@ def _peak_of(
         with tracker, torch.autocast("cpu", torch.bfloat16, enabled=training.bf16):
             width = settings.get_text_config().hidden_size
             read = torch.empty(*shape, width, dtype=settings.dtype or torch.float32, requires_grad=True)
-            mask = dict.fromkeys(("full_attention", "sliding_attention"))  # causal, without padding
-            hidden = decoder(inputs_embeds=read, attention_mask=mask, use_cache=False).last_hidden_state
-            logits = head(hidden[:, -batch.answer:]).float().flatten(0, 1)
-            torch.nn.functional.cross_entropy(logits, torch.empty(len(logits), dtype=torch.long)).backward()
+            _run_step(decoder, head, read, batch.answer)
     [peak] = tracker.get_tracker_snapshot("peak").values()
     return sum(size for kind, size in peak.items() if getattr(kind, "name", "") in ("ACT", "TEMP", "OTH"))
 
@@ -122,6 +138,27 @@ def _vision_bytes(
     blocks = 0 if training.freeze_vision else getattr(vision, "depth", None) or vision.num_hidden_layers
     if blocks and not training.gradient_checkpointing: return 2 * patches * blocks * inside
     return 2 * patches * (inside + blocks * vision.hidden_size)
+
+# %% ../../nbs/69_memory.ipynb #4e58f58e
+def _cache_width(
+    text: Any,  # configuration of a language model
+) -> int:  # bytes
+    "Keys and values of one token, in bfloat16."
+    head = text.hidden_size // text.num_attention_heads
+    return 4 * text.num_hidden_layers * text.num_key_value_heads * head
+
+# %% ../../nbs/69_memory.ipynb #19b4ff7e
+def _reference_memory(
+    training: Training,  # GRPO
+    total: int,  # parameters
+    shards: int,  # processes that share the states
+    parts: dict[str, float],  # of `_step_memory`
+) -> dict[str, float]:  # part -> bytes
+    "The reference of the KL term, in bfloat16. FSDP2 gathers it whole, in a buffer and a copy, before activations exist."
+    if not training.beta or training.lora_rank: return {}
+    if shards == 1 or training.launch == "zero3": return {"reference": 2 * total / shards}
+    later = sum(parts[name] for name in ("gathered layers", "activations", "vision"))
+    return {"reference": 2 * total / shards, "gathered reference": max(0, 4 * total - later)}
 
 # %% ../../nbs/69_memory.ipynb #6a1b3a22
 def _step_memory(
@@ -143,13 +180,6 @@ def _step_memory(
              "gathered layers": 6 * sum(p.numel() for p in layer.parameters()) if shards > 1 else 0,
              "activations": first + (second - first) * (text.num_hidden_layers - 1),
              "vision": _vision_bytes(settings, training, batch.patches)}
-    if generated:
-        head = text.hidden_size // text.num_attention_heads
-        width = 4 * text.num_hidden_layers * text.num_key_value_heads * head  # keys and values in bfloat16
-        parts["cache"] = generated * (batch.prompt + batch.answer) * width
-    if generated and training.beta and not training.lora_rank:
-        parts["reference"] = 2 * total / shards
-        if shards > 1 and training.launch != "zero3":  # a buffer and a copy, but before there are activations
-            step = sum(parts[name] for name in ("gathered layers", "activations", "vision"))
-            parts["gathered reference"] = max(0, 4 * total - step)
-    return parts
+    if not generated: return parts
+    parts["cache"] = generated * (batch.prompt + batch.answer) * _cache_width(text)
+    return parts | _reference_memory(training, total, shards, parts)

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Annotated, Literal
 from unittest.mock import patch
@@ -23,6 +23,8 @@ import numpy as np
 
 from ..core.config import Count, LearningRate, NotNegative, Positive, Seed, Settings, Share, Whole, Workers
 from ..core.runs import _plain_errors, read_jsonl
+from ..dataset.columns import _read_columns, _selected_file
+from ..dataset.shards import _check_checksum, shard_paths
 from .checkpoints import _last_checkpoint, _restore_weights, _save_student
 from .launch import _Launch
 from .models import Attention, BoxFormat, model_picture_size
@@ -160,10 +162,18 @@ def _text_columns(
     import pyarrow as pa
     from datasets import Dataset
     from datasets.table import InMemoryTable
-    from world2vlm.dataset.columns import _read_columns
     names = ["id", "direction", "split", "task", "question", "answer", "images.list.element.path"]
     tables = [_read_columns(path, names).replace_schema_metadata() for path in paths]
     return Dataset(InMemoryTable(pa.concat_tables(tables)))
+
+# %% ../../nbs/62_training.ipynb #e39c9f52
+def _each_row(
+    columns: dict,  # name -> values of some rows
+    to_row: Callable,  # a row -> a row
+) -> dict:  # name -> values
+    "Change every row, as `datasets` asks it of a transform."
+    rows = [to_row(dict(zip(columns, values))) for values in zip(*columns.values())]
+    return {name: [row[name] for row in rows] for name in rows[0]}
 
 # %% ../../nbs/62_training.ipynb #dfa5ea3a
 def training_rows(
@@ -177,8 +187,6 @@ def training_rows(
 ) -> "datasets.Dataset":  # in reading order
     "The training examples of `folder` as a lazy TRL data set. `ValueError` if `directions` or `tasks` leave none."
     from datasets import config as datasets_config, Dataset
-    from world2vlm.dataset.columns import _selected_file
-    from world2vlm.dataset.shards import _check_checksum, shard_paths
     for path in (paths := shard_paths("examples", folder)): _check_checksum(path)
     texts = _text_columns(paths)
     rows = _selected_rows(texts, config, step, for_grpo)
@@ -190,13 +198,18 @@ def training_rows(
     resized = processor and config.box_format == "pixels"
     if resized: model_picture_size(processor, (64, 64))  # another family of students is an error now, not at a row
     size = lambda example: model_picture_size(processor, example["images"][0].size) if resized else None
-    def transform(columns):
-        examples = [dict(zip(columns, values)) for values in zip(*columns.values())]
-        lines = [to_row(example, config.box_format, size(example)) for example in examples]
-        return {name: [line[name] for line in lines] for name in lines[0]}
+    transform = partial(_each_row, to_row=lambda example: to_row(example, config.box_format, size(example)))
     distinct = np.unique(rows)
     data = Dataset.from_file(str(_selected_file(paths, distinct, Path(cache or datasets_config.HF_DATASETS_CACHE))))
     return data.select(np.searchsorted(distinct, rows)).with_transform(transform)
+
+# %% ../../nbs/62_training.ipynb #1b087d8e
+def _inside(
+    name: str,  # of a module or a parameter
+    parts: list[str],  # names of modules
+) -> bool:
+    "Whether `name` is part of one of `parts`."
+    return name.startswith(tuple(f"{part}." for part in parts))
 
 # %% ../../nbs/62_training.ipynb #14cc27b4
 def _modules_of(
@@ -209,9 +222,8 @@ def _modules_of(
     modules = [(name, module) for name, module in model.named_modules() if name]  # outer ones first
     of_part = lambda module: kind is not None and isinstance(getattr(module, "config", None), type(kind))
     fitting = [name for name, module in modules if of_part(module)]
-    fitting, outer = fitting or [name for name, _ in modules if name.split(".")[-1] in usual], []
-    for name in fitting: outer += [name] * (not name.startswith(tuple(f"{other}." for other in outer)))
-    return outer
+    fitting = fitting or [name for name, _ in modules if name.split(".")[-1] in usual]
+    return [name for name in fitting if not _inside(name, fitting)]
 
 # %% ../../nbs/62_training.ipynb #041710b8
 def _vision_towers(
@@ -229,9 +241,8 @@ def _lora_config(
     if not config.lora_rank: return None
     from peft import LoraConfig
     from torch.nn import Linear
-    inside = _modules_of(model, "text_config", "language_model") + _vision_towers(model) * (not config.freeze_vision)
-    inside = tuple(f"{part}." for part in inside)
-    layers = [name for name, module in model.named_modules() if isinstance(module, Linear) and name.startswith(inside)]
+    parts = _modules_of(model, "text_config", "language_model") + _vision_towers(model) * (not config.freeze_vision)
+    layers = [name for name, module in model.named_modules() if isinstance(module, Linear) and _inside(name, parts)]
     return LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, task_type="CAUSAL_LM", target_modules=layers)
 
 # %% ../../nbs/62_training.ipynb #9d4471be
@@ -276,8 +287,8 @@ def prepare_model(
     "Choose the parameters that train, in float32. ValueError if none does, or if there is no vision tower to freeze."
     if config.lora_rank and not config.lora_alpha:
         raise ValueError(f"lora_alpha: 0 scales the whole LoRA update to nothing; try {2 * config.lora_rank}")
-    frozen = tuple(f"{tower}." for tower in _vision_towers(model)) if config.freeze_vision else ()
-    for name, parameter in model.named_parameters(): parameter.requires_grad_(not name.startswith(frozen))
+    frozen = _vision_towers(model) if config.freeze_vision else []
+    for name, parameter in model.named_parameters(): parameter.requires_grad_(not _inside(name, frozen))
     if config.freeze_vision and all(parameter.requires_grad for parameter in model.parameters()):
         raise ValueError(f"freeze_vision: {type(model).__name__} has no vision tower to freeze; set it to false")
     if config.remember_pictures:
