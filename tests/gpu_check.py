@@ -160,12 +160,11 @@ def steps_of(trainer) -> list[float]:
 
 def trainer_parts(toy: bool, config, folder: str) -> tuple:
     "Model, processor and arguments as the stages make them."
-    from world2vlm.students.training import _lora_config, _vision_towers, prepare_model, trainer_arguments
+    from peft import get_peft_model
+    from world2vlm.students.training import _lora_config, prepare_model, trainer_arguments
     model, processor, tokenizer = student(toy)
     model = prepare_model(model, config)
-    if not hasattr(model, "peft_config"):
-        from peft import get_peft_model
-        model = get_peft_model(model, _lora_config(model, config))
+    model = get_peft_model(model, _lora_config(model, config))
     arguments = trainer_arguments(config, folder, 2 if toy else 4) | dict(save_strategy="no", logging_steps=1)
     return model, processor, tokenizer, arguments
 

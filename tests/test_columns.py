@@ -16,7 +16,7 @@ from world2vlm.dataset.synthesis import answer_counts
 def noisy(n):
     rng = np.random.default_rng(0)
     target = {"actions": None, "box": None, "yes": True}
-    return [Example(f"e{i}", "D2", "forward", [rng.integers(0, 255, (64, 64, 3), np.uint8)] * (1 + i % 2), f"Is it {i}?", "yes", target,
+    return [Example(f"e{i}", "D2", "forward", [rng.integers(0, 255, (128, 128, 3), np.uint8)] * (1 + i % 2), f"Is it {i}?", "yes", target,
                     f"s{i}", "simulator", "train", "exact", "direct", None) for i in range(n)]
 
 
