@@ -4,11 +4,12 @@ from copy import deepcopy
 
 import pytest
 from safetensors import safe_open
-from toy_training import TINY
+from toy_training import TINY, trainable
 
 from world2vlm.core.config import repo_root
 from world2vlm.students.models import load_student, mini_student
-from world2vlm.students.training import Training, _restore_weights, prepare_model
+from world2vlm.students.checkpoints import _restore_weights
+from world2vlm.students.training import Training
 from world2vlm.teachers.svc.teacher import SVC
 
 
@@ -66,7 +67,7 @@ def test_torn_weights_are_refused_misfit_kind(student, tmp_path):
 
 @pytest.mark.parametrize("change", [missing, renamed, surplus])
 def test_lora_of_other_weights_is_not_resumed_misfit_kind(student, tmp_path, change):
-    lora = prepare_model(mini_student(["a"], TINY)[0], Training(lora_rank=2, lora_alpha=4))
+    lora = trainable(mini_student(["a"], TINY)[0], Training(lora_rank=2, lora_alpha=4))
     lora.save_pretrained(tmp_path)
     assert _restore_weights(lora, str(tmp_path)) == str(tmp_path)
     name = rewrite(tmp_path / "adapter_model.safetensors", change, "q_proj.lora_B")

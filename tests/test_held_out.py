@@ -12,7 +12,7 @@ from test_answering import make_examples, without_time
 from world2vlm.dataset.shards import read_dataset
 from world2vlm.dataset.synthesis import HeldOut, make_held_out, Scenes, Supervise
 from world2vlm.evaluation.held_out import (
-    _majority_rows, _most_frequent_answer, _random_rows, _shuffle_images, _training_groups, Evaluate, evaluate_arm, evaluate_base, other_scene_indices,
+    _majority_rows, _most_frequent_answer, _random_rows, _shuffle_images, _training_groups, Evaluate, evaluate_arm, evaluate_base, _other_scene_indices,
     read_runs)
 from world2vlm.evaluation.statistics import score_rows
 from world2vlm.students.models import Reply
@@ -83,9 +83,9 @@ def test_random_answers_are_letters_or_training_answers(train, held_out):
 def test_others_come_from_other_scenes(scenes, seed):
     if len(set(scenes)) < 2:
         with pytest.raises(ValueError, match="at least two scenes"):
-            other_scene_indices(scenes, np.random.default_rng(seed))
+            _other_scene_indices(scenes, np.random.default_rng(seed))
         return
-    others = other_scene_indices(scenes, np.random.default_rng(seed))
+    others = _other_scene_indices(scenes, np.random.default_rng(seed))
     assert all(scenes[j] != scene for scene, j in zip(scenes, others))
     if 2 * max(Counter(scenes).values()) <= len(scenes):
         assert sorted(others) == list(range(len(scenes)))  # no pictures are lost
@@ -165,6 +165,15 @@ def test_the_stages_give_the_runs_of_a_report(folders, tmp_path):
     assert responses["blind"] == mean(_shuffle_images(questions, CONFIG.seed), "grpo") != responses["grpo"]
     assert responses["majority"] == [row["response"] for row in _majority_rows(_training_groups(training), questions)]
     assert responses["random"] == [row["response"] for row in _random_rows(_training_groups(training), questions)]
+
+
+def test_several_processes_write_the_same_files(folders, tmp_path):
+    arm(folders, tmp_path / "one")
+    students = {"sft": folders / "sft", "grpo": folders / "grpo"}
+    runs = evaluate_arm(replace(CONFIG, workers=2), students, folders / "questions", folders / "examples", tmp_path / "two")
+    files = lambda folder: {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert files(tmp_path / "two") == files(tmp_path / "one")
+    assert by_id(runs) == by_id(read_runs(tmp_path / "two"))
 
 
 def test_an_arm_that_was_killed_goes_on_where_it_was(folders, tmp_path):

@@ -31,8 +31,8 @@ from world2vlm.teachers.filters import Filter
 from world2vlm.teachers.svc.training import SVCTraining
 
 SECTIONS = dict(scenes=Scenes, annotate=Annotate, imagine=Imagine, supervise=Supervise, real_turns=RealTurns, held_out=HeldOut, label_audit=LabelAudit, teacher_quality=TeacherQuality,
-                student=StudentConfig, base=Base, svc=SVCTraining, sft=SFT, grpo=GRPO, evaluate=Evaluate, rooms_benchmark=RoomsBenchmark, comparison=Comparison)
-CLASSES = [*SECTIONS.values(), Ranges, Filter, HallucinationCheck, Rules, ViewSearch, Training, MiniConfig, Phase, AnnotationErrors, _Errors]
+                student=StudentConfig, base=Base, svc=SVCTraining, sft=SFT, grpo=GRPO, evaluate=Evaluate, rooms_benchmark=RoomsBenchmark, comparison=Comparison, benchmarks=Comparison)
+CLASSES = [*dict.fromkeys(SECTIONS.values()), Ranges, Filter, HallucinationCheck, Rules, ViewSearch, Training, MiniConfig, Phase, AnnotationErrors, _Errors]
 
 
 def changed(params: dict, path: str, value) -> dict:
@@ -60,9 +60,15 @@ def test_every_number_has_a_range_settings(cls):
 
 
 @pytest.mark.parametrize("section, cls", SECTIONS.items())
-@pytest.mark.parametrize("profile", ["smoke", "mini", "gpu", "paper"])
+@pytest.mark.parametrize("profile", ["smoke", "mini", "gpu", "paper", "rehearsal"])
 def test_all_profiles_and_arms_pass_settings(section, cls, profile):
     for arm in load_params()["arms"]: assert isinstance(load_settings(cls, section, profile, arm), cls)
+
+
+@pytest.mark.parametrize("profile", ["smoke", "mini", "gpu", "paper", "rehearsal"])
+def test_both_stages_agree_on_the_questions_of_grpo_settings(profile):
+    for arm in load_params()["arms"]:
+        assert load_settings(SFT, "sft", profile, arm).grpo_per_task == load_settings(GRPO, "grpo", profile, arm).grpo_per_task
 
 
 # Case 25 and its kind: path in params.yaml, wrong value, what the message says after the path.
@@ -119,6 +125,9 @@ WRONG = [
     ("sft/directions", ["forwards"], "did you mean forward?"),
     ("sft/epochs", 0, "expected a number > 0"),
     ("grpo/num_generations", 1, "expected a number >= 2, got 1"),
+    ("grpo/reward", "papers", "expected one of tasks, paper, got 'papers' (str); did you mean paper?"),
+    ("grpo/vllm", "colocated", "expected one of off, colocate, server, got 'colocated' (str); did you mean colocate?"),
+    ("sft/nodes", 0, "expected a number >= 1, got 0"),
     ("grpo/temperature", 0, "expected a number > 0"),
     ("grpo/format_weight", 2, "expected a number >= 0 and <= 1"),
     ("evaluate/engine", "transfomers", "did you mean transformers?"),

@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from toy_training import PLAIN, colour_examples, home, one_thread, picture  # noqa: F401 (fixtures among them)
+from toy_training import PLAIN, colour_examples, home, one_thread, picture, trainable  # noqa: F401 (fixtures among them)
 
 from world2vlm.dataset.shards import write_shards
-from world2vlm.students import training
+from world2vlm.students import checkpoints, training
 from world2vlm.students.sft import train_sft
 from world2vlm.students.training import Training, training_row, training_rows
 
@@ -75,7 +75,7 @@ def test_boxes_in_pixels_are_those_of_the_resized_picture(home):
 def test_lora_is_for_the_language_model_where_the_vision_tower_is_frozen():
     from toy_training import TINY
     from world2vlm.students.models import mini_student
-    trained = lambda **settings: {name for name, p in training.prepare_model(mini_student(["a"], TINY)[0], Training(**settings)).named_parameters() if p.requires_grad}
+    trained = lambda **settings: {name for name, p in trainable(mini_student(["a"], TINY)[0], Training(**settings)).named_parameters() if p.requires_grad}
     assert any("visual" in name for name in trained()) and not any("visual" in name for name in trained(freeze_vision=True))
     lora = trained(freeze_vision=True, lora_rank=2, lora_alpha=4)
     assert lora and all("lora" in name and "visual" not in name for name in lora)
@@ -85,7 +85,7 @@ def test_torn_checkpoints_are_removed(tmp_path):
     for step, text in ((5, '{"global_step": 5}'), (10, '{"global_step": 10}'), (15, '{"global_st'), (20, None)):
         (tmp_path / f"checkpoint-{step}").mkdir()
         if text: (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(text)
-    assert training._last_checkpoint(tmp_path).endswith("checkpoint-10")
+    assert checkpoints._last_checkpoint(tmp_path).endswith("checkpoint-10")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-5"]
 
 
@@ -99,7 +99,7 @@ def test_a_checkpoint_of_several_processes_needs_the_state_of_each(tmp_path, mon
     (torn := tmp_path / "checkpoint-10/rng_state_1.pth").write_bytes(torn.read_bytes()[:500])
     (tmp_path / "checkpoint-15/rng_state_1.pth").unlink()
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert training._last_checkpoint(tmp_path).endswith("checkpoint-5") and len(list(tmp_path.iterdir())) == 1
+    assert checkpoints._last_checkpoint(tmp_path).endswith("checkpoint-5") and len(list(tmp_path.iterdir())) == 1
 
 
 @contextmanager

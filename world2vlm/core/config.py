@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Whole', 'Count', 'Seed', 'Positive', 'NotNegative', 'Share', 'LearningRate', 'FieldOfView', 'Side', 'Workers',
-           'ConfigError', 'Settings', 'import_named', 'repo_root', 'load_params', 'load_settings']
+           'Executor', 'ConfigError', 'Settings', 'import_named', 'repo_root', 'load_params', 'load_settings']
 
 # %% ../../nbs/00_config.ipynb #411e62c8
 import difflib
@@ -115,6 +115,7 @@ LearningRate = Annotated[float, "> 0", "<= 1"]
 FieldOfView = Annotated[float, "> 0", "< 180"]  # degrees
 Side = Annotated[int, ">= 8", "<= 8192"]  # of a picture, pixels
 Workers = Annotated[int, ">= 0", "<= 1024"]  # processes
+Executor = Literal["processes", "ray"]  # what runs the workers: this machine, or a cluster
 
 # %% ../../nbs/00_config.ipynb #bf882958
 def _choice(

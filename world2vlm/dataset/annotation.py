@@ -53,15 +53,15 @@ def _pass_on(
         shutil.copyfile(path, target)
     return json.loads((work / "stats.json").read_text(encoding="utf-8"))
 
-# %% ../../nbs/55_annotation.ipynb #d5927cb7
-def _n_processes(
-    config: Annotate,  # workers, and devices among the options
-) -> int:  # 1 or more
-    "How many processes annotate."
+# %% ../../nbs/55_annotation.ipynb #0fa29c63
+def _mapping(
+    config: Annotate,  # workers, executor, and devices among the options
+) -> dict:  # arguments of `parallel_map`
+    "What runs the annotators, and where."
     devices = {str(options.get("device", "cpu")) for options in config.options.values()}
-    if devices <= {"cpu"}: return config.workers
-    import torch
-    return min(config.workers, max(torch.cuda.device_count(), 1)) if devices <= {"cpu", "cuda"} else 1
+    numbered = any(":" in device for device in devices)
+    device = "cuda" if devices & {"cuda"} else "cpu"
+    return dict(workers=1 if numbered else config.workers, executor=config.executor, device=device)
 
 # %% ../../nbs/55_annotation.ipynb #2688a175
 def make_annotations(
@@ -79,4 +79,4 @@ def make_annotations(
         listed = "; ".join(f"{name}: {licence}" for name, licence in weights.items())
         licence = f"of each picture, in the column `licence`; of the weights that annotated it, {listed}"
         n_shards = len(shard_paths("scenes", scenes))
-        return write_shards("scenes", work, items, n_shards, recipe, _n_processes(config), licence)
+        return write_shards("scenes", work, items, n_shards, recipe, licence=licence, **_mapping(config))

@@ -13,7 +13,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -21,7 +21,7 @@ from typing import Annotated, Literal, get_args
 import numpy as np
 
 from ..core.actions import format_actions, plan, PRESETS, Ranges, sample_actions, Trajectory
-from ..core.config import Count, FieldOfView, NotNegative, Seed, Settings, Share, Side, Whole, Workers
+from ..core.config import Count, Executor, FieldOfView, NotNegative, Seed, Settings, Share, Side, Whole, Workers
 from ..core.records import Example, Rollout, Scene, transitions_of
 from ..core.runs import read_jsonl, Reject, rng_for, rounded, write_json
 from ..core.stages import atomic_dir, fingerprint, recipe_of
@@ -34,6 +34,7 @@ from ..teachers.simulator import Simulator
 from ..tasks.hallucinations import _detect_again, _with_verdicts, HallucinationCheck
 from ..tasks.rules import Rules
 from ..tasks.tasks import balance_answers, balance_report, open_task, TASKS
+from .columns import _read_texts
 from .usage import _kept_by_size, _motion_size, _shard_figures, _stage_figures
 from .shards import read_dataset, read_shard, shard_paths, write_shards
 
@@ -55,6 +56,7 @@ class Scenes(Settings):
     max_pixels: Count = 50_000_000  # refuse larger pictures before decoding
     per_shard: Count = 100  # scenes in one shard
     workers: Workers = 1  # processes
+    executor: Executor = "processes"  # what runs them
 
     def __post_init__(self):
         super().__post_init__()
@@ -131,7 +133,8 @@ def make_scenes(
     "The stage `scenes`; ValueError when no picture of the folder can be used."
     with atomic_dir(out, fingerprint(config, *_folder_state(config), stage=make_scenes)) as work:
         items = partial(shard_scenes, config=config)
-        stats = write_shards("scenes", work, items, config.n_shards, recipe_of(config), config.workers)
+        how = dict(workers=config.workers, executor=config.executor)
+        stats = write_shards("scenes", work, items, config.n_shards, recipe_of(config), **how)
         sources = [part.source for part in _parts(config) for _ in range(0, part.n, config.per_shard)]
         pictures = [shard["rows"] for source, shard in zip(sources, stats["shards"]) if source == "photos"]
         if not pictures or any(pictures): return stats
@@ -161,7 +164,8 @@ class Imagine(Settings):
     seed: Seed = 0  # of the trajectories and of the teacher
     options: TeacherOptions = field(default_factory=dict)  # teacher -> its own settings
     filters: dict[TeacherName, Filter] = field(default_factory=dict)  # teacher -> bounds of its good rollouts
-    workers: Workers = 1  # processes
+    workers: Workers = 1  # processes; of a teacher on GPUs at most one for each
+    executor: Executor = "processes"  # what runs them: "processes" | "ray"
 
 # %% ../../nbs/53_synthesis.ipynb #6fe37210
 def trajectories_of(
@@ -227,7 +231,8 @@ def make_rollouts(
     items = partial(_shard_rollouts, scenes=scenes, teacher=model, config=config, bounds=bounds)
     with atomic_dir(out, fingerprint(config, scenes, stage=make_rollouts)) as work:
         n_shards, recipe = len(shard_paths("scenes", scenes)), recipe_of(config, teacher=name)
-        stats = write_shards("rollouts", work, items, n_shards, recipe, config.workers)
+        how = dict(workers=config.workers, executor=config.executor, device=getattr(model, "device", "cpu"))
+        stats = write_shards("rollouts", work, items, n_shards, recipe, **how)
         stats["motion_sizes"] = rounded(_kept_by_size(work, bounds.min_overlap if bounds else 0.0))
         write_json(work / "stats.json", stats)
         return stats
@@ -272,6 +277,7 @@ class Supervise(Settings):
     shares: SplitShares = field(default_factory=lambda: dict(SPLIT_SHARES))  # split -> share of the scenes
     seed: Seed = 0  # of wording, balance and subsampling
     workers: Workers = 1  # processes
+    executor: Executor = "processes"  # what runs them: "processes" | "ray"
 
     def __post_init__(self):
         super().__post_init__()
@@ -364,7 +370,8 @@ def make_questions(
     with atomic_dir(out, fingerprint(config, scenes, rollouts, stage=make_questions)) as work:
         items = partial(_shard_examples, scenes=scenes, rollouts=rollouts, config=config, figures=work / "figures")
         n_shards = len(shard_paths("rollouts", rollouts))
-        stats = write_shards("examples", work, items, n_shards, recipe_of(config), config.workers)
+        how = dict(workers=config.workers, executor=config.executor)
+        stats = write_shards("examples", work, items, n_shards, recipe_of(config), **how)
         stats |= rounded(_stage_figures(work / "figures"))
         write_json(work / "stats.json", stats)
     shutil.rmtree(Path(out) / "figures")
@@ -374,9 +381,8 @@ def make_questions(
 def answer_counts(
     examples: Path | str,  # data set of examples
 ) -> dict[str, dict[str, int]]:  # task -> answer -> count
-    "Frequency of each right answer; pictures are dropped while reading, so that a large data set fits into memory."
-    texts = [replace(example, images=[]) for example in read_dataset("examples", examples)]
-    return {task: counts["answers"] for task, counts in balance_report(texts).items()}
+    "Frequency of each right answer; no picture is read."
+    return {task: counts["answers"] for task, counts in balance_report(list(_read_texts(examples))).items()}
 
 # %% ../../nbs/53_synthesis.ipynb #4106a630
 @dataclass(frozen=True)

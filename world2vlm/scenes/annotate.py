@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 
-from ..core.config import _build_named, ConfigError, Count, Settings, Share, Workers
+from ..core.config import _build_named, ConfigError, Count, Executor, Settings, Share, Workers
 from ..core.records import _clean_label, Box, Instance, iou, Scene
 from ..core.runs import Reject
 
@@ -62,6 +62,7 @@ class Annotate(Settings):
     merge_part: Share = 0.8  # share of the smaller mask inside the larger, the same for equal names
     depth_confidence: Share = 0.0  # depth below it is unknown
     workers: Workers = 1  # processes, each with models of its own
+    executor: Executor = "processes"  # what runs them: "processes" | "ray"
 
     def __post_init__(self):
         super().__post_init__()

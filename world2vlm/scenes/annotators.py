@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from multiprocessing import current_process
 from pathlib import Path
 from typing import Any
 
@@ -69,16 +68,6 @@ def _model_class(
     if hasattr(transformers, name): return getattr(transformers, name)
     raise ValueError(f"{checkpoint}: its architecture {name} is not one of transformers; take another checkpoint")
 
-# %% ../../nbs/18_annotators.ipynb #de2eee6e
-def _worker_device(
-    device: str,  # as in the settings
-) -> str:  # of this process
-    "`device`, where `cuda` is another GPU for each worker as far as there are several."
-    import torch
-    number = re.search(r"\d+$", current_process().name)
-    count = torch.cuda.device_count() if device == "cuda" and number else 0
-    return f"cuda:{(int(number[0]) - 1) % count}" if count > 1 else device
-
 # %% ../../nbs/18_annotators.ipynb #d07f868f
 def _load_model(
     cls: type,  # a model of transformers
@@ -95,7 +84,7 @@ def _load_model(
             trust_remote_code=False, ignore_mismatched_sizes=True, output_loading_info=True)
     misshapen = {key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]}
     _check_keys(checkpoint, report["missing_keys"] - misshapen, report["unexpected_keys"], misshapen)
-    return model.eval().to(_worker_device(device))
+    return model.eval().to(device)
 
 # %% ../../nbs/18_annotators.ipynb #88fa5a22
 def _open_checkpoint(

@@ -20,11 +20,13 @@ import numpy as np
 from ..core.config import Count, FieldOfView, LearningRate, NotNegative, Seed, Settings, Share, Whole, Workers
 from ..core.records import iou
 from ..core.runs import rng_for, write_text
+from .checkpoints import _last_checkpoint, _save_student
+from .launch import _Launch
 from .models import _load_processor, BoxFormat, mini_student, MiniConfig, Prompt, Student
 from .packing import _number_tokens, _pack, _PackedRow, _Packer
 from .static_forms import _ask_sat, _ask_scores
 from .static_questions import QUESTIONS
-from .training import _last_checkpoint, _save_student, live_callback, read_training_log, Training, trainer_arguments
+from .training import live_callback, read_training_log, Training, trainer_arguments
 from .view_pairs import _PairMix, _prompt_row, _sample_room, _turn_row, PairStream
 from ..scenes.panoramas import TRAINING_PLACES, VALIDATION_PLACES
 from ..tasks.answers import BOX_FORMATS, convert_boxes
@@ -44,12 +46,11 @@ class Phase(Settings):
 
 # %% ../../nbs/69_pretraining.ipynb #469b2f4c
 @dataclass(frozen=True)
-class Base(Settings):
+class Base(_Launch):
     "How the base student is trained from random weights."
     curriculum: tuple[Phase, ...] = (  # one after the other
         Phase(1500, 16, questions=0, learning_rate=2.0e-3), Phase(6000, practice=.3, learning_rate=1.5e-3),
         Phase(4000, practice=.7, prompts_every=12, learning_rate=7.0e-4))
-    processes: Annotated[int, ">= 1", "<= 1024"] = 2  # that train together
     workers: Workers = 1  # processes that render ahead of each
     weight_decay: NotNegative = 0.01  # AdamW
     fov_deg: FieldOfView = 90.0  # horizontal field of view of the views

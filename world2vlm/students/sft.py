@@ -13,7 +13,7 @@ import numpy as np
 
 from ..core.config import Count, Whole
 from .models import load_student
-from .training import live_callback, prepare_model, run_trainer
+from .training import _lora_config, live_callback, prepare_model, run_trainer
 from .training import trainer_arguments, Training, training_rows
 
 # %% ../../nbs/63_sft.ipynb #40bebc89
@@ -58,23 +58,31 @@ def _check_lengths(
         raise ValueError(f"max_length: {collate.max_length} tokens cut off the answers of {cut:.0%} of the examples, which "
                          f"have {lengths.min()} to {longest} tokens (of {len(rows)} that were read); take at least {longest}")
 
-# %% ../../nbs/63_sft.ipynb #36224356
+# %% ../../nbs/63_sft.ipynb #d7349453
+def _sft_arguments(
+    config: SFT,  # how to train
+    out: str | Path,  # folder of the checkpoint
+    steps: int = -1,  # optimizer steps; -1 goes once through the rows
+) -> "SFTConfig":  # of TRL
+    "TRL's arguments of one run; they also bring the processes together."
+    from trl import SFTConfig
+    return SFTConfig(max_length=config.max_length, dataset_kwargs=dict(skip_prepare_dataset=True),
+                     **trainer_arguments(config, out, steps))
+
+# %% ../../nbs/63_sft.ipynb #d8d47c3e
 def _fit_sft(
     model: "PreTrainedModel",  # the student
     processor: "ProcessorMixin",  # its processor
     data: "Dataset",  # rows of prompt, completion, images, in reading order
     config: SFT,  # how to train
-    out: str | Path,  # folder of the checkpoint
-    steps: int = -1,  # optimizer steps; -1 goes once through `data`
-) -> Path:  # `out`, which `load_student` opens
-    "Train `model` on `data`; a killed run resumes from the last checkpoint in `out`. ValueError for cut answers."
-    from trl import SFTConfig, SFTTrainer
-    make = _alike_trainer() if config.answers_alike else SFTTrainer
-    arguments = SFTConfig(max_length=config.max_length, dataset_kwargs=dict(skip_prepare_dataset=True),
-                          **trainer_arguments(config, out, steps))
+    arguments: "SFTConfig",  # of `_sft_arguments`
+) -> Path:  # folder of the checkpoint, which `load_student` opens
+    "Train `model` on `data`; a killed run resumes from its last checkpoint. ValueError for cut answers."
+    from trl import SFTTrainer
+    make, out = _alike_trainer() if config.answers_alike else SFTTrainer, Path(arguments.output_dir).parent
     trainer = make(
         model=prepare_model(model, config), args=arguments, train_dataset=data, processing_class=processor,
-        callbacks=[] if arguments.process_index else [live_callback(out)])
+        peft_config=_lora_config(model, config), callbacks=[] if arguments.process_index else [live_callback(out)])
     _check_lengths(data, trainer.data_collator)
     trainer.model_accepts_loss_kwargs = True  # TRL divides by the tokens of the whole step, whatever Qwen2.5-VL says
     return run_trainer(trainer, processor, out, config.skip_prompts)
@@ -87,7 +95,8 @@ def train_sft(
     out: str | Path,  # folder of the new checkpoint
 ) -> Path:  # `out`, which `load_student` opens
     "Fine-tune `student` on `examples`; a killed run resumes from the last checkpoint."
-    model, processor = load_student(str(student), config.attention, "float32", config.max_pixels or None)
+    arguments = _sft_arguments(config, out)
+    model, processor = load_student(str(student), config.attention, max_pixels=config.max_pixels or None)
     step = config.batch_size, config.gradient_accumulation_steps, config.processes
     data = training_rows(examples, config, processor, cache=str(Path(out) / "cache"), step=step)
-    return _fit_sft(model, processor, data, config, out)
+    return _fit_sft(model, processor, data, config, arguments)

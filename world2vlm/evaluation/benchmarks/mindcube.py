@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from .base import Benchmark, Item, check_count, check_files, read_records
+from ..statistics import _Mark, _Scorer
 
 # %% ../../../nbs/78_mindcube.ipynb #7b5cc82e
 def _last_match(
@@ -63,16 +64,18 @@ def _mindcube_scores(
     return means | {"overall": float(np.mean(sum(groups.values(), [])))}
 
 # %% ../../../nbs/78_mindcube.ipynb #79eaa4f4
-_FILES = {"tinybench": ("MindCube_tinybench.jsonl", 1050), "full": ("MindCube.jsonl", 21154)}  # split -> file, questions
+_FILES = {  # split -> file, questions
+    "tinybench": ("MindCube_tinybench.jsonl", 1050), "full": ("MindCube.jsonl", 21154)}
 
 # %% ../../../nbs/78_mindcube.ipynb #44136099
 def _load_mindcube(
-    source: str | Path,  # folder of data/raw/*.jsonl and of the pictures below data/
+    source: str | Path,  # folder of data/raw/*.jsonl and of the pictures below data/, or of raw/ and the pictures
     split: str = "tinybench",  # "tinybench" or "full"
     expected: int | None = 0,  # questions; 0 for 1050 and 21154, None for any number
 ) -> list[Item]:  # in the order of the file
     "The questions of MindCube."
-    folder, (name, official) = Path(source) / "data", _FILES[split]
+    (name, official), roots = _FILES[split], [Path(source) / "data", Path(source)]
+    folder = next((root for root in roots if (root / "raw" / name).is_file()), roots[0])
     path = folder / "raw" / name
     records = read_records(path, dict(id=str, question=str, images=list[str], gt_answer=str))
     check_files(folder, sorted({image for record in records for image in record["images"]}, key=str), str(path))
@@ -82,9 +85,10 @@ def _load_mindcube(
 
 # %% ../../../nbs/78_mindcube.ipynb #7e221e3d
 _MINDCUBE_TASK = (
-    "[Task]\nYour task is to analyze the spatial arrangement of objects in the scene by examining the provided images, which show the "
-    "scene from different viewpoints.\n[Answer Instruction]\nYou only need to provide *ONE* correct answer selecting from the options "
-    "listed below. For example, if you think the correct answer is 'A. Above' from 'A. Above B. Under C. Front D. Behind', your response "
+    "[Task]\nYour task is to analyze the spatial arrangement of objects in the scene by examining the provided images, "
+    "which show the scene from different viewpoints.\n[Answer Instruction]\nYou only need to provide *ONE* correct answer "
+    "selecting from the options listed below. For example, if you think the correct answer is 'A. Above' from 'A. Above "
+    "B. Under C. Front D. Behind', your response "
     "should **only** be '<answer>A. Above</answer>'.\n")
 
 # %% ../../../nbs/78_mindcube.ipynb #e87e3706
@@ -95,12 +99,17 @@ def _prompt_mindcube(
     return [*map(Path, item.images), f"{_MINDCUBE_TASK}\n[Question]\n{item.question}"]
 
 # %% ../../../nbs/78_mindcube.ipynb #88629bb4
-def _score_mindcube(
+def _mindcube_marks(
     rows: list[dict],  # answers
-) -> dict[str, dict[str, float]]:  # rule -> settings and "overall"
-    "The table of MindCube."
+) -> dict[str, list[_Mark]]:  # rule -> marks, without the setting `translation`
+    "Right letters."
     right = lambda row: float(_mindcube_letter(row["response"]) == row["gold"])
-    return {"official": _mindcube_scores([dict(id=row["id"], score=right(row)) for row in rows])}
+    settings = ((row, _mindcube_setting(row["id"])) for row in rows)
+    return {"official": [(row, setting, right(row)) for row, setting in settings if setting != "translation"]}
+
+
+_score_mindcube = _Scorer("MindCube", _mindcube_marks)
 
 # %% ../../../nbs/78_mindcube.ipynb #facea61a
-BENCHMARK = Benchmark(_load_mindcube, _prompt_mindcube, _score_mindcube, ("tinybench", "full"), 4096)
+BENCHMARK = Benchmark(_load_mindcube, _prompt_mindcube, _score_mindcube, ("tinybench", "full"), 4096,
+                      has_answer=lambda row: _mindcube_letter(row["response"]) is not None)

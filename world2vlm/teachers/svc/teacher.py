@@ -6,6 +6,7 @@
 __all__ = ['SVC', 'views_at', 'packing_gain']
 
 # %% ../../../nbs/35_svc_teacher.ipynb #f7e38750
+import logging
 import time
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -80,7 +81,7 @@ class SVC:
     checkpoint: str = ""  # folder of a `StableVirtualCameraPipeline`, or name on the hub; "" for data/teacher
     depth_units: float = 2.0  # median depth of the anchor, see `_units_per_metre`
     short_side: int = 0  # shorter side of the images in the model, pixels; 0 for that of the scene
-    max_views: int = 20  # target views in a window
+    max_views: int = 20  # target views in a window; halved for a scene whose windows do not fit into memory
     num_inference_steps: int | None = None  # None: the default of the checkpoint
     guider: int = 1  # see `_guidance_scales`
     cfg: float | None = None  # largest guidance scale; None: the default of the checkpoint
@@ -102,6 +103,8 @@ class SVC:
         pipe = _open_checkpoint("svc", StableVirtualCameraPipeline, checkpoint, self.revision, networks).to(self.device)
         pipe.unet.eval()
         return pipe
+
+    def __getstate__(self): return {name: value for name, value in vars(self).items() if name != "pipeline"}  # settings
 
 # %% ../../../nbs/35_svc_teacher.ipynb #bf12c8de
 def _size_multiple(
@@ -177,11 +180,20 @@ def views_at(
     scene: Scene,  # the anchor
     poses: np.ndarray,  # [N, 4, 4] in the anchor's frame, metres; N > 0
     seed: int = 0,  # of the stage
+    max_views: int | None = None,  # target views in a window; None: those of the teacher
 ) -> np.ndarray:  # uint8 [N, H, W, 3]
-    "The views of `scene` at `poses`, in packed windows."
-    windows = enumerate(_pack_windows(len(poses), teacher.max_views))
-    return np.concatenate([_sample_window(teacher, scene, poses[indices], _rollout_seed(seed, scene.id, number))
-                           for number, indices in windows])
+    "The views of `scene` at `poses`, in packed windows, and in smaller ones where the memory does not suffice."
+    import torch
+    limit = min(max_views or teacher.max_views, len(poses))
+    windows = enumerate(_pack_windows(len(poses), limit))
+    try: return np.concatenate([_sample_window(teacher, scene, poses[indices], _rollout_seed(seed, scene.id, number))
+                                for number, indices in windows])
+    except torch.OutOfMemoryError:
+        if limit == 1: raise
+    half, text = -(-limit // 2), "%s: out of memory with %d views in a window, tried again with %d; lower max_views"
+    logging.warning(text, scene.id, limit, half)
+    torch.cuda.empty_cache()
+    return views_at(teacher, scene, poses, seed, half)
 
 # %% ../../../nbs/35_svc_teacher.ipynb #de507a31
 def _rejection(
