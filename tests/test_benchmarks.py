@@ -19,7 +19,8 @@ from world2vlm.evaluation.benchmarks.vsibench import NUMERIC
 from world2vlm.core.config import ConfigError, repo_root
 from world2vlm.evaluation.benchmarks import base
 from world2vlm.evaluation.benchmarks.base import BENCHMARKS, CONTROLS, Benchmark, Item, ask_benchmark, control_rows, open_benchmark, _shuffle_pictures
-from world2vlm.students.models import HFStudent, Prompt, Reply, VLLMStudent, _video_frames, load_piece, open_student
+from world2vlm.students.models import HFStudent, Prompt, Reply, VLLMStudent, load_piece, open_student
+from world2vlm.students.media import _video_frames
 from world2vlm.evaluation.benchmarks.sat import _published_order, _score_sat
 from world2vlm.evaluation.statistics import paired_scores, score_with_interval
 from world2vlm.dataset.synthesis import Imagine, Scenes, Supervise

@@ -36,7 +36,8 @@ from world2vlm.dataset.export import read_release
 from world2vlm.dataset.schema import dataset_features, to_row
 from world2vlm.dataset.shards import read_dataset, read_shard, validate_dataset, write_shards
 from world2vlm.evaluation.answering import collect_answers
-from world2vlm.evaluation.benchmarks.base import _unpack_zips, open_benchmark, read_records
+from world2vlm.evaluation.benchmarks.base import open_benchmark, read_records
+from world2vlm.evaluation.benchmarks.hub import _unpack_zips
 from world2vlm.evaluation.benchmarks.mindcube import _mindcube_letter
 from world2vlm.evaluation.benchmarks.sat import sat_verdict, unpack_sat
 from world2vlm.evaluation.benchmarks.vsibench import NUMERIC, VSI_RULES, _vsi_score

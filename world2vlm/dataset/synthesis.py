@@ -13,7 +13,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -36,7 +36,7 @@ from ..tasks.rules import Rules
 from ..tasks.tasks import balance_answers, balance_report, open_task, TASKS
 from .columns import _read_texts
 from .usage import _kept_by_size, _motion_size, _shard_figures, _stage_figures
-from .shards import read_dataset, read_shard, shard_paths, write_shards
+from .shards import read_shard, shard_paths, write_shards
 
 # %% ../../nbs/53_synthesis.ipynb #385089f0
 _Source = Literal["rooms", "photos", "panoramas"]

@@ -23,7 +23,7 @@ from ..core.records import Scene
 from ..core.runs import rng_for
 from ..teachers.base import WorldModel
 from ..students.models import load_piece, Prompt, Reply, Student
-from ..students.static_forms import _scoring_pieces, SCORE_CRITERIA
+from ..students.static_forms import _scoring_pieces
 from .answering import collect_answers
 from ..tasks.answers import final_answer
 from .benchmarks.base import _loader, Benchmark, Item, open_benchmark

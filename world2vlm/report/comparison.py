@@ -8,7 +8,6 @@ __all__ = ['COLUMNS', 'Comparison', 'summarise_runs', 'comparison_table', 'paper
 
 # %% ../../nbs/89_comparison.ipynb #44e4fcab
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path

@@ -8,7 +8,6 @@ __all__ = ['inside_folder', 'photo_scenes', 'count_photos']
 # %% ../../nbs/14_photos.ipynb #e9584f66
 import hashlib
 import json
-import math
 import os
 import re
 import warnings

@@ -6,8 +6,7 @@
 __all__ = []
 
 # %% ../../nbs/69_memory.ipynb #ad6a3593
-import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from .training import _lora_config, prepare_model, Training

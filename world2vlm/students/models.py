@@ -19,7 +19,7 @@ import numpy as np
 from ..core.config import Count, import_named, Positive, Settings
 from ..core.records import Example
 from ..core.runs import _check_keys, _check_stored, _opening
-from .media import _video_frames, load_piece
+from .media import load_piece
 from ..tasks.answers import convert_boxes
 
 # %% ../../nbs/60_models.ipynb #21a7df20

@@ -14,7 +14,7 @@ import numpy as np
 from ..core.config import Count, Whole
 from .models import load_student
 from .training import _lora_config, live_callback, prepare_model, run_trainer
-from .training import trainer_arguments, Training, training_rows
+from .training import trainer_arguments, Training, training_row, training_rows
 
 # %% ../../nbs/63_sft.ipynb #40bebc89
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class SFT(Training):
     lora_alpha: Whole = 512  # scale of the LoRA update
     freeze_vision: bool = True  # leave the vision tower as it is
     answers_alike: bool = False  # a letter weighs as much as a sentence; false: each token weighs the same, as in the paper
+    option_first: bool = False  # an answer to lettered options states the right one, then its letter on a line of its own
 
 # %% ../../nbs/63_sft.ipynb #80e8b74a
 def _alike_trainer() -> type:  # of trainer
@@ -87,6 +88,17 @@ def _fit_sft(
     trainer.model_accepts_loss_kwargs = True  # TRL divides by the tokens of the whole step, whatever Qwen2.5-VL says
     return run_trainer(trainer, processor, out, config.skip_prompts)
 
+# %% ../../nbs/63_sft.ipynb #1e65c4bd
+def _option_first_row(
+    example: dict,  # as for `training_row`, with its options
+    box_format: str = "norm1000",  # how boxes are written
+    size: tuple[int, int] | None = None,  # of the first picture as the student sees it; None: as it is
+) -> dict:  # as of `training_row`
+    "The row of an `example` whose answer states the option before its letter."
+    options = {option["letter"]: option["text"] for option in example["choices"] or []}
+    answer = f"{options[example['answer']]}\n{example['answer']}" if options else example["answer"]
+    return training_row({**example, "answer": answer}, box_format, size)
+
 # %% ../../nbs/63_sft.ipynb #b3aa7d24
 def train_sft(
     config: SFT,  # how to train
@@ -98,5 +110,6 @@ def train_sft(
     arguments = _sft_arguments(config, out)
     model, processor = load_student(str(student), config.attention, max_pixels=config.max_pixels or None)
     step = config.batch_size, config.gradient_accumulation_steps, config.processes
-    data = training_rows(examples, config, processor, cache=str(Path(out) / "cache"), step=step)
+    to_row = _option_first_row if config.option_first else training_row
+    data = training_rows(examples, config, processor, to_row, cache=str(Path(out) / "cache"), step=step)
     return _fit_sft(model, processor, data, config, arguments)

@@ -21,7 +21,7 @@ from unittest.mock import patch
 
 import numpy as np
 
-from ..core.config import Count, LearningRate, NotNegative, Positive, Seed, Settings, Share, Whole, Workers
+from ..core.config import Count, LearningRate, NotNegative, Positive, Seed, Share, Whole, Workers
 from ..core.runs import _plain_errors, read_jsonl
 from ..dataset.columns import _read_columns, _selected_file
 from ..dataset.shards import _check_checksum, shard_paths

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..core.camera import Action, is_pure_turn, unproject
+from ..core.camera import Action, unproject
 from ..core.actions import format_actions, parse_actions
 from ..core.records import Box, Example, Instance, iou, Scene, Transition
 from .rules import is_large, Rules, visibility_state

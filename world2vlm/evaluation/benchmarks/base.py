@@ -26,7 +26,7 @@ from ...core.config import _check_value, import_named
 from ...core.records import Example, Scene
 from ...core.runs import Reject, write_text
 from ..answering import collect_answers
-from .hub import _unpack_zips, fetch
+from .hub import fetch
 from ...scenes.photos import inside_folder
 from ...students.media import load_piece
 from ...students.models import Prompt, Student
