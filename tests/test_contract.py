@@ -97,7 +97,7 @@ class Lying:
         return r
 
 
-LIES = {"mirrors turns": "signs", "mirrors moves": "signs", "hides rejections": "record", "reverses": "order", "drops keyframes": "record",
+LIES = {"mirrors turns": "signs", "mirrors moves": "signs", "hides rejections": "empty", "reverses": "order", "drops keyframes": "record",
         "forgets the seed": "record", "other poses": "record", "floats": "record", "no ids": "record", "remembers": "seed", "nan": "record"}
 
 

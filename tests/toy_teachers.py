@@ -24,7 +24,7 @@ def toy_cosmos(folder: Path, **options):
 def toy_svc(folder: Path, **options):
     "No residual, no metric scale: as the released model."
     from world2vlm.teachers.svc.training import SVCTraining, _small_pipeline, _small_unet
-    config = SVCTraining(block_out_channels=(32, 64), attention_levels=(False, True), attention_head_dim=16, residual_scale=0.0)
+    config = SVCTraining(block_out_channels=(32, 64), attention_levels=(False, True), attention_head_dim=16, residual_scale=0.0, temperature=1.0)
     pipeline = _small_pipeline(_small_unet(config), config)
     pipeline.register_to_config(units_per_metre=0.0)
     pipeline.save_pretrained(folder)

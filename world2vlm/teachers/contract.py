@@ -150,7 +150,8 @@ def _check_order(
     "The order of the trajectories, and how many there are, do not matter, unless they are imagined together."
     teacher, scene, expected = contract.open(), contract.anchors[0], _views(contract.reference[0][0])
     backwards, _ = _ask(teacher, scene, contract.trajectories[::-1])
-    if [tuple(r.actions) for r in backwards] != list(expected)[::-1]:
+    order = [actions for t in contract.trajectories[::-1] if (actions := tuple(t.actions)) in expected]
+    if [tuple(r.actions) for r in backwards] != order:
         return "rollouts are not in the order of the trajectories"
     if contract.joint: return ""
     alone = [r for t in contract.trajectories[:2] for r in _ask(teacher, scene, [t])[0]]
