@@ -23,7 +23,7 @@ from world2vlm.core.actions import plan
 from world2vlm.core.config import ConfigError
 from world2vlm.core.records import Instance, Scene, transitions_of
 from world2vlm.core.runs import read_jsonl
-from world2vlm.dataset.annotation import _n_processes, make_annotations
+from world2vlm.dataset.annotation import _mapping, make_annotations
 from world2vlm.dataset.schema import from_row, to_row
 from world2vlm.dataset.shards import read_dataset, validate_dataset, write_shards
 from world2vlm.dataset.synthesis import make_scenes, Scenes
@@ -233,11 +233,12 @@ def test_one_annotator_in_two_roles_is_opened_once():
     assert Both.opened == 1 and scene.depth is not None and len(scene.instances) == 1
 
 
-@pytest.mark.parametrize("options, gpus, processes", [
-    ({}, 4, 8), ({"depth": {"device": "cuda"}}, 4, 4), ({"depth": {"device": "cuda"}}, 0, 1), ({"objects": {"device": "cpu"}, "depth": {"device": "cuda"}}, 16, 8), ({"depth": {"device": "cuda:1"}}, 4, 1)])
-def test_no_more_processes_than_gpus(monkeypatch, options, gpus, processes):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    assert _n_processes(Annotate(objects=f"{HERE}:Both", depth=f"{HERE}:Both", options=options, workers=8)) == processes
+@pytest.mark.parametrize("options, workers, device", [
+    ({}, 8, "cpu"), ({"depth": {"device": "cuda"}}, 8, "cuda"), ({"objects": {"device": "cpu"}, "depth": {"device": "cuda"}}, 8, "cuda"), ({"depth": {"device": "cuda:1"}}, 1, "cpu")])
+def test_workers_share_gpus_unless_one_is_named(options, workers, device):
+    "On `cuda` each process gets a GPU of its own from `parallel_map`; a GPU with a number is for a single process, which sees them all."
+    mapping = _mapping(Annotate(objects=f"{HERE}:Both", depth=f"{HERE}:Both", options=options, workers=8))
+    assert mapping == dict(workers=workers, executor="processes", device=device)
 
 
 # Batches

@@ -16,7 +16,7 @@ from world2vlm.report.comparison import (
 
 BASE = str(repo_root() / "data/base")
 SEARCH = "view search 1, reprojection"
-ORDER = ["base", SEARCH, "SFT", "blind", "control: first", "control: most frequent", "control: random"]
+ORDER = ["base", SEARCH, "SFT", "blind", "control: first", "control: most frequent", "control: random", "control: text prior"]
 
 
 @pytest.fixture(scope="module")

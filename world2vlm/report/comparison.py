@@ -330,8 +330,9 @@ def benchmark_table(
     heads = ["benchmark", "student", "questions", "rule", "score", "95 % interval", "by every rule", "answers read",
              "blind", "most frequent", "text prior", "tokens", "seconds", "published, 7B"]
     columns, times = dict.fromkeys([*COLUMNS, *_MORE_COLUMNS, *results]), seconds or {}
-    rows = (_benchmark_rows(column, results.get(column, {}), times.get(column, {})) for column in columns)
-    return Table(heads, sum(rows, []))
+    rows = sum((_benchmark_rows(column, results.get(column, {}), times.get(column, {})) for column in columns), [])
+    kept = [i for i, head in enumerate(heads) if head != "seconds" or seconds]
+    return Table([heads[i] for i in kept], [[row[i] for i in kept] for row in rows])
 
 # %% ../../nbs/89_comparison.ipynb #bde16900
 def _kind_table(
