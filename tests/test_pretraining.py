@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,7 +22,7 @@ from world2vlm.students.view_pairs import PairStream
 from world2vlm.tasks.answers import MOTION_ANSWER, _read_answer_box
 
 SMALL = dict(workers=0, rooms=2, per_room=4, check_every=2, check_pairs=1, save_every=1, log_every=1)
-TOY = Base((Phase(2, 2, 0), Phase(3, 2, 150, prompts_every=2), Phase(2, 2, 200, words=True)), processes=1, **SMALL)
+TOY = Base((Phase(2, 2, 0), Phase(3, 2, 150, prompts_every=2)), processes=1, **SMALL)
 MOTION = re.compile(r"camera|turn|forward|backward|degree|\bmove", re.I)
 
 # all objects shift right by .3 of the width, 5 of 16 columns
@@ -62,25 +61,6 @@ def test_compared_texts_differ_and_the_answer_is_true():
             continue
         claim, letters = re.search(r"Claim: (.*?)\.(?:\n| |$)", asked.question)[1], dict(re.findall(r"^([AB])\. (true|false)$", asked.question, re.M))
         assert letters.get(asked.answer, re.sub(r".*the claim is |\.", "", asked.answer)) == str(claim == text).lower()
-
-
-def test_words_alone_repeat_what_the_question_says():
-    "Without pictures: the letter bears the repeated text, the verdict says whether the claim is that text; both verdicts and all letters occur."
-    row = view_pairs._words_row(PairStream(5, view_pairs._PairMix(30_000), rooms=2), 0)
-    assert row.pictures == [] and row.targets == {} and {b.pictures for b in row.branches} == {0}
-    assert {b.answer for b in row.branches} == {"A", "B", "C", "D", "true", "false", "yes", "no"}
-    for branch in row.branches:
-        text, options = re.search(r"Repeat: (.*?)\.(?:\n| Claim)", branch.question)[1], dict(re.findall(r"^([A-D])\. (.*)$", branch.question, re.M))
-        if options: assert options[branch.answer] == text and list(options.values()).count(text) == 1
-        else: assert (branch.answer in ("true", "yes")) == (re.search(r"Claim: (.*?)\. Answer", branch.question)[1] == text)
-
-
-def test_words_alone_leave_the_sight_as_it_is(trained, tmp_path):
-    "The last phase trains the language model and no part of the tower."
-    before = train_base(replace(TOY, curriculum=TOY.curriculum[:2]), tmp_path / "base")
-    before, after = weights(before), weights(trained)
-    changed = {name for name in after if not torch.equal(before[name], after[name])}
-    assert any("language_model" in name or "model.layers" in name for name in changed) and not [name for name in changed if "visual" in name]
 
 
 def test_motions_in_prompts_know_nothing_of_the_views():
@@ -186,7 +166,7 @@ def test_a_killed_run_ends_with_the_same_weights(trained, tmp_path, one_thread, 
 
 def test_two_processes_train_one_student(tmp_path):
     "Each reads rooms of its own; the weights stay equal, and there is one checkpoint."
-    config = Base((Phase(1, 2, 0), Phase(1, 2, 100), Phase(1, 2, 100, words=True)), processes=2, **SMALL)
+    config = Base((Phase(1, 2, 0), Phase(2, 2, 100)), processes=2, **SMALL)
     assert pretraining._PhaseRows(config, 0).streams[0].seed != pretraining._PhaseRows(config, 0).streams[1].seed
     launch_distributed(train_base, config, str(tmp_path / "base"))
     out = tmp_path / "base"

@@ -153,18 +153,17 @@ def _number_loss(
 def _read_tokens(
     student: Qwen2_5_VLForConditionalGeneration,  # with or without heads
     batch: dict[str, torch.Tensor],  # of `_pack`
-) -> tuple[torch.Tensor, ...]:  # tokens of the pictures [N, t, D] (of words alone none), last states [B, T, D], those that `_LOOKING` reads
+) -> tuple[torch.Tensor, ...]:  # tokens of the pictures [N, t, D], last states [B, T, D], those that `_LOOKING` reads
     "One forward pass."
-    embeds, pictures = student.model.get_input_embeddings()(batch["input_ids"]), None
-    if "pixel_values" in batch:
-        merged = student.model.visual(batch["pixel_values"], grid_thw=batch["image_grid_thw"]).pooler_output
-        at = (batch["input_ids"] == student.config.image_token_id)[..., None]
-        embeds = embeds.masked_scatter(at, merged.to(embeds.dtype))
-        pictures = merged.reshape(len(batch["image_grid_thw"]), -1, merged.shape[-1])
+    merged = student.model.visual(batch["pixel_values"], grid_thw=batch["image_grid_thw"]).pooler_output
+    embeds = student.model.get_input_embeddings()(batch["input_ids"])
+    pictures = (batch["input_ids"] == student.config.image_token_id)[..., None]
+    embeds = embeds.masked_scatter(pictures, merged.to(embeds.dtype))
     bias = torch.zeros(batch["attention_mask"].shape, dtype=embeds.dtype, device=embeds.device)
     output = student.model.language_model(
         inputs_embeds=embeds, position_ids=batch["position_ids"], use_cache=False, output_hidden_states=True,
         attention_mask=bias.masked_fill(~batch["attention_mask"], -1e9))
+    pictures = merged.reshape(len(batch["image_grid_thw"]), -1, merged.shape[-1])
     return pictures, output.last_hidden_state, output.hidden_states[_LOOKING]
 
 # %% ../../nbs/68_dense_heads.ipynb #36c16d1c
@@ -237,11 +236,9 @@ class _DenseStudent(Qwen2_5_VLForConditionalGeneration):
     ) -> dict[str, torch.Tensor]:  # loss, its parts and figures to watch
         "The weighted sum of all losses."
         pictures, states, looking = _read_tokens(self, batch)
-        losses, watch = {}, {}
-        if pictures is not None:
-            parts = self.heads.read("pictures", pictures)
-            parts = parts | dict(descriptor=F.normalize(parts["descriptor"], dim=-1), box=parts["box"].sigmoid())
-            losses, watch = _seen_losses(self.heads, parts, states, batch)
+        parts = self.heads.read("pictures", pictures)
+        parts = parts | dict(descriptor=F.normalize(parts["descriptor"], dim=-1), box=parts["box"].sigmoid())
+        losses, watch = _seen_losses(self.heads, parts, states, batch)
         if len(batch["look_at"]): losses["look"], watch["looked"] = _look_loss(self, looking, batch)
         if len(batch["labels"]):
             text, more = _text_losses(self.lm_head(states.flatten(0, 1)[batch["label_at"]]).float(), batch)

@@ -203,7 +203,7 @@ def _stack_targets(
 # %% ../../nbs/67_packing.ipynb #57c64099
 def _pack(
     packer: _Packer,  # gives the tokens
-    rows: list[_PackedRow],  # all with branches, or all with prompts; all with pictures, or none
+    rows: list[_PackedRow],  # all with branches, or all with prompts
 ) -> dict:  # tensors for `_DenseStudent.forward`
     "One batch."
     import torch
@@ -211,9 +211,9 @@ def _pack(
     n, length = len(rows), max(len(s.ids) for s in sequences)
     ids, positions = np.full((n, length), packer.tokenizer.pad_token_id), np.zeros((3, n, length), int)
     for k, s in enumerate(sequences): ids[k, :len(s.ids)], positions[:, k, :len(s.ids)] = s.ids, s.positions
-    counts, pictures = [len(row.pictures) for row in rows], [p for row in rows for p in row.pictures]
-    images = packer.processor.image_processor(pictures, return_tensors="pt") if pictures else {}
-    patches = int(images["image_grid_thw"][0].prod()) if pictures else 0
+    images = packer.processor.image_processor([p for row in rows for p in row.pictures], return_tensors="pt")
+    counts = [len(row.pictures) for row in rows]
+    patches = int(images["image_grid_thw"][0].prod())
     mask = np.stack([_block_mask(length, s.blocks) for s in sequences])[:, None]
     numbers = np.array(list(packer.value_of), int)
     arrays = dict(input_ids=ids, position_ids=positions, attention_mask=mask, number_ids=numbers)

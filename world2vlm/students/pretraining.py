@@ -27,7 +27,7 @@ from .packing import _number_tokens, _pack, _PackedRow, _Packer
 from .static_forms import _ask_sat, _ask_scores
 from .static_questions import QUESTIONS
 from .training import live_callback, read_training_log, Training, trainer_arguments
-from .view_pairs import _PairMix, _prompt_row, _sample_room, _turn_row, _words_row, PairStream
+from .view_pairs import _PairMix, _prompt_row, _sample_room, _turn_row, PairStream
 from ..scenes.panoramas import TRAINING_PLACES, VALIDATION_PLACES
 from ..tasks.answers import BOX_FORMATS, convert_boxes
 from ..tasks.rewards import BOX_PATTERN
@@ -41,7 +41,6 @@ class Phase(Settings):
     batch_size: Count = 8  # pairs in one forward pass
     questions: Whole = 450  # characters of questions and answers about each pair; 0 trains the heads alone
     practice: Share = 0.2  # share of the questions in the forms of the tasks
-    words: bool = False  # questions about texts alone: the tower and the heads rest
     prompts_every: Whole = 0  # each n-th batch holds prompts of a benchmark or of the search; 0 for none
     learning_rate: LearningRate = 1.0e-3  # peak of the cosine
 
@@ -51,7 +50,7 @@ class Base(_Launch):
     "How the base student is trained from random weights."
     curriculum: tuple[Phase, ...] = (  # one after the other
         Phase(1500, 16, questions=0, learning_rate=2.0e-3), Phase(6000, practice=.3, learning_rate=1.5e-3),
-        Phase(4000, practice=.7, prompts_every=12, learning_rate=7.0e-4), Phase(2000, 4, questions=900, words=True))
+        Phase(4000, practice=.7, prompts_every=12, learning_rate=7.0e-4))
     workers: Workers = 1  # processes that render ahead of each
     weight_decay: NotNegative = 0.01  # AdamW
     fov_deg: FieldOfView = 90.0  # horizontal field of view of the views
@@ -122,7 +121,6 @@ class _PhaseRows:
         batch, row = divmod(int(number), self.phase.batch_size)
         turn, stream = divmod(batch, len(self.streams))  # batches that are read at the same time are of one kind
         every, number = self.phase.prompts_every, turn * self.phase.batch_size + row
-        if self.phase.words: return _words_row(self.streams[stream], number)
         if every and turn % every == every - 1: return _prompt_row(self.streams[stream], number)
         real = rng_for(self.config.seed, "kind", turn).random() < self.config.panoramas
         return _turn_row(self.streams[stream], number) if real else self.streams[stream][number]
@@ -160,9 +158,8 @@ def _train_phase(
     from transformers import TrainingArguments
     from world2vlm.students.dense_heads import _DenseTrainer
     packer, phase = _Packer(processor, config.box_format, MiniConfig().image_size), config.curriculum[number]
-    student.model.visual.requires_grad_(not phase.words)
     arguments = TrainingArguments(**trainer_arguments(_phase_settings(config, phase), out, phase.steps),
-                                  eval_strategy="no" if phase.words else "steps", eval_steps=config.check_every)
+                                  eval_strategy="steps", eval_steps=config.check_every)
     trainer = _DenseTrainer(
         student, arguments, data_collator=partial(_pack, packer), train_dataset=_PhaseRows(config, number),
         eval_dataset=_check_batches(config, packer), callbacks=[live_callback(out)] * (arguments.process_index == 0))

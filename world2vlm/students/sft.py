@@ -25,7 +25,7 @@ class SFT(Training):
     lora_alpha: Whole = 512  # scale of the LoRA update
     freeze_vision: bool = True  # leave the vision tower as it is
     answers_alike: bool = False  # a letter weighs as much as a sentence; false: each token weighs the same, as in the paper
-    option_first: bool = False  # an answer to lettered options states the right one, then its letter on a line of its own
+    option_text: bool = False  # an answer to lettered options is the text of the right one, which counts as its letter
 
 # %% ../../nbs/63_sft.ipynb #80e8b74a
 def _alike_trainer() -> type:  # of trainer
@@ -88,16 +88,15 @@ def _fit_sft(
     trainer.model_accepts_loss_kwargs = True  # TRL divides by the tokens of the whole step, whatever Qwen2.5-VL says
     return run_trainer(trainer, processor, out, config.skip_prompts)
 
-# %% ../../nbs/63_sft.ipynb #1e65c4bd
-def _option_first_row(
+# %% ../../nbs/63_sft.ipynb #edb5a327
+def _option_text_row(
     example: dict,  # as for `training_row`, with its options
     box_format: str = "norm1000",  # how boxes are written
     size: tuple[int, int] | None = None,  # of the first picture as the student sees it; None: as it is
 ) -> dict:  # as of `training_row`
-    "The row of an `example` whose answer states the option before its letter."
+    "The row of an `example` whose answer is the text of the right option."
     options = {option["letter"]: option["text"] for option in example["choices"] or []}
-    answer = f"{options[example['answer']]}\n{example['answer']}" if options else example["answer"]
-    return training_row({**example, "answer": answer}, box_format, size)
+    return training_row({**example, "answer": options.get(example["answer"], example["answer"])}, box_format, size)
 
 # %% ../../nbs/63_sft.ipynb #b3aa7d24
 def train_sft(
@@ -110,6 +109,6 @@ def train_sft(
     arguments = _sft_arguments(config, out)
     model, processor = load_student(str(student), config.attention, max_pixels=config.max_pixels or None)
     step = config.batch_size, config.gradient_accumulation_steps, config.processes
-    to_row = _option_first_row if config.option_first else training_row
+    to_row = _option_text_row if config.option_text else training_row
     data = training_rows(examples, config, processor, to_row, cache=str(Path(out) / "cache"), step=step)
     return _fit_sft(model, processor, data, config, arguments)

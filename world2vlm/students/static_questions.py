@@ -334,21 +334,6 @@ def _ask_comparison(
     question, hints = f"Repeat: {text}. Claim: {text if true else wrong[0]}.", (TRUE_FALSE.instruction, ONE_SENTENCE)
     return _Asked(*_phrased(rng, question, hints, verdict, f"It is {text}, so the claim is {verdict}.", [other]))
 
-# %% ../../nbs/65_static_questions.ipynb #c78286f0
-def _compare_words(
-    objects: list[_VisibleObject],  # of one view, whose names and boxes are used; may be empty
-    rng: np.random.Generator,  # draws texts and form
-) -> _Asked:
-    "Ask for the letter of a text among two or four, or whether a claim repeats it."
-    text, *wrong = _alike_texts(objects, rng)
-    if rng.random() < .5:
-        options, letter = letter_options([text, *wrong[:_pick([1, 3], rng)]], rng)
-        return _Asked(_stated("\n".join([f"Repeat: {text}.", *(f"{k}. {v}" for k, v in options.items()), _LETTER])), letter)
-    true = rng.random() < .5
-    hint, *verdicts = _pick([(TRUE_FALSE.instruction, "true", "false"), (YES_NO.instruction, "yes", "no")], rng)
-    question = f"Repeat: {text}. Claim: {text if true else wrong[0]}."
-    return _Asked(_stated(question, hint), verdicts[not true])
-
 # %% ../../nbs/65_static_questions.ipynb #45302891
 class _Question(NamedTuple):
     "One kind of question."

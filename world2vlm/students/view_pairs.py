@@ -15,8 +15,8 @@ import numpy as np
 from .dense_targets import _apart_targets, _picture_targets, room_targets, _turn_targets, _view_targets, _ViewTargets
 from .packing import _Branch, _PackedRow
 from .static_forms import _ask_sat, _ask_scores
-from .answer_forms import _Asked, _objects_in_view, _pick, _VisibleObject
-from .static_questions import _compare_words, _draw_question
+from .answer_forms import _Asked, _objects_in_view, _VisibleObject
+from .static_questions import _draw_question
 from ..core.camera import Action, ACTION_KINDS, intrinsics, TURNS, yaw
 from ..core.config import repo_root
 from ..core.runs import rng_for, seed_for
@@ -215,16 +215,3 @@ def _prompt_row(
         images, objects = [room.views[k].image for k in order], [room.objects[k] for k in order]
         if asked := ask(images, objects, rng):
             return _PackedRow(images, [], _picture_targets([room.known[k] for k in order]), *asked)
-
-# %% ../../nbs/68_view_pairs.ipynb #8edd87d6
-def _words_row(
-    stream: PairStream,  # of rooms, whose names and boxes are used
-    number: int,  # of a row
-) -> _PackedRow:
-    "Questions about texts, without pictures."
-    rng = rng_for(stream.seed, "words", number)
-    room, branches = stream.room(number // stream.per_room + int(rng.integers(stream.rooms))), []
-    while sum(len(b.question) + len(b.answer) for b in branches) < stream.mix.questions:
-        asked = _compare_words(_pick(room.objects, rng), rng)
-        branches.append(_Branch(asked.question, asked.answer, 0))
-    return _PackedRow([], branches, {})

@@ -151,7 +151,7 @@ def _well_formed(
     text = text.strip()
     if len(text) > MAX_ANSWER_CHARS: return False
     if example.phrasing == "choice":
-        forms = [(k, f"({k})", f"{k}. {v}", f"{k}) {v}", f"{k} {v}", f"{v}\n{k}") for k, v in example.choices.items()]
+        forms = [(k, f"({k})", f"{k}. {v}", f"{k}) {v}", f"{k} {v}", v) for k, v in example.choices.items()]
         return normalise_answer(text) in {normalise_answer(form) for option in forms for form in option}
     if example.phrasing == "direct": return answer_type.is_bare(text)
     return answer_type.read(text) is not None and not answer_type.is_bare(text) and len(text.split()) >= 3
