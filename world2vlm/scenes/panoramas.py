@@ -93,7 +93,7 @@ def _object_ids(
             cv2.fillPoly(ids, [np.rint(points).astype(np.int32)], i)
     return ids
 
-
+# %% ../../nbs/16_panoramas.ipynb #371dc434
 def _crop_ids(
     ids: np.ndarray,  # uint16 [H, 2 H] of `_object_ids`
     yaw_deg: float,  # as for `crop_panorama`
@@ -124,6 +124,16 @@ def _visible_objects(
     "The objects that a crop shows."
     return [Instance(i, label, ids == i) for i, (label, _) in enumerate(outlines, 1) if (ids == i).any()]
 
+# %% ../../nbs/16_panoramas.ipynb #72b8e219
+def _headings(
+    place: str,  # name of a panorama
+    n: int,  # of them
+    seed: int,  # of the draw
+    start: int = 0,  # how many are left out at the beginning
+) -> np.ndarray:  # integers in tenths of a degree, [0, 3600)
+    "Where the cameras of the anchors of a `place` look."
+    return rng_for(seed, place).integers(3600, size=start + n)[start:]
+
 # %% ../../nbs/16_panoramas.ipynb #06b4dfd7
 def panorama_scenes(
     places: Iterable[str],  # names of panoramas
@@ -140,7 +150,7 @@ def panorama_scenes(
     for place in places:
         panorama, outlines = read_panorama(Path(folder) / f"{place}.png"), _read_outlines(folder, place)
         ids = _object_ids(outlines) if outlines else None
-        for i, tenths in enumerate(rng_for(seed, place).integers(3600, size=start + n)[start:], start):
+        for i, tenths in enumerate(_headings(place, n, seed, start), start):
             heading = int(tenths) / 10
             image, source = crop_panorama(panorama, heading, K, size), _SOURCE.format(place=place, heading=heading)
             instances = _visible_objects(outlines, _crop_ids(ids, heading, K, size)) if outlines else None
