@@ -68,6 +68,27 @@ def _read_gains(
         if not 0.1 <= gain <= 10: raise wrong(f"a {kind} gain of {gain:g} is no error of size; repair the adapter")
     return gains
 
+# %% ../../nbs/20_base.ipynb #5ba67c82
+def _commanded(
+    trajectory: Trajectory,  # that the views shall show
+    gains: dict[str, float],  # of `_read_gains`
+) -> Trajectory:  # that the teacher is asked for
+    "The `trajectory` with each amount divided by the gain of its kind."
+    scaled = lambda a: Action(a.kind, round(a.amount / gains["yaw" if a.is_turn else "scale"], 6))
+    return plan([scaled(a) for a in trajectory.actions])
+
+# %% ../../nbs/20_base.ipynb #b158fff2
+def _as_planned(
+    rollout: Rollout,  # of the commanded motion
+    trajectory: Trajectory,  # the planned one
+    gains: dict[str, float],  # of `_read_gains`
+    applied: bool,  # whether they were taken out of the motion
+) -> Rollout:  # with the same pictures
+    "The `rollout` as one of `trajectory`, with a note of the `gains`."
+    note = {f"{kind}_gain": gain for kind, gain in gains.items()} | {"calibrated": float(applied)}
+    own = dict(actions=trajectory.actions, poses=trajectory.poses, keyframes=trajectory.keyframes)
+    return replace(rollout, **own, fidelity=rollout.fidelity | note)
+
 # %% ../../nbs/20_base.ipynb #4b1f8924
 @dataclass(frozen=True)
 class _Calibrated:
@@ -89,18 +110,14 @@ class _Calibrated:
         reject: Reject | None = None,  # called with the planned motion, not with the one that is commanded
     ) -> list[Rollout]:  # of the planned motions
         "Ask the teacher for motions whose views show `trajectories`."
-        scaled = lambda a: Action(a.kind, round(a.amount / self.gains["yaw" if a.is_turn else "scale"], 6))
-        commanded = [plan([scaled(a) for a in t.actions]) if self.applied else t for t in trajectories]
+        commanded = [_commanded(t, self.gains) if self.applied else t for t in trajectories]
         planned = {tuple(a.actions): t for a, t in zip(commanded, trajectories)}
         names = {format_actions(a.actions): format_actions(t.actions) for a, t in zip(commanded, trajectories)}
         def passed(key, reason):
             motion = key.removeprefix(f"{scene.id}: ")
             reject(f"{scene.id}: {names.get(motion, motion)}", reason)
-        note = {f"{kind}_gain": gain for kind, gain in self.gains.items()} | {"calibrated": float(self.applied)}
-        def own(r, t):
-            return replace(r, actions=t.actions, poses=t.poses, keyframes=t.keyframes, fidelity=r.fidelity | note)
         rollouts = self.teacher.imagine(scene, commanded, seed, passed if reject else None)
-        return [own(rollout, planned[tuple(rollout.actions)]) for rollout in rollouts]
+        return [_as_planned(r, planned[tuple(r.actions)], self.gains, self.applied) for r in rollouts]
 
 # %% ../../nbs/20_base.ipynb #04468ccd
 TEACHERS = {  # name -> module:class
@@ -113,6 +130,8 @@ TEACHERS = {  # name -> module:class
     "cosmos3": "world2vlm.teachers.cosmos3:Cosmos3",
     "worldplay": "world2vlm.teachers.worldplay:WorldPlay",
 }
+
+# %% ../../nbs/20_base.ipynb #6757e763
 TeacherName = Annotated[str, TEACHERS, "module:Class"]  # in settings
 TeacherOptions = dict[TeacherName, dict[str, int | float | bool | str]]  # teacher -> arguments of its class
 
