@@ -29,6 +29,15 @@ def _first_move(
         if not action.is_turn: return f"move: '{format_actions([action])}' (action {i}), but a panorama knows turns only"
     return ""
 
+# %% ../../nbs/24_panorama.ipynb #1fc6dead
+def _read_place(
+    folder: str | Path,  # of the panoramas
+    place: str,  # name of one
+) -> tuple[np.ndarray, np.ndarray | None]:  # uint8 [H, 2 H, 3]; uint16 [H, 2 H], None without outlined objects
+    "The picture of a `place` and which object each direction shows; ValueError if the panorama cannot be read."
+    panorama, outlines = read_panorama(Path(folder) / f"{place}.png"), _read_outlines(folder, place)
+    return panorama, _object_ids(outlines) if outlines else None
+
 # %% ../../nbs/24_panorama.ipynb #f8d08b0a
 def _turned_views(
     panorama: np.ndarray,  # uint8 [H, 2 H, 3]
@@ -64,7 +73,6 @@ class Panorama:
             views = lambda t: f"no panorama: scene {scene.id} is no crop of one, use another teacher"
         else:
             place, heading = anchor
-            panorama, outlines = read_panorama(Path(self.folder) / f"{place}.png"), _read_outlines(self.folder, place)
-            objects = _object_ids(outlines) if outlines else None
+            panorama, objects = _read_place(self.folder, place)
             views = lambda t: _first_move(t) or _turned_views(panorama, heading, scene, t, objects)
         return collect_rollouts(self, scene, trajectories, views, seed, reject)
