@@ -41,6 +41,18 @@ def _alike_trainer() -> type:  # of trainer
             return loss / self.current_gradient_accumulation_steps
     return AlikeTrainer
 
+# %% ../../nbs/63_sft.ipynb #59874d06
+def _token_lengths(
+    data: "Dataset",  # rows of prompt, completion, images
+    rows: list[int],  # which of them
+    collate: "DataCollatorForVisionLanguageModeling",  # of the trainer
+) -> np.ndarray:  # [N] tokens
+    "How long the `rows` of `data` are where `collate` cuts nothing off."
+    whole = replace(collate, max_length=None)
+    batches = (data[rows[start:start + 8]] for start in range(0, len(rows), 8))
+    lines = ([dict(zip(batch, values)) for values in zip(*batch.values())] for batch in batches)
+    return np.concatenate([whole(batch)["attention_mask"].sum(1).numpy() for batch in lines])
+
 # %% ../../nbs/63_sft.ipynb #55dfd829
 def _check_lengths(
     data: "Dataset",  # rows of prompt, completion, images
@@ -50,14 +62,12 @@ def _check_lengths(
     "ValueError if answers are cut off at the collator's `max_length`: they would be learned in part or not at all."
     if not hasattr(data, "__len__"): return  # a stream, as in pretraining
     rows = np.random.default_rng(0).permutation(len(data))[:sample].tolist()
-    whole = replace(collate, max_length=None)
-    batches = (data[rows[start:start + 8]] for start in range(0, len(rows), 8))
-    lines = ([dict(zip(batch, values)) for values in zip(*batch.values())] for batch in batches)
-    lengths = np.concatenate([whole(batch)["attention_mask"].sum(1).numpy() for batch in lines])
+    lengths = _token_lengths(data, rows, collate)
     cut, longest = (lengths > collate.max_length).mean(), lengths.max()
     if cut:
-        raise ValueError(f"max_length: {collate.max_length} tokens cut off the answers of {cut:.0%} of the examples, which "
-                         f"have {lengths.min()} to {longest} tokens (of {len(rows)} that were read); take at least {longest}")
+        raise ValueError(f"max_length: {collate.max_length} tokens cut off the answers of {cut:.0%} of the examples, "
+                         f"which have {lengths.min()} to {longest} tokens (of {len(rows)} that were read); "
+                         f"take at least {longest}")
 
 # %% ../../nbs/63_sft.ipynb #d7349453
 def _sft_arguments(
