@@ -406,7 +406,7 @@ def _error_figure(
     "The share of right labels over the amount of each error, with 95 % intervals by room."
     kinds = [kind for kind in kinds if any(row["kind"] == kind for row in study["labels"])]
     lines = -(-len(kinds) // 3)
-    figure, grid = canvas(lines, 3, (9, 1.9 * lines), sharey=True, squeeze=False)
+    figure, grid = canvas(lines, 3, (8, 1.7 * lines), sharey=True, squeeze=False)
     for axes in grid.flat[len(kinds):]: axes.axis("off")
     for (axes, kind), (task, colour) in product(zip(grid.flat, kinds), zip(tasks, RUN_COLOURS[1:])):
         rows = [row for row in study["labels"] if (row["kind"], row["task"]) == (kind, task)]
