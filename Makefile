@@ -83,6 +83,7 @@ sync: .venv/installed  ## notebooks -> library, dvc.yaml, README and RESULTS
 	python -c "from world2vlm.core.stages import sync_dependencies; sync_dependencies('dvc.yaml')"
 	jupyter nbconvert --log-level WARN --execute --to markdown --no-input --output-dir . --output README nbs/index.ipynb
 	jupyter nbconvert --log-level WARN --execute --to markdown --no-input --output-dir . --output RESULTS nbs/95_results.ipynb
+	sed -i.bak '/./,$$!d; /^$$/N; /^\n$$/D' README.md RESULTS.md && rm README.md.bak RESULTS.md.bak  # no empty lines of hidden cells
 	git diff --stat
 
 notebooks: .venv/installed  ## execute every notebook of the library in place, without progress bars or warnings in the outputs

@@ -227,7 +227,7 @@ def pipeline(toy: bool) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         home, scenes = Path(folder), Scenes(n=many, per_shard=many)
         imagine = Imagine(presets={"single": 2}, options={"svc": {"device": device, "bf16": True, "num_inference_steps": 2} if toy else {"device": device, "bf16": True}})
-        exam = HeldOut(scenes=Scenes(n=2, first=900_000, per_shard=2), imagine=Imagine(presets={"single": 2}))
+        exam = HeldOut(scenes=Scenes(n=4, first=900_000, per_shard=4), imagine=Imagine(presets={"single": 2}))
         stages = {
             "scenes": lambda: make_scenes(scenes, home / "scenes"),
             "imagine": lambda: make_rollouts(imagine, "svc", home / "scenes", home / "rollouts"),

@@ -48,7 +48,7 @@ def test_boxes_in_pixels_are_rewarded_in_the_pixels_of_the_student():
 
 
 def test_reinforcement_raises_the_reward(home, tmp_path):
-    first = train_sft(replace(PLAIN, epochs=5, learning_rate=2e-2), home / "start", home / "examples", tmp_path / "sft")
+    first = train_sft(replace(PLAIN, epochs=3, learning_rate=2e-2), home / "start", home / "examples", tmp_path / "sft")
     path = curve(train_grpo(replace(REINFORCE, limit=64, epochs=3, beta=0.0), first, home / "examples", tmp_path / "grpo"), "reward")
     assert np.mean(path[-5:]) > np.mean(path[:5])
 

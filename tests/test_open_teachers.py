@@ -175,7 +175,7 @@ def test_the_refiner_is_added_by_a_setting_and_its_frames_are_those_of_the_path(
     frames, _ = sana_wm._film(refined, scene, path, seed=3)
     import torch
     stage_2 = whole(latents[0], refined.prompt, fps=16, generator=after(torch.Generator().manual_seed(3), latents[0]), output_type="latent")
-    decoded = whole._decode_latents(stage_2)[0].permute(1, 2, 3, 0).cpu().numpy() / 2 + .5  # all frames, the first with them
+    decoded = whole._decode_latents(stage_2)[0].detach().permute(1, 2, 3, 0).cpu().numpy() / 2 + .5  # all frames, the first with them
     np.testing.assert_allclose(frames[1:], np.clip(decoded[1:], 0, 1), atol=1e-5)
     assert (plain.imagine(scene, [walk])[0].images != refined.imagine(scene, [walk])[0].images).any()
 

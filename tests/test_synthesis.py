@@ -173,7 +173,7 @@ def test_a_mixture_is_its_parts(tmp_path):
     alone = [s for i, n in (("rooms", 5), ("panoramas", 5)) for s in _all(replace(mixed, source=i, n=n))]
     scenes = list(read_dataset("scenes", tmp_path / "one"))
     assert [s.id for s in scenes] == [s.id for s in alone] and all((a.image == b.image).all() for a, b in zip(scenes, alone))
-    assert stats["counts"]["source"] == {"room": 5, "panorama hall": 2, "panorama lab": 2, "panorama interior": 1}
+    assert stats["counts"]["source"] == {"room": 5, "panorama hall": 2, "panorama lab": 2, "panorama studio": 1}
     assert validate_dataset("scenes", tmp_path / "one") == []
 
 

@@ -45,7 +45,7 @@ def load():
 '''
 
 
-def toy_worldplay(folder: Path, **options):
+def toy_worldplay(folder: Path, /, **options):
     "The adapter with a process that turns the anchor as the files of a job say; it knows nothing of this package."
     (folder / "turning_model.py").write_text(TURNING)
     command = f"env PYTHONPATH={folder} {sys.executable} {{server}} turning_model:load"

@@ -236,19 +236,19 @@ def _is_ambiguous(
     return any(i.label == label and i.id != object_id(example) for i in candidates(scene, rules.area))
 
 # %% ../../nbs/74_annotation_errors.ipynb #be76fcbf
-_MOTIONS = Imagine(presets={"single": 2, "forward_turn": 1, "turn_forward": 1},
+_MOTIONS = Imagine(presets={"single": 4, "forward_turn": 1, "turn_forward": 1, "shift_forward_turn": 1},
                    ranges=Ranges((0.2, 1.5, 0.1), (10, 60, 10)), seed=3)
 
 @dataclass(frozen=True)
 class AnnotationErrors(Settings):
     "Which errors `measure` studies, and in which rooms; no error is always among them."
-    scenes: Scenes = Scenes(first=650_000, n=19, seed=1, size=(160, 120), fov_deg=65.0, per_shard=1)  # own rooms
+    scenes: Scenes = Scenes(first=650_000, n=60, seed=1, size=(160, 120), fov_deg=65.0, per_shard=1)  # own rooms
     imagine: Imagine = _MOTIONS  # motions
     rules: Rules = Rules(move=(0.2, 1.5), turn=(10, 60), area=(0.01, 0.6))  # what may be asked
     masks_grown: tuple[Annotated[float, ">= -64", "<= 64"], ...] = (-4, -2, -1, 1, 2, 4)  # amounts, as in `_Errors`
     objects_merged: tuple[Share, ...] = (0.2, 0.4)  # the same, and so on
     objects_missed: tuple[Share, ...] = (0.1, 0.2, 0.4)  # share of the objects
-    depth_scale: tuple[_Relative, ...] = (-0.3, -0.2, -0.1, 0.1, 0.2, 0.4)  # relative error
+    depth_scale: tuple[_Relative, ...] = (-0.3, -0.2, -0.1, -0.05, 0.05, 0.1, 0.2, 0.4)  # relative error
     depth_noise: tuple[Share, ...] = (0.05, 0.1, 0.2)  # standard deviation of the relative error
     depth_bleeding: tuple[_Pixels, ...] = (1, 2, 4)  # pixels
     field_of_view: tuple[_Relative, ...] = (-0.2, -0.1, -0.05, 0.05, 0.1, 0.2)  # relative error
@@ -406,7 +406,7 @@ def _error_figure(
     "The share of right labels over the amount of each error, with 95 % intervals by room."
     kinds = [kind for kind in kinds if any(row["kind"] == kind for row in study["labels"])]
     lines = -(-len(kinds) // 3)
-    figure, grid = canvas(lines, 3, (9, 1.9 * lines), sharey=True, squeeze=False)
+    figure, grid = canvas(lines, 3, (8, 1.7 * lines), sharey=True, squeeze=False)
     for axes in grid.flat[len(kinds):]: axes.axis("off")
     for (axes, kind), (task, colour) in product(zip(grid.flat, kinds), zip(tasks, RUN_COLOURS[1:])):
         rows = [row for row in study["labels"] if (row["kind"], row["task"]) == (kind, task)]

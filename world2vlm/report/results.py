@@ -226,7 +226,7 @@ def _curve_pictures(
 LEADS = {  # id of a section -> title, first sentence
     "results": ("Results", """Held-out questions on views that the simulator rendered: the truth, never a teacher's
         picture. A point is one percent of the questions answered exactly right: a motion with its kinds, order and
-        each amount within 0.1 m or 10 degrees, a box with an IoU of at least 0.5, the right letter, the right yes or no;
+        each amount within 0.1 m or 10 degrees, a box with an IoU of at least 0.5, the right option, the right yes or no;
         every task weighs the same. The graded score gives partial credit for near misses. Intervals hold 95 % and
         account for questions of one room resembling each other."""),
     "transfer": ("Questions unlike those of the training", """Two choices in the manner of SAT about further rooms, whose

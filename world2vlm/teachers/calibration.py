@@ -24,24 +24,8 @@ from ..scenes.panoramas import _place_and_heading, crop_panorama, read_panorama
 from .base import WorldModel
 from .filters import _motion_from_depth, _motion_from_matches, fitted_pose, match_sift
 
-# %% ../../nbs/29_calibration.ipynb #d550f110
+# %% ../../nbs/29_calibration.ipynb #e083db2f
 _Measure = Callable[[np.ndarray, np.ndarray], "np.ndarray | None"]  # view, requested pose -> shown pose, or None
-
-def _by_rendering(
-    scene: Scene,  # a room, or a crop of a panorama
-    folder: str = "data/panoramas",  # one <place>.png each
-) -> _Measure | None:  # None where no true view can be rendered
-    "The search for the pose whose true view fits best."
-    if scene.room is not None:
-        from world2vlm.scenes.room import Room
-        return partial(fitted_pose, Room(scene.room.seed), scene)
-    if (anchor := _place_and_heading(scene)) is None: return None
-    place, heading = read_panorama(Path(folder) / f"{anchor[0]}.png"), anchor[1]
-    def render(pose, K, size):
-        turn = relative_motion(np.eye(4), pose).rotation_deg
-        return SimpleNamespace(image=crop_panorama(place, heading + turn, K, size))
-    return partial(fitted_pose, SimpleNamespace(render=render), replace(scene, room=RoomPose(0, np.eye(4))))
-
 
 def _by_features(
     scene: Scene,  # with depth for moves
@@ -54,7 +38,31 @@ def _by_features(
         return motion.pose if motion and motion.inliers >= inliers else None
     return measure
 
-# %% ../../nbs/29_calibration.ipynb #9f77fac9
+# %% ../../nbs/29_calibration.ipynb #a393ea1f
+def _panorama_world(
+    panorama: np.ndarray,  # uint8 [H, W, 3], all around
+    heading: float,  # of the anchor, degrees
+) -> SimpleNamespace:  # with the `render` of a `Room`
+    "A real place as a world that can be rendered after turns."
+    def render(pose, K, size):
+        turn = relative_motion(np.eye(4), pose).rotation_deg
+        return SimpleNamespace(image=crop_panorama(panorama, heading + turn, K, size))
+    return SimpleNamespace(render=render)
+
+# %% ../../nbs/29_calibration.ipynb #31607926
+def _by_rendering(
+    scene: Scene,  # a room, or a crop of a panorama
+    folder: str = "data/panoramas",  # one <place>.png each
+) -> _Measure | None:  # None where no true view can be rendered
+    "The search for the pose whose true view fits best."
+    if scene.room is not None:
+        from world2vlm.scenes.room import Room
+        return partial(fitted_pose, Room(scene.room.seed), scene)
+    if (anchor := _place_and_heading(scene)) is None: return None
+    world = _panorama_world(read_panorama(Path(folder) / f"{anchor[0]}.png"), anchor[1])
+    return partial(fitted_pose, world, replace(scene, room=RoomPose(0, np.eye(4))))
+
+# %% ../../nbs/29_calibration.ipynb #2276bde2
 @dataclass(frozen=True)
 class Calibration(Settings):
     "With which motions a teacher is measured, and how."
@@ -64,7 +72,29 @@ class Calibration(Settings):
     resamples: Count = 1000  # of the scenes, for the interval
     seed: Seed = 0  # of the directions, of the teacher and of the interval
 
+# %% ../../nbs/29_calibration.ipynb #35e0896c
+def _probe_actions(
+    scene: Scene,  # moves need its depth
+    config: Calibration,  # which motions
+) -> list[Action]:  # one of each size
+    "The motions of which `scene` is a probe."
+    rng = rng_for(config.seed, scene.id)
+    draw = lambda kinds, amounts: [Action(kinds[rng.integers(len(kinds))], amount) for amount in amounts]
+    turns = draw(("turn_left", "turn_right"), config.turns)
+    return turns if scene.depth is None else turns + draw(("forward", "backward", "left", "right"), config.moves)
 
+# %% ../../nbs/29_calibration.ipynb #402fddbb
+def _shown_amount(
+    action: Action,  # requested
+    requested: np.ndarray,  # [4, 4] pose after it
+    shown: np.ndarray,  # [4, 4] pose that the view shows
+) -> float:  # degrees or metres
+    "How much of `action` a view shows."
+    if not action.is_turn: return float(shown[:3, 3] @ (requested[:3, 3] / action.amount))
+    turned = relative_motion(np.eye(4), shown).rotation_deg
+    return turned if action.kind == "turn_right" else -turned
+
+# %% ../../nbs/29_calibration.ipynb #93f75c8c
 class _Probe(NamedTuple):
     "What one view shows."
     scene: str  # id
@@ -72,7 +102,7 @@ class _Probe(NamedTuple):
     amount: float  # requested, degrees or metres
     measured: float  # what the view shows
 
-
+# %% ../../nbs/29_calibration.ipynb #25e7507b
 def _probe_scene(
     teacher: WorldModel,  # ready to imagine
     scene: Scene,  # the anchor
@@ -80,21 +110,25 @@ def _probe_scene(
     config: Calibration,  # which motions
 ) -> list[_Probe]:  # one for each view that could be measured
     "Ask `teacher` for single motions of `scene`, and measure its views."
-    rng, metric = rng_for(config.seed, scene.id), scene.depth is not None
-    draw = lambda kinds, amounts: [Action(kinds[rng.integers(len(kinds))], amount) for amount in amounts]
-    actions = draw(("turn_left", "turn_right"), config.turns)
-    if metric: actions += draw(("forward", "backward", "left", "right"), config.moves)
-    probes = []
-    for rollout in teacher.imagine(scene, [plan([action]) for action in actions], config.seed):
+    probes, trajectories = [], [plan([action]) for action in _probe_actions(scene, config)]
+    for rollout in teacher.imagine(scene, trajectories, config.seed):
         action, requested = rollout.actions[0], keyframe_poses(rollout)[0]
-        if (pose := measure(rollout.images[0], requested)) is None: continue
-        direction = requested[:3, 3] / action.amount  # unit vector of a move
-        turned = relative_motion(np.eye(4), pose).rotation_deg * (1 if action.kind == "turn_right" else -1)
-        measured = turned if action.is_turn else float(pose[:3, 3] @ direction)
+        if (shown := measure(rollout.images[0], requested)) is None: continue
+        measured = _shown_amount(action, requested, shown)
         probes.append(_Probe(scene.id, "yaw" if action.is_turn else "scale", action.amount, measured))
     return probes
 
-# %% ../../nbs/29_calibration.ipynb #135c484f
+# %% ../../nbs/29_calibration.ipynb #c6fc50c8
+def _interval(
+    ratios: list[list[float]],  # of each scene
+    config: Calibration,  # resamples, seed
+) -> np.ndarray:  # low and high, 95 %
+    "The interval of the median of all `ratios` over scenes drawn again."
+    rng, n = rng_for(config.seed, "gain"), len(ratios)
+    draws = rng.integers(n, size=(config.resamples, n))
+    return np.percentile([np.median(np.concatenate([ratios[i] for i in draw])) for draw in draws], [2.5, 97.5])
+
+# %% ../../nbs/29_calibration.ipynb #ac9db64e
 def _gain(
     probes: list[_Probe],  # of one kind
     config: Calibration,  # resamples, seed
@@ -102,15 +136,22 @@ def _gain(
     "The shown amount as a share of the requested."
     ratios = {}
     for probe in probes: ratios.setdefault(probe.scene, []).append(probe.measured / probe.amount)
-    scenes, rng = list(ratios.values()), rng_for(config.seed, "gain")
-    draws = rng.integers(len(scenes), size=(config.resamples, len(scenes)))
-    medians = [np.median(np.concatenate([scenes[i] for i in draw])) for draw in draws]
-    column = np.concatenate(scenes)
-    low, high = np.percentile(medians, [2.5, 97.5])
+    column, (low, high) = np.concatenate(list(ratios.values())), _interval(list(ratios.values()), config)
     result = dict(gain=np.median(column), low=low, high=high, spread=np.subtract(*np.percentile(column, [75, 25])))
     return {name: float(value) for name, value in result.items()} | {"views": len(column)}
 
+# %% ../../nbs/29_calibration.ipynb #8c8814d0
+def _measure_for(
+    scene: Scene,  # a probe
+    config: Calibration,  # its method counts
+    folder: str,  # of the panoramas
+) -> _Measure:  # of the views of `scene`
+    "How views are measured. ValueError where there is nothing to compare with."
+    measure = _by_features(scene) if config.method == "features" else _by_rendering(scene, folder)
+    if measure is not None: return measure
+    raise ValueError(f"{scene.id}: nothing to compare with; give rooms, panoramas, or method features")
 
+# %% ../../nbs/29_calibration.ipynb #c5863308
 def calibrate_teacher(
     teacher: WorldModel,  # ready to imagine
     scenes: Iterable[Scene],  # rooms, crops of panoramas, or large pictures for features
@@ -120,11 +161,7 @@ def calibrate_teacher(
 ) -> dict:  # yaw and scale, as far as measured: gain, interval, views; teacher, method, scenes
     "Measure the gains of `teacher`. ValueError where no view could be measured."
     scenes, probes = list(scenes), []
-    for scene in scenes:
-        measure = _by_features(scene) if config.method == "features" else _by_rendering(scene, folder)
-        if measure is None:
-            raise ValueError(f"{scene.id}: nothing to compare with; give rooms, panoramas, or method features")
-        probes += _probe_scene(teacher, scene, measure, config)
+    for scene in scenes: probes += _probe_scene(teacher, scene, _measure_for(scene, config, folder), config)
     groups = {kind: [p for p in probes if p.kind == kind] for kind in ("yaw", "scale")}
     gains = {kind: _gain(group, config) for kind, group in groups.items() if group}
     if not gains: raise ValueError(f"teacher {teacher.name!r}: no view of {len(scenes)} scenes could be measured")

@@ -56,7 +56,7 @@ def _check_prompt(
     fault = "prompt has no {caption}" if teacher.captioner else "prompt has a {caption}, but there is no captioner"
     raise ConfigError(f"teacher {teacher.name!r}: {fault}; set both, or neither")
 
-
+# %% ../../nbs/25_captions.ipynb #1bfe6446
 def _prompt_for(
     teacher: Any,  # with `prompt`, and `captions` where a caption is asked for
     scene: Scene,  # its picture counts

@@ -26,7 +26,18 @@ from .base import WorldModel
 from .filters import psnr
 from .reprojection import reproject
 
-# %% ../../nbs/29_contract.ipynb #857a0727
+# %% ../../nbs/29_contract.ipynb #1f10ef39
+def _ask(
+    teacher: WorldModel,  # under test
+    scene: Scene,  # the anchor
+    trajectories: list[Trajectory],  # planned motions
+    seed: int = 1,  # of the teacher
+) -> tuple[list[Rollout], dict[str, str]]:  # rollouts, rejections: input -> reason
+    "What `teacher` makes of `trajectories`."
+    rejected = {}
+    return teacher.imagine(scene, trajectories, seed, rejected.__setitem__), rejected
+
+# %% ../../nbs/29_contract.ipynb #fc046164
 _MOTIONS = ("turn right 20 degrees", "turn left 30 degrees", "move forward 0.2 meters", "move left 0.2 meters",
             "turn right 20 degrees; move forward 0.2 meters")
 
@@ -63,18 +74,42 @@ class TeacherContract:
         "The checks that the teacher does not pass; {} if it keeps the contract."
         return {name: reason for name, check in _CHECKS.items() if (reason := check(self))}
 
-
-def _ask(
-    teacher: WorldModel,  # under test
+# %% ../../nbs/29_contract.ipynb #a15b1e43
+def _motion_fault(
+    teacher: WorldModel,  # that made the rollout
     scene: Scene,  # the anchor
-    trajectories: list[Trajectory],  # planned motions
-    seed: int = 1,  # of the teacher
-) -> tuple[list[Rollout], dict[str, str]]:  # rollouts, rejections: input -> reason
-    "What `teacher` makes of `trajectories`."
-    rejected = {}
-    return teacher.imagine(scene, trajectories, seed, rejected.__setitem__), rejected
+    trajectory: Trajectory,  # that was asked for
+    rollout: Rollout,  # of it
+) -> str:  # reason, empty if all is right
+    "What is wrong with the origin of a `rollout`, and its motion."
+    expected = (scene.id, teacher.name, 1, tuple(trajectory.actions), tuple(trajectory.keyframes))
+    actual = (rollout.scene_id, rollout.teacher, rollout.seed, tuple(rollout.actions), tuple(rollout.keyframes))
+    if actual != expected: return f"scene, teacher, seed, actions, keyframes are {actual}, not {expected}"
+    return "" if np.allclose(rollout.poses, trajectory.poses) else "the poses are not those of the trajectory"
 
-# %% ../../nbs/29_contract.ipynb #4d963880
+# %% ../../nbs/29_contract.ipynb #65b81d95
+def _image_fault(
+    scene: Scene,  # the anchor
+    trajectory: Trajectory,  # that was asked for
+    rollout: Rollout,  # of it
+) -> str:  # reason, empty if all is right
+    "What is wrong with the views of a `rollout`."
+    images, shape = rollout.images, (len(trajectory.keyframes), *scene.image.shape)
+    if images.dtype == np.uint8 and images.shape == shape: return ""
+    return f"images are {images.dtype} {images.shape}, not uint8 {shape}"
+
+# %% ../../nbs/29_contract.ipynb #fc9b5828
+def _ids_fault(
+    teacher: WorldModel,  # that made the rollout
+    scene: Scene,  # the anchor
+    rollout: Rollout,  # of it
+) -> str:  # reason, empty if all is right
+    "What is wrong with the ids of a `rollout`."
+    outlined = scene.room is None and bool(scene.instances)  # a real place whose objects are known
+    if teacher.exact == (rollout.ids is not None) or (outlined and not teacher.exact): return ""
+    return f"exact is {teacher.exact}, and ids are {type(rollout.ids).__name__}"
+
+# %% ../../nbs/29_contract.ipynb #9503359a
 def _fields(
     teacher: WorldModel,  # that made the rollout
     scene: Scene,  # the anchor
@@ -82,39 +117,41 @@ def _fields(
     rollout: Rollout,  # of it
 ) -> str:  # reason, empty if all is right
     "What is wrong with a `rollout`."
-    expected = (scene.id, teacher.name, 1, tuple(trajectory.actions), tuple(trajectory.keyframes))
-    actual = (rollout.scene_id, rollout.teacher, rollout.seed, tuple(rollout.actions), tuple(rollout.keyframes))
-    if actual != expected: return f"scene, teacher, seed, actions, keyframes are {actual}, not {expected}"
-    if not np.allclose(rollout.poses, trajectory.poses): return "the poses are not those of the trajectory"
-    shape = (len(trajectory.keyframes), *scene.image.shape)
-    if rollout.images.dtype != np.uint8 or rollout.images.shape != shape:
-        return f"images are {rollout.images.dtype} {rollout.images.shape}, not uint8 {shape}"
-    outlined = scene.room is None and bool(scene.instances)  # a real place whose objects are known
-    if teacher.exact != (rollout.ids is not None) and not (outlined and not teacher.exact):
-        return f"exact is {teacher.exact}, and ids are {type(rollout.ids).__name__}"
+    fault = _motion_fault(teacher, scene, trajectory, rollout) or _image_fault(scene, trajectory, rollout)
+    if fault := fault or _ids_fault(teacher, scene, rollout): return fault
     return "" if all(np.isfinite(list(rollout.fidelity.values()))) else f"fidelity is not finite: {rollout.fidelity}"
 
+# %% ../../nbs/29_contract.ipynb #b89232a4
+def _list_fault(
+    contract: TeacherContract,  # its trajectories count
+    scene: Scene,  # the anchor
+    rollouts: list[Rollout],  # of `scene`
+    rejected: dict[str, str],  # input -> reason
+) -> str:  # reason, empty if all is right
+    "What is wrong with the list of `rollouts` and `rejected`."
+    if any(not key.startswith(f"{scene.id}: ") or not reason for key, reason in rejected.items()):
+        return f"a rejection names no scene or no reason: {rejected}"
+    if len(rollouts) + len(rejected) != (total := len(contract.trajectories)):
+        return f"{scene.id}: {len(rollouts)} rollouts and {len(rejected)} rejections of {total}"
+    known = [tuple(t.actions) for t in contract.trajectories]
+    order = [known.index(actions) for r in rollouts if (actions := tuple(r.actions)) in known]
+    if len(order) == len(rollouts) and order == sorted(order): return ""
+    return f"{scene.id}: rollouts of other motions, or not in order"
 
+# %% ../../nbs/29_contract.ipynb #4d80da41
 def _check_record(
     contract: TeacherContract,  # the teacher under test
 ) -> str:  # reason, empty if all is right
     "Rollouts and rejections, for landscape and portrait."
-    teacher = contract.open()
+    teacher, known = contract.open(), {tuple(t.actions): t for t in contract.trajectories}
     for scene, (rollouts, rejected) in zip(contract.anchors, contract.reference):
-        if any(not key.startswith(f"{scene.id}: ") or not reason for key, reason in rejected.items()):
-            return f"a rejection names no scene or no reason: {rejected}"
-        if len(rollouts) + len(rejected) != (total := len(contract.trajectories)):
-            return f"{scene.id}: {len(rollouts)} rollouts and {len(rejected)} rejections of {total}"
-        known = {tuple(t.actions): t for t in contract.trajectories}
-        order = [list(known).index(tuple(r.actions)) for r in rollouts if tuple(r.actions) in known]
-        if len(order) < len(rollouts) or order != sorted(order):
-            return f"{scene.id}: rollouts of other motions, or not in order"
+        if fault := _list_fault(contract, scene, rollouts, rejected): return fault
         for rollout in rollouts:
-            if reason := _fields(teacher, scene, known[tuple(rollout.actions)], rollout): return f"{scene.id}: {reason}"
+            if fault := _fields(teacher, scene, known[tuple(rollout.actions)], rollout): return f"{scene.id}: {fault}"
     accepted = any(rollouts for rollouts, _ in contract.reference)
     return "" if accepted else f"nothing is accepted: {contract.reference[0][1]}"
 
-
+# %% ../../nbs/29_contract.ipynb #238ed81c
 def _check_empty(
     contract: TeacherContract,  # the teacher under test
 ) -> str:  # reason, empty if all is right
@@ -125,14 +162,14 @@ def _check_empty(
         return f"of a turn by 0 degrees and an empty trajectory: {len(rollouts)} rollouts, rejections {rejected}"
     return "" if len(contract.open().imagine(scene, still)) == 1 else "without `reject`: other rollouts"
 
-# %% ../../nbs/29_contract.ipynb #fa39361c
+# %% ../../nbs/29_contract.ipynb #2fc134a6
 def _views(
     rollouts: list[Rollout],  # of a scene
 ) -> dict[tuple, bytes]:  # actions -> pixels
     "The pixels of `rollouts`."
     return {tuple(r.actions): r.images.tobytes() for r in rollouts}
 
-
+# %% ../../nbs/29_contract.ipynb #d7f75af8
 def _check_seed(
     contract: TeacherContract,  # the teacher under test
 ) -> str:  # reason, empty if all is right
@@ -143,7 +180,7 @@ def _check_seed(
     if contract.sampled: return "another seed gives the same views" if first and other == first else ""
     return "the seed matters, but `sampled` is false" if other != first else ""
 
-
+# %% ../../nbs/29_contract.ipynb #67cc65c9
 def _check_order(
     contract: TeacherContract,  # the teacher under test
 ) -> str:  # reason, empty if all is right
@@ -158,7 +195,7 @@ def _check_order(
     same = all(expected[actions] == view for actions, view in (_views(backwards) | _views(alone)).items())
     return "" if same and _views(backwards) == expected else "views depend on the other trajectories"
 
-
+# %% ../../nbs/29_contract.ipynb #17e583d8
 def _check_state(
     contract: TeacherContract,  # the teacher under test
 ) -> str:  # reason, empty if all is right
@@ -172,7 +209,32 @@ def _check_state(
     untouched = all((a.image == b.image).all() and (a.K == b.K).all() for a, b in zip((first, second), contract.anchors))
     return "" if untouched else "the teacher changes the scene"
 
-# %% ../../nbs/29_contract.ipynb #c809af41
+# %% ../../nbs/29_contract.ipynb #1463557e
+def _likeness(
+    scene: Scene,  # the anchor
+    rollout: Rollout,  # of one action
+) -> list[float]:  # dB, for its motion and for the opposite
+    "How well the view of `rollout` agrees with the anchor, warped both ways."
+    action, likeness = rollout.actions[0], []
+    for pose in (action.pose(), action.opposite.pose()):
+        warped, unseen = reproject(scene.image, scene.K, pose, scene.depth)
+        likeness.append(psnr(warped, rollout.images[0], ~unseen))
+    return likeness
+
+# %% ../../nbs/29_contract.ipynb #da12108a
+def _sign_fault(
+    scene: Scene,  # the anchor
+    rollout: Rollout,  # of one action
+) -> str:  # reason, empty if all is right
+    "Whether a `rollout` looks like the opposite motion; moves are compared where there is depth."
+    action = rollout.actions[0]
+    if scene.depth is None and not action.is_turn: return ""
+    own, other = _likeness(scene, rollout)
+    requested, opposite = (a.kind.replace("_", " ") for a in (action, action.opposite))
+    if own <= other: return f"{scene.id}: {requested} looks like {opposite}: {own:.1f} and {other:.1f} dB"
+    return ""
+
+# %% ../../nbs/29_contract.ipynb #36799ce0
 def _check_signs(
     contract: TeacherContract,  # the teacher under test
 ) -> str:  # reason, empty if all is right
@@ -180,17 +242,34 @@ def _check_signs(
     if not contract.pictures: return ""
     for scene, (rollouts, _) in zip(contract.anchors, contract.reference):
         for rollout in (r for r in rollouts if len(r.actions) == 1):
-            action, likeness = rollout.actions[0], []
-            if scene.depth is None and not action.is_turn: continue
-            for pose in (action.pose(), action.opposite.pose()):
-                warped, unseen = reproject(scene.image, scene.K, pose, scene.depth)
-                likeness.append(psnr(warped, rollout.images[0], ~unseen))
-            if likeness[0] <= likeness[1]:
-                requested, opposite = (a.kind.replace("_", " ") for a in (action, action.opposite))
-                return f"{scene.id}: {requested} looks like {opposite}: {likeness[0]:.1f} and {likeness[1]:.1f} dB"
+            if fault := _sign_fault(scene, rollout): return fault
     return ""
 
-# %% ../../nbs/29_contract.ipynb #ef22c66c
+# %% ../../nbs/29_contract.ipynb #498f052d
+def _camera_fault(
+    contract: TeacherContract,  # its tolerance counts
+    camera: dict,  # that the network receives
+    scene: Scene,  # the anchor
+    trajectory: Trajectory,  # that was asked for
+) -> str:  # reason, empty if all is right
+    "What is wrong with the poses and the K of `camera`."
+    width, height = scene.size
+    expected = {"poses": keyframe_poses(trajectory), "K": np.diag([1 / width, 1 / height, 1]) @ scene.K}
+    gaps = {key: np.abs(camera[key] - value).max() for key, value in expected.items() if key in camera}
+    far = [key for key, gap in gaps.items() if gap > contract.tolerance]
+    return f"{far[0]} that the network receives is off by {gaps[far[0]]:.2g}" if far else ""
+
+# %% ../../nbs/29_contract.ipynb #9f2f4813
+def _precision_fault(
+    teacher: WorldModel,  # its settings count
+    camera: dict,  # that the network receives
+) -> str:  # reason, empty if all is right
+    "Whether the network runs elsewhere, or in another precision, than the settings of `teacher` say."
+    device, dtype = getattr(teacher, "device", ""), "bfloat16" if getattr(teacher, "bf16", False) else "float32"
+    if not camera.get("device", device).startswith(device): return f"it runs on {camera['device']}, not on {device}"
+    return "" if dtype in camera.get("dtype", dtype) else f"it runs in {camera['dtype']}, not in {dtype}"
+
+# %% ../../nbs/29_contract.ipynb #ffc73d2d
 def _camera(
     contract: TeacherContract,  # the teacher under test
     teacher: WorldModel,  # opened
@@ -198,16 +277,10 @@ def _camera(
     trajectory: Trajectory,  # that the teacher accepts
 ) -> str:  # reason, empty if all is right
     "What is wrong with the camera that the network of `teacher` receives."
-    camera, (width, height) = contract.received(teacher, scene, trajectory), scene.size
-    expected = {"poses": keyframe_poses(trajectory), "K": np.diag([1 / width, 1 / height, 1]) @ scene.K}
-    gaps = {key: np.abs(camera[key] - value).max() for key, value in expected.items() if key in camera}
-    for key, gap in gaps.items():
-        if gap > contract.tolerance: return f"{key} that the network receives is off by {gap:.2g}"
-    device, dtype = getattr(teacher, "device", ""), "bfloat16" if getattr(teacher, "bf16", False) else "float32"
-    if not camera.get("device", device).startswith(device): return f"it runs on {camera['device']}, not on {device}"
-    return "" if dtype in camera.get("dtype", dtype) else f"it runs in {camera['dtype']}, not in {dtype}"
+    camera = contract.received(teacher, scene, trajectory)
+    return _camera_fault(contract, camera, scene, trajectory) or _precision_fault(teacher, camera)
 
-
+# %% ../../nbs/29_contract.ipynb #01940adf
 def _check_cameras(
     contract: TeacherContract,  # the teacher under test
 ) -> str:  # reason, empty if all is right
@@ -222,7 +295,7 @@ def _check_cameras(
                 return f"{scene.id}, {scene.size[0]} x {scene.size[1]}: {reason}"
     return ""
 
-# %% ../../nbs/29_contract.ipynb #7de88ddc
+# %% ../../nbs/29_contract.ipynb #3358da2b
 def _imagine_into(
     open_teacher: Callable[[], WorldModel],  # opens the teacher under test
     scenes: tuple[Scene, ...],  # all anchors
@@ -238,7 +311,25 @@ def _imagine_into(
         with open(f"{path}.tmp", "wb") as file: np.savez(file, *images)
         os.replace(f"{path}.tmp", path)
 
+# %% ../../nbs/29_contract.ipynb #369e3778
+def _contents(
+    folder: str,  # of `_imagine_into`
+) -> dict[str, bytes]:  # name of a file -> content
+    "The views in `folder` as they are stored."
+    return {path.name: path.read_bytes() for path in Path(folder).glob("*.npz")}
 
+# %% ../../nbs/29_contract.ipynb #642fc292
+def _kill_after(
+    process: subprocess.Popen,  # that writes `first`
+    first: Path,  # file of the first scene
+    seconds: float,  # longest time until then
+) -> None:
+    "Kill `process` as soon as `first` is there."
+    deadline = time.monotonic() + seconds
+    while process.poll() is None and not first.exists() and time.monotonic() < deadline: time.sleep(0.01)
+    process.kill(), process.wait()
+
+# %% ../../nbs/29_contract.ipynb #a5d927b5
 _CHILD = ("import pickle, sys; from world2vlm.teachers.contract import _imagine_into; "
           "_imagine_into(*pickle.load(sys.stdin.buffer))")
 
@@ -252,12 +343,11 @@ def _killed_run(
     with TemporaryFile() as log, TemporaryFile() as file:
         file.write(request), file.seek(0)
         process = subprocess.Popen([sys.executable, "-c", _CHILD], stdin=file, stdout=log, stderr=log, env=environment)
-        deadline = time.monotonic() + seconds
-        while process.poll() is None and not first.exists() and time.monotonic() < deadline: time.sleep(0.01)
-        process.kill(), process.wait(), log.seek(0)
+        _kill_after(process, first, seconds)
+        log.seek(0)
         return log.read().decode(errors="replace").strip()[-300:]
 
-
+# %% ../../nbs/29_contract.ipynb #2d44fa9a
 def _check_kill(
     contract: TeacherContract,  # the teacher under test
     seconds: float = 600.0,  # longest time for the first scene
@@ -265,16 +355,14 @@ def _check_kill(
     "A killed process and its successor make what one process makes."
     few = (contract.open, contract.anchors, contract.trajectories[:2])
     with TemporaryDirectory() as whole, TemporaryDirectory() as parts:
-        first = Path(parts) / "0.npz"
         try: request = pickle.dumps((*few, parts))
         except Exception as error:
             return f"another process cannot open it ({error}); give `open` as partial(load_teacher, ...)"
-        log = _killed_run(request, first, seconds)
-        if not first.exists(): return f"another process did not imagine a scene: {log}"
+        log = _killed_run(request, Path(parts) / "0.npz", seconds)
+        if "0.npz" not in _contents(parts): return f"another process did not imagine a scene: {log}"
         for folder in (parts, whole): _imagine_into(*few, folder)
-        names = [f"{i}.npz" for i in range(len(contract.anchors))]
-        same = [(Path(whole) / name).read_bytes() == (Path(parts) / name).read_bytes() for name in names]
-    return "" if all(same) else "a killed run and its successor make other views than one run"
+        same = _contents(parts) == _contents(whole)
+    return "" if same else "a killed run and its successor make other views than one run"
 
 # %% ../../nbs/29_contract.ipynb #477f54e9
 _CHECKS = {"record": _check_record, "empty": _check_empty, "seed": _check_seed, "order": _check_order,

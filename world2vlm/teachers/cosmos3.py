@@ -63,24 +63,7 @@ class Cosmos3(Settings):
         "The opened checkpoint. ConfigError where it or the guardrail is missing, ValueError if it is damaged."
         return _open(self)
 
-# %% ../../nbs/27_cosmos3.ipynb #14347a81
-def _open(
-    teacher: Cosmos3,  # its settings count
-) -> "Cosmos3OmniPipeline":  # on its device
-    "The pipeline of `teacher`."
-    import torch
-    from diffusers import Cosmos3OmniPipeline, UniPCMultistepScheduler
-    options = dict(dtype=torch.bfloat16 if teacher.bf16 else torch.float32, enable_safety_checker=teacher.guardrail)
-    source, networks = (teacher.checkpoint, teacher.revision), ("transformer", "vae")
-    try: pipe = _open_checkpoint("cosmos3", Cosmos3OmniPipeline, *source, networks, **options)
-    except ImportError as error:
-        raise ConfigError(f"teacher 'cosmos3': {error}; or set guardrail: false") from None
-    if teacher.flow_shift:
-        shift = dict(flow_shift=teacher.flow_shift, use_karras_sigmas=False)
-        pipe.scheduler = UniPCMultistepScheduler.from_config(pipe.scheduler.config, **shift)
-    return _place(pipe, teacher.device, teacher.offload)
-
-# %% ../../nbs/27_cosmos3.ipynb #075eb597
+# %% ../../nbs/27_cosmos3.ipynb #67d2bd6d
 def _tiny_tokenizer() -> "Qwen2Tokenizer":
     "A tokenizer of bytes with the special words that the pipeline asks for."
     from transformers import Qwen2Tokenizer
@@ -90,29 +73,65 @@ def _tiny_tokenizer() -> "Qwen2Tokenizer":
     tokenizer.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
     return tokenizer
 
+# %% ../../nbs/27_cosmos3.ipynb #ab07be51
+def _tiny_vae() -> "AutoencoderKLWan":
+    "An autoencoder of Cosmos' class with random weights."
+    from diffusers import AutoencoderKLWan
+    return AutoencoderKLWan(
+        base_dim=4, decoder_base_dim=4, z_dim=4, dim_mult=[1] * 4, num_res_blocks=1,
+        temperal_downsample=[False, True, True], latents_mean=[0.0] * 4, latents_std=[1.0] * 4, is_residual=True,
+        in_channels=12, out_channels=12, patch_size=2, scale_factor_spatial=16)
 
+# %% ../../nbs/27_cosmos3.ipynb #dcab6e3f
+def _tiny_transformer() -> "Cosmos3OmniTransformer":
+    "A network of Cosmos' class with random weights."
+    from diffusers import Cosmos3OmniTransformer
+    return Cosmos3OmniTransformer(
+        head_dim=8, hidden_size=16, intermediate_size=16, num_attention_heads=2, num_hidden_layers=2,
+        num_key_value_heads=1, latent_channel=4, patch_latent_dim=16, action_dim=16, action_gen=True, vocab_size=300,
+        rope_axes_dim=(2, 1, 1))
+
+# %% ../../nbs/27_cosmos3.ipynb #5a65fd17
 def _save_tiny_model(
     folder: str,  # where the checkpoint goes
     seed: int = 0,  # of the weights
 ) -> str:  # the same folder
     "A checkpoint of the real classes with random weights, for tests and rehearsals."
     import torch
-    from diffusers import AutoencoderKLWan, Cosmos3OmniPipeline, Cosmos3OmniTransformer, UniPCMultistepScheduler
+    from diffusers import Cosmos3OmniPipeline, UniPCMultistepScheduler
     torch.manual_seed(seed)
-    vae = AutoencoderKLWan(
-        base_dim=4, decoder_base_dim=4, z_dim=4, dim_mult=[1] * 4, num_res_blocks=1,
-        temperal_downsample=[False, True, True], latents_mean=[0.0] * 4, latents_std=[1.0] * 4, is_residual=True,
-        in_channels=12, out_channels=12, patch_size=2, scale_factor_spatial=16)
-    transformer = Cosmos3OmniTransformer(
-        head_dim=8, hidden_size=16, intermediate_size=16, num_attention_heads=2, num_hidden_layers=2,
-        num_key_value_heads=1, latent_channel=4, patch_latent_dim=16, action_dim=16, action_gen=True, vocab_size=300,
-        rope_axes_dim=(2, 1, 1))
+    vae, transformer = _tiny_vae(), _tiny_transformer()
     scheduler = UniPCMultistepScheduler(use_flow_sigmas=True, prediction_type="flow_prediction")
     pipe = Cosmos3OmniPipeline(transformer, _tiny_tokenizer(), vae, scheduler, enable_safety_checker=False)
     pipe.save_pretrained(folder)
     return folder
 
-# %% ../../nbs/27_cosmos3.ipynb #89b0385b
+# %% ../../nbs/27_cosmos3.ipynb #e0f988c8
+def _shifted(
+    scheduler: "SchedulerMixin",  # as the checkpoint has it
+    flow_shift: float,  # of the noise levels; 0: as they are
+) -> "SchedulerMixin":  # that the pipeline uses
+    "`scheduler` with other noise levels."
+    from diffusers import UniPCMultistepScheduler
+    if not flow_shift: return scheduler
+    options = dict(flow_shift=flow_shift, use_karras_sigmas=False)
+    return UniPCMultistepScheduler.from_config(scheduler.config, **options)
+
+# %% ../../nbs/27_cosmos3.ipynb #ad9f98c8
+def _open(
+    teacher: Cosmos3,  # its settings count
+) -> "Cosmos3OmniPipeline":  # on its device
+    "The pipeline of `teacher`."
+    import torch
+    from diffusers import Cosmos3OmniPipeline
+    options = dict(dtype=torch.bfloat16 if teacher.bf16 else torch.float32, enable_safety_checker=teacher.guardrail)
+    source, networks = (teacher.checkpoint, teacher.revision), ("transformer", "vae")
+    try: pipe = _open_checkpoint("cosmos3", Cosmos3OmniPipeline, *source, networks, **options)
+    except ImportError as error: raise ConfigError(f"teacher 'cosmos3': {error}; or set guardrail: false") from None
+    pipe.scheduler = _shifted(pipe.scheduler, teacher.flow_shift)
+    return _place(pipe, teacher.device, teacher.offload)
+
+# %% ../../nbs/27_cosmos3.ipynb #73822280
 def _pose_rows(
     poses: np.ndarray,  # [F, 4, 4] camera-to-world, metres
 ) -> np.ndarray:  # float32 [F - 1, 9]
@@ -120,21 +139,38 @@ def _pose_rows(
     steps = np.linalg.inv(poses[:-1]) @ poses[1:]
     return np.concatenate([steps[:, :3, 3], steps[:, :3, 0], steps[:, :3, 1]], 1).astype(np.float32)
 
+# %% ../../nbs/27_cosmos3.ipynb #c92052cf
+def _row_step(
+    row: np.ndarray,  # [9] one action
+) -> np.ndarray:  # [4, 4] from one camera to the next
+    "An action as a pose. Its columns are made orthonormal (Zhou et al. 2019, eq. 15)."
+    step, x, y = np.eye(4), row[3:6] / np.linalg.norm(row[3:6]), row[6:9]
+    y = y - (x @ y) * x
+    y /= np.linalg.norm(y)
+    step[:3] = np.stack([x, y, np.cross(x, y), row[:3]], 1)
+    return step
 
+# %% ../../nbs/27_cosmos3.ipynb #9071325f
 def _row_poses(
     rows: np.ndarray,  # [F - 1, 9]
 ) -> np.ndarray:  # float64 [F, 4, 4] camera-to-world, metres; the first is the identity
-    "The path of these actions. Columns that a network predicts are made orthonormal (Zhou et al. 2019, eq. 15)."
+    "The path of these actions."
     poses = [np.eye(4)]
-    for row in np.asarray(rows, float):
-        step, x, y = np.eye(4), row[3:6] / np.linalg.norm(row[3:6]), row[6:9]
-        y = y - (x @ y) * x
-        y /= np.linalg.norm(y)
-        step[:3] = np.stack([x, y, np.cross(x, y), row[:3]], 1)
-        poses.append(poses[-1] @ step)
+    for row in np.asarray(rows, float): poses.append(poses[-1] @ _row_step(row))
     return np.stack(poses)
 
-# %% ../../nbs/27_cosmos3.ipynb #b08039c0
+# %% ../../nbs/27_cosmos3.ipynb #541fb4d4
+def _fit_canvas(
+    size: tuple[int, int],  # width and height of the scene
+    canvas: tuple[int, int],  # height and width
+    multiple: int = 16,  # pixels of a latent
+) -> tuple[int, int]:  # width and height
+    "The largest multiples of `multiple` that fit into `canvas`, in the shape of `size`."
+    scale = min(canvas[1] / size[0], canvas[0] / size[1])
+    width, height = (multiple * max(1, round(side * scale / multiple)) for side in size)
+    return min(width, canvas[1]), min(height, canvas[0])
+
+# %% ../../nbs/27_cosmos3.ipynb #12d89ba0
 def _canvas_size(
     size: tuple[int, int],  # width and height of the scene
     tier: int,  # of `Cosmos3`
@@ -143,16 +179,12 @@ def _canvas_size(
     "The size at which Cosmos works on a scene: as large as its canvas allows, in the shape of the scene."
     from diffusers.pipelines.cosmos.pipeline_cosmos3_omni import _ACTION_RESOLUTION_BINS
     from diffusers.video_processor import VideoProcessor
-    ratios, fits = _ACTION_RESOLUTION_BINS[str(tier)], []
-    for canvas in ratios.values():  # height and width
-        scale = min(canvas[1] / size[0], canvas[0] / size[1])
-        sides = (multiple * max(1, round(side * scale / multiple)) for side in size)
-        width, height = map(min, sides, canvas[::-1])
-        own = VideoProcessor.classify_height_width_bin(height, width, ratios=ratios)
-        if own == canvas: fits.append((width, height))
-    return max(fits, key=lambda fit: fit[0] * fit[1])
+    ratios = _ACTION_RESOLUTION_BINS[str(tier)]
+    chosen = lambda fit: VideoProcessor.classify_height_width_bin(*fit[::-1], ratios=ratios)
+    fits = [(canvas, _fit_canvas(size, canvas, multiple)) for canvas in ratios.values()]
+    return max((fit for canvas, fit in fits if chosen(fit) == canvas), key=lambda fit: fit[0] * fit[1])
 
-# %% ../../nbs/27_cosmos3.ipynb #45359641
+# %% ../../nbs/27_cosmos3.ipynb #9b0d8e1f
 def _run(
     teacher: Cosmos3,  # the model
     prompt: str,  # without {fov}
@@ -168,7 +200,20 @@ def _run(
     options |= {name: getattr(teacher, name) for name in names} | dict(use_system_prompt=False)
     return teacher.pipeline(prompt, action=action, generator=torch.Generator().manual_seed(seed), **options)
 
+# %% ../../nbs/27_cosmos3.ipynb #32fccd5a
+def _condition(
+    teacher: Cosmos3,  # its settings count
+    scene: Scene,  # the anchor
+    path: Trajectory,  # of 4 k + 1 frames
+) -> dict:  # of `CosmosActionCondition`
+    "The picture and the actions of a video along `path`."
+    import torch
+    from PIL import Image
+    rows = torch.from_numpy(_pose_rows(path.poses))
+    picture = Image.fromarray(_fit_image(scene.image, _canvas_size(scene.size, teacher.tier)))
+    return dict(mode="forward_dynamics", chunk_size=len(rows), raw_actions=rows, image=picture)
 
+# %% ../../nbs/27_cosmos3.ipynb #8f1ae539
 def _field_of_view(
     scene: Scene,  # its K counts
 ) -> float:  # degrees
@@ -176,7 +221,7 @@ def _field_of_view(
     focal, centre = scene.K[0, 0], scene.K[0, 2]
     return float(np.degrees(np.arctan(centre / focal) + np.arctan((scene.size[0] - centre) / focal)))
 
-
+# %% ../../nbs/27_cosmos3.ipynb #720222ac
 def _film(
     teacher: Cosmos3,  # the model
     scene: Scene,  # the anchor
@@ -185,20 +230,16 @@ def _film(
     prompt: str = "",  # of `_prompt_for`; "" for that of `teacher`
 ) -> tuple[np.ndarray, dict] | str:  # [F, H, W, 3] in [0, 1], fidelity; or why the guardrail stopped it
     "The video of `scene` along `path`."
-    import torch
-    from PIL import Image
-    fov, rows = _field_of_view(scene), torch.from_numpy(_pose_rows(path.poses))
-    picture = Image.fromarray(_fit_image(scene.image, _canvas_size(scene.size, teacher.tier)))
-    condition = dict(mode="forward_dynamics", chunk_size=len(rows), raw_actions=rows, image=picture)
+    fov = _field_of_view(scene)
     prompt = (prompt or teacher.prompt).replace("{fov}", f"{fov:.0f}")
-    try: video = _run(teacher, prompt, seed, condition, output_type="np").video
+    try: video = _run(teacher, prompt, seed, _condition(teacher, scene, path), output_type="np").video
     except ValueError as error:
         if "Guardrail" in str(error): return f"guardrail: {error}"
         raise
     fidelity = {"nominal": float(not teacher.metric and scene.depth is None), "fov_deg": fov}
     return video, fidelity | (_second_opinion(teacher, video, path, seed) if teacher.second_opinion else {})
 
-# %% ../../nbs/27_cosmos3.ipynb #c1b471e5
+# %% ../../nbs/27_cosmos3.ipynb #4b669a29
 def _estimated_path(
     self: Cosmos3,
     frames: np.ndarray,  # [F, H, W, 3] of a video, uint8 or in [0, 1]
@@ -214,7 +255,17 @@ def _estimated_path(
 
 Cosmos3.estimated_path = _estimated_path
 
+# %% ../../nbs/27_cosmos3.ipynb #287d16f9
+def _worst(
+    errors: list[dict[str, float]],  # of each keyframe, by `pose_errors`
+) -> dict[str, float]:  # the kinds that occur
+    "The worst of each kind of error."
+    furthest = lambda ratios: max(ratios, key=lambda ratio: abs(np.log(ratio + 1e-9)))
+    worst = {"rotation": max, "direction": max, "drift": max, "scale": furthest}
+    values = {name: [e[name] for e in errors if name in e] for name in worst}
+    return {name: float(worst[name](column)) for name, column in values.items() if column}
 
+# %% ../../nbs/27_cosmos3.ipynb #0b6721fd
 def _second_opinion(
     teacher: Cosmos3,  # the model
     video: np.ndarray,  # [F, H, W, 3] that it made
@@ -224,11 +275,8 @@ def _second_opinion(
     "How far the motion that the model sees in its own `video` is from the requested one."
     from world2vlm.teachers.filters import pose_errors
     estimated, index = teacher.estimated_path(video[: len(path)], seed), list(path.keyframes)
-    errors = [pose_errors(*pair) for pair in zip(estimated[index], path.poses[index])]
-    furthest = lambda ratios: max(ratios, key=lambda ratio: abs(np.log(ratio + 1e-9)))
-    worst = {"rotation": max, "direction": max, "drift": max, "scale": furthest}
-    values = {name: [e[name] for e in errors if name in e] for name in worst}
-    return {f"inverse {name}": float(worst[name](column)) for name, column in values.items() if column}
+    worst = _worst([pose_errors(*pair) for pair in zip(estimated[index], path.poses[index])])
+    return {f"inverse {name}": value for name, value in worst.items()}
 
 # %% ../../nbs/27_cosmos3.ipynb #e639b83d
 def _imagine(
@@ -246,19 +294,28 @@ def _imagine(
 
 Cosmos3.imagine = _imagine
 
-# %% ../../nbs/27_cosmos3.ipynb #1fd12721
+# %% ../../nbs/27_cosmos3.ipynb #36fbd1eb
+def _network_call(
+    teacher: Cosmos3,  # opened
+    scene: Scene,  # the anchor
+    trajectory: Trajectory,  # that it accepts
+) -> dict:  # its options
+    "What the network of `teacher` is first called with."
+    calls, network = [], teacher.pipeline.transformer
+    hook = network.register_forward_pre_hook(lambda _, __, options: calls.append(options), with_kwargs=True)
+    try: teacher.imagine(scene, [trajectory])
+    finally: hook.remove()
+    return calls[0]
+
+# %% ../../nbs/27_cosmos3.ipynb #b711dc77
 def _network_input(
     teacher: Cosmos3,  # opened
     scene: Scene,  # the anchor
     trajectory: Trajectory,  # that it accepts
 ) -> dict:  # poses [N, 4, 4] at the keyframes, rows, size of the video, dtype, device
     "The motion that the network of `teacher` receives."
-    calls, network = [], teacher.pipeline.transformer
-    hook = network.register_forward_pre_hook(lambda _, __, options: calls.append(options), with_kwargs=True)
-    try: teacher.imagine(scene, [trajectory])
-    finally: hook.remove()
-    rows, latents = calls[0]["action_tokens"][0].double().cpu().numpy(), calls[0]["vision_tokens"][0]
+    call = _network_call(teacher, scene, trajectory)
+    rows, latents = call["action_tokens"][0].double().cpu().numpy(), call["vision_tokens"][0]
     keyframes = _dense_path(trajectory, teacher.move_step, teacher.turn_step, 4).keyframes
-    size = tuple(16 * side for side in latents.shape[:-3:-1])
-    return dict(poses=_row_poses(rows[:, :9])[list(keyframes)], rows=rows, size=size, dtype=str(latents.dtype),
-                device=str(latents.device))
+    poses, size = _row_poses(rows[:, :9])[list(keyframes)], tuple(16 * side for side in latents.shape[:-3:-1])
+    return dict(poses=poses, rows=rows, size=size, dtype=str(latents.dtype), device=str(latents.device))

@@ -48,12 +48,9 @@ class SanaWM(Settings):
     bf16: bool = True  # weights in bfloat16, those of the autoencoder in float32
     device: str = "cuda"  # or "cpu"
     offload: bool = True  # keep on the GPU only the network that is running
-    name = "sana_wm"  # in every rollout
-    exact = False  # no ids
+    name, exact = "sana_wm", False  # in every rollout; no ids
 
-    def __post_init__(self):
-        super().__post_init__()
-        _check_prompt(self)
+    def __post_init__(self): super().__post_init__(), _check_prompt(self)
 
     @cached_property
     def captions(self) -> tuple:  # model, processor
@@ -70,7 +67,57 @@ class SanaWM(Settings):
         "The opened second stage, which shares the autoencoder of the first."
         return _open_refiner(self)
 
-# %% ../../nbs/26_sana_wm.ipynb #0e113a2f
+# %% ../../nbs/26_sana_wm.ipynb #ccd0367f
+def _tiny_gemma() -> tuple:  # tokenizer, language model
+    "A text encoder of Gemma's classes that knows letters only, with random weights."
+    from transformers import Gemma2Config, Gemma2ForCausalLM, GemmaTokenizer
+    words = ["<pad>", "<eos>", "<bos>", "<unk>", *"abcdefghijklmnopqrstuvwxyz .,"]
+    config = Gemma2Config(vocab_size=len(words), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+                          num_attention_heads=2, num_key_value_heads=1, head_dim=8)
+    return GemmaTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[]), Gemma2ForCausalLM(config)
+
+# %% ../../nbs/26_sana_wm.ipynb #954f380d
+def _tiny_vae() -> "AutoencoderKLLTX2Video":
+    "An autoencoder of SANA-WM's class with random weights."
+    from diffusers import AutoencoderKLLTX2Video
+    return AutoencoderKLLTX2Video(
+        latent_channels=8, block_out_channels=(8, 16, 32, 64), decoder_block_out_channels=(8, 16, 32),
+        layers_per_block=(1,) * 5, decoder_layers_per_block=(1,) * 4, spatial_compression_ratio=32,
+        temporal_compression_ratio=8)
+
+# %% ../../nbs/26_sana_wm.ipynb #35811ef0
+def _tiny_transformer() -> "SanaWMTransformer3DModel":
+    "A network of SANA-WM's class with random weights, also for the camera."
+    from diffusers import SanaWMTransformer3DModel
+    from torch.nn.init import normal_
+    transformer = SanaWMTransformer3DModel(
+        in_channels=8, num_layers=2, hidden_size=32, num_attention_heads=2, linear_head_dim=16, softmax_every_n=2,
+        caption_channels=16, chunk_plucker_post_attn_blocks=2, mlp_ratio=1.0)
+    normal_(transformer.plucker_embedder.proj.weight)
+    return transformer
+
+# %% ../../nbs/26_sana_wm.ipynb #f9a44415
+def _save_tiny_model(
+    folder: str,  # where the checkpoint goes
+    seed: int = 0,  # of the weights
+) -> str:  # the same folder
+    "A checkpoint of the real classes with random weights, for tests and rehearsals."
+    import torch
+    from diffusers import FlowMatchEulerDiscreteScheduler, SanaWMPipeline
+    torch.manual_seed(seed)
+    vae, transformer = _tiny_vae(), _tiny_transformer()
+    SanaWMPipeline(*_tiny_gemma(), vae, transformer, FlowMatchEulerDiscreteScheduler()).save_pretrained(folder)
+    return folder
+
+# %% ../../nbs/26_sana_wm.ipynb #7ea50067
+def _use_tiles(
+    vae: "AutoencoderKLLTX2Video",  # its settings change
+) -> None:
+    "Let `vae` work in the tiles of its training."
+    vae.enable_tiling(tile_sample_min_num_frames=96, tile_sample_stride_num_frames=64)
+    vae.use_framewise_encoding = vae.use_framewise_decoding = True
+
+# %% ../../nbs/26_sana_wm.ipynb #069dec23
 def _open_stage_1(
     teacher: SanaWM,  # its settings count
 ) -> "SanaWMPipeline":  # on its device
@@ -80,12 +127,10 @@ def _open_stage_1(
     dtype = {"default": torch.bfloat16, "vae": torch.float32} if teacher.bf16 else torch.float32
     source, networks = (teacher.checkpoint, teacher.revision), ("transformer", "vae")
     pipe = _open_checkpoint("sana_wm", SanaWMPipeline, *source, networks, dtype=dtype)
-    if teacher.tiling:
-        pipe.vae.enable_tiling(tile_sample_min_num_frames=96, tile_sample_stride_num_frames=64)
-        pipe.vae.use_framewise_encoding = pipe.vae.use_framewise_decoding = True
+    if teacher.tiling: _use_tiles(pipe.vae)
     return _place(pipe, teacher.device, teacher.offload)
 
-
+# %% ../../nbs/26_sana_wm.ipynb #e0666911
 def _open_refiner(
     teacher: SanaWM,  # its settings count
 ) -> "SanaWMLTX2Refiner":  # on its device
@@ -97,38 +142,19 @@ def _open_refiner(
     pipe = _open_checkpoint("sana_wm", SanaWMLTX2Refiner, *source, ("transformer", "connectors"), **options)
     return _place(pipe, teacher.device, teacher.offload)
 
-# %% ../../nbs/26_sana_wm.ipynb #77a67831
-def _tiny_gemma() -> tuple:  # tokenizer, language model
-    "A text encoder of Gemma's classes that knows letters only, with random weights."
-    from transformers import Gemma2Config, Gemma2ForCausalLM, GemmaTokenizer
-    words = ["<pad>", "<eos>", "<bos>", "<unk>", *"abcdefghijklmnopqrstuvwxyz .,"]
-    config = Gemma2Config(vocab_size=len(words), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
-                          num_attention_heads=2, num_key_value_heads=1, head_dim=8)
-    return GemmaTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[]), Gemma2ForCausalLM(config)
+# %% ../../nbs/26_sana_wm.ipynb #b4875535
+def _request(
+    teacher: SanaWM,  # its settings count
+    scene: Scene,  # the anchor
+    path: Trajectory,  # of 8 k + 1 frames
+) -> dict:  # options of the pipeline
+    "The picture and the cameras of a video, at its size."
+    from PIL import Image
+    size = _video_size(scene.size, (teacher.width, teacher.height), 32, teacher.max_stretch)
+    cameras = dict(c2w=path.poses, intrinsics=resize_K(scene.K, scene.size, size), num_frames=len(path))
+    return dict(image=Image.fromarray(_fit_image(scene.image, size)), width=size[0], height=size[1], **cameras)
 
-
-def _save_tiny_model(
-    folder: str,  # where the checkpoint goes
-    seed: int = 0,  # of the weights
-) -> str:  # the same folder
-    "A checkpoint of the real classes with random weights, for tests and rehearsals."
-    import torch
-    from diffusers import AutoencoderKLLTX2Video, FlowMatchEulerDiscreteScheduler, SanaWMPipeline
-    from diffusers import SanaWMTransformer3DModel
-    torch.manual_seed(seed)
-    vae = AutoencoderKLLTX2Video(
-        latent_channels=8, block_out_channels=(8, 16, 32, 64), decoder_block_out_channels=(8, 16, 32),
-        layers_per_block=(1,) * 5, decoder_layers_per_block=(1,) * 4, spatial_compression_ratio=32,
-        temporal_compression_ratio=8)
-    transformer = SanaWMTransformer3DModel(
-        in_channels=8, num_layers=2, hidden_size=32, num_attention_heads=2, linear_head_dim=16, softmax_every_n=2,
-        caption_channels=16, chunk_plucker_post_attn_blocks=2, mlp_ratio=1.0)
-    torch.nn.init.normal_(transformer.plucker_embedder.proj.weight)  # the class begins with zeros, deaf to the camera
-    pipe = SanaWMPipeline(*_tiny_gemma(), vae, transformer, FlowMatchEulerDiscreteScheduler())
-    pipe.save_pretrained(folder)
-    return folder
-
-# %% ../../nbs/26_sana_wm.ipynb #78789744
+# %% ../../nbs/26_sana_wm.ipynb #8928d025
 def _film(
     teacher: SanaWM,  # the model
     scene: Scene,  # the anchor
@@ -138,15 +164,11 @@ def _film(
 ) -> tuple[np.ndarray, dict]:  # [F, H, W, 3] in [0, 1]; fidelity
     "The video of `scene` along `path`."
     import torch
-    from PIL import Image
-    size = _video_size(scene.size, (teacher.width, teacher.height), 32, teacher.max_stretch)
-    generator = torch.Generator().manual_seed(seed)
-    camera = dict(c2w=path.poses, intrinsics=resize_K(scene.K, scene.size, size), num_frames=len(path))
+    generator, prompt = torch.Generator().manual_seed(seed), prompt or teacher.prompt
     names = ("negative_prompt", "num_inference_steps", "guidance_scale", "fps")
-    options = {name: getattr(teacher, name) for name in names} | dict(width=size[0], height=size[1])
-    options |= dict(generator=generator, output_type="latent" if teacher.refiner else "np")
-    picture, prompt = Image.fromarray(_fit_image(scene.image, size)), prompt or teacher.prompt
-    output = teacher.pipeline(picture, prompt, **camera, **options)
+    options = {name: getattr(teacher, name) for name in names}
+    options |= _request(teacher, scene, path) | dict(output_type="latent" if teacher.refiner else "np")
+    output = teacher.pipeline(prompt=prompt, generator=generator, **options)
     fidelity = {"nominal": float(not teacher.metric and scene.depth is None)}
     if not teacher.refiner: return output.frames, fidelity
     frames = teacher.refiner_pipeline(output.latent, prompt, fps=teacher.fps, generator=generator)
@@ -168,22 +190,31 @@ def _imagine(
 
 SanaWM.imagine = _imagine
 
-# %% ../../nbs/26_sana_wm.ipynb #72a86c9d
+# %% ../../nbs/26_sana_wm.ipynb #a43c2513
+def _network_call(
+    teacher: SanaWM,  # opened
+    scene: Scene,  # the anchor
+    trajectory: Trajectory,  # that it accepts
+) -> tuple["torch.Tensor", dict]:  # latents [B, C, T, h, w], and the options beside them
+    "What the network of `teacher` is first called with."
+    calls, network = [], teacher.pipeline.transformer
+    record = lambda _, inputs, options: calls.append((inputs[0], options))
+    hook = network.register_forward_pre_hook(record, with_kwargs=True)
+    try: teacher.imagine(scene, [trajectory])
+    finally: hook.remove()
+    return calls[0]
+
+# %% ../../nbs/26_sana_wm.ipynb #bfcf0b8f
 def _network_input(
     teacher: SanaWM,  # opened
     scene: Scene,  # the anchor
     trajectory: Trajectory,  # that it accepts
 ) -> dict:  # poses [N, 4, 4] at the keyframes, K [3, 3] with image sides of 1, rays, dtype, device
     "The cameras that the network of `teacher` receives."
-    calls, network = [], teacher.pipeline.transformer
-    record = lambda _, inputs, options: calls.append((inputs[0], options))
-    hook = network.register_forward_pre_hook(record, with_kwargs=True)
-    try: teacher.imagine(scene, [trajectory])
-    finally: hook.remove()
-    latents, options = calls[0]
-    cameras = options["camera_conditions"][-1].double().cpu().numpy()  # [T, 20] pose and K of the latent grid
+    latents, options = _network_call(teacher, scene, trajectory)
+    cameras = options["camera_conditions"][-1].double().cpu().numpy()  # [T, 20]
     index = [k // 8 for k in _dense_path(trajectory, teacher.move_step, teacher.turn_step, 8).keyframes]
     fx, fy, cx, cy = cameras[0, 16:] / np.tile(latents.shape[:-3:-1], 2)
-    K = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
-    return dict(poses=cameras[index, :16].reshape(-1, 4, 4), K=K, rays=options["chunk_plucker"][-1].cpu().numpy(),
-                dtype=str(latents.dtype), device=str(latents.device))
+    poses, K = cameras[index, :16].reshape(-1, 4, 4), np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
+    rays = options["chunk_plucker"][-1].cpu().numpy()
+    return dict(poses=poses, K=K, rays=rays, dtype=str(latents.dtype), device=str(latents.device))

@@ -46,7 +46,7 @@ def _video_size(
     height = math.sqrt(trained[0] * trained[1] / ratio)
     return tuple(max(1, round(side / multiple)) * multiple for side in (height * ratio, height))
 
-
+# %% ../../nbs/25_video.ipynb #5e6001be
 def _fit_image(
     image: np.ndarray,  # uint8 [H, W, 3]
     size: tuple[int, int],  # width and height of the result
@@ -64,7 +64,7 @@ def _as_bytes(
     "The pixels of `frames`."
     return frames if frames.dtype == np.uint8 else np.round(np.clip(frames, 0, 1) * 255).astype(np.uint8)
 
-
+# %% ../../nbs/25_video.ipynb #8fb2debb
 def _keyframe_views(
     frames: np.ndarray,  # [F, H, W, 3] in [0, 1], or uint8
     path: Trajectory,  # of these frames

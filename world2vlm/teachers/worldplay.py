@@ -29,7 +29,7 @@ from ..core.records import Rollout, Scene
 from ..core.runs import Reject, write_text
 from .video import _dense_path, _fit_image, _video_rollouts, _video_size
 
-# %% ../../nbs/28_worldplay.ipynb #da56eafa
+# %% ../../nbs/28_worldplay.ipynb #a105c8ec
 _LICENCE = """HY-WorldPlay: Tencent's community licence. In our words, which do not replace it:
 - Neither the model nor anything it makes may be used to improve another AI model (section 5b). Training a student on
   its views is such a use: you need Tencent's permission.
@@ -37,6 +37,7 @@ _LICENCE = """HY-WorldPlay: Tencent's community licence. In our words, which do 
 - Services with more than a million users a month need a licence of their own.
 The text is License.txt of the release, https://github.com/Tencent-Hunyuan/HY-WorldPlay."""
 
+# %% ../../nbs/28_worldplay.ipynb #67f7f7bb
 def _licence_text(
     path: str,  # License.txt of the release; "" for the summary alone
 ) -> str:  # some lines
@@ -92,27 +93,30 @@ def _latent_path(
     hold = -len(path) % teacher.chunk
     return Trajectory(path.actions, np.concatenate([path.poses, np.repeat(path.poses[-1:], hold, 0)]), path.keyframes)
 
-# %% ../../nbs/28_worldplay.ipynb #3a77aa87
+# %% ../../nbs/28_worldplay.ipynb #f3865c4f
 _CLASSES = {(0, 0): 0, (1, 0): 1, (-1, 0): 2, (0, 1): 3, (0, -1): 4, (1, 1): 5, (1, -1): 6, (-1, 1): 7, (-1, -1): 8}
 
-def _action_labels(
-    poses: np.ndarray,  # [L, 4, 4] camera-to-world, model units
+def _step_label(
+    step: np.ndarray,  # [4, 4] from one camera to the next, model units
     still: float = 1e-4,  # shorter translations are none, model units
     level: float = 0.05,  # smaller rotations are none, degrees
+) -> int:  # 0 to 80
+    "HY-WorldPlay's label of a `step`."
+    from scipy.spatial.transform import Rotation
+    sign, length = lambda value, bound: int(value > bound) - int(value < -bound), np.linalg.norm(step[:3, 3])
+    x, _, z = step[:3, 3] / length if length > still else np.zeros(3)
+    pitch, turn, _ = Rotation.from_matrix(step[:3, :3]).as_euler("xyz", degrees=True)
+    moved, turned = (sign(z, 0.5), sign(x, 0.5)), (sign(turn, level), sign(pitch, level))
+    return 9 * _CLASSES[moved] + _CLASSES[turned]
+
+# %% ../../nbs/28_worldplay.ipynb #9269e8fa
+def _action_labels(
+    poses: np.ndarray,  # [L, 4, 4] camera-to-world, model units
 ) -> list[int]:  # one for each latent; 0 for the first
     "HY-WorldPlay's labels of the steps between `poses`."
-    from scipy.spatial.transform import Rotation
-    steps, labels = np.linalg.inv(poses[:-1]) @ poses[1:], [0]
-    sign = lambda value, bound: int(value > bound) - int(value < -bound)
-    for step in steps:
-        length = np.linalg.norm(step[:3, 3])
-        x, _, z = step[:3, 3] / length if length > still else np.zeros(3)
-        pitch, turn, _ = Rotation.from_matrix(step[:3, :3]).as_euler("xyz", degrees=True)
-        moved, turned = (sign(z, 0.5), sign(x, 0.5)), (sign(turn, level), sign(pitch, level))
-        labels.append(9 * _CLASSES[moved] + _CLASSES[turned])
-    return labels
+    return [0, *map(_step_label, np.linalg.inv(poses[:-1]) @ poses[1:])]
 
-# %% ../../nbs/28_worldplay.ipynb #3a53dc58
+# %% ../../nbs/28_worldplay.ipynb #80a1d4a7
 def _off_centre(
     scene: Scene,  # its K counts
     limit: float = 0.02,  # share of the side
@@ -123,7 +127,21 @@ def _off_centre(
     remedy = "HY-WorldPlay takes it in the middle; crop the picture around it"
     return f"camera: its axis is at ({x:.0%}, {y:.0%}) of the picture, and {remedy}"
 
+# %% ../../nbs/28_worldplay.ipynb #554ddbfe
+def _job_cameras(
+    teacher: WorldPlay,  # its units count
+    scene: Scene,  # the anchor
+    path: Trajectory,  # a pose for each latent, metres
+    size: tuple[int, int],  # width and height of the video
+) -> dict:  # w2c in model units, K with image sides of 1, actions
+    "The cameras of the latents, and their labels."
+    poses = np.array(path.poses)
+    poses[:, :3, 3] *= teacher.units_per_metre or 1.0
+    K = np.diag([1 / size[0], 1 / size[1], 1]) @ resize_K(scene.K, scene.size, size)
+    K[:2, 2] = 0.5
+    return dict(w2c=np.linalg.inv(poses).tolist(), K=K.tolist(), actions=_action_labels(poses))
 
+# %% ../../nbs/28_worldplay.ipynb #c4b283c3
 def _job(
     teacher: WorldPlay,  # its settings count
     scene: Scene,  # the anchor
@@ -132,15 +150,19 @@ def _job(
 ) -> dict:  # content of job.json
     "What the process is asked to make."
     size = _video_size(scene.size, (teacher.width, teacher.height), 16, teacher.max_stretch)
-    poses = np.array(path.poses)
-    poses[:, :3, 3] *= teacher.units_per_metre or 1.0
-    K = np.diag([1 / size[0], 1 / size[1], 1]) @ resize_K(scene.K, scene.size, size)
-    K[:2, 2] = 0.5
-    return dict(prompt=teacher.prompt, seed=seed % 2**31, size=list(size), frames=4 * len(poses) - 3,
-                wanted=[4 * k for k in path.keyframes], w2c=np.linalg.inv(poses).tolist(), K=K.tolist(),
-                actions=_action_labels(poses))
+    video = dict(size=list(size), frames=4 * len(path) - 3, wanted=[4 * k for k in path.keyframes])
+    return dict(prompt=teacher.prompt, seed=seed % 2**31) | video | _job_cameras(teacher, scene, path, size)
 
-# %% ../../nbs/28_worldplay.ipynb #f6ccf942
+# %% ../../nbs/28_worldplay.ipynb #70078ab8
+def _pose_file(
+    job: dict,  # of `_job`
+) -> str:  # content of pose.json
+    "The cameras of `job` in the form that HY-WorldPlay and FastVideo read: camera-to-world, K in pixels."
+    K = np.diag([*job["size"], 1]) @ np.array(job["K"])
+    cameras = [{"extrinsic": np.linalg.inv(w2c).tolist(), "K": K.tolist()} for w2c in job["w2c"]]
+    return json.dumps({str(i): camera for i, camera in enumerate(cameras)})
+
+# %% ../../nbs/28_worldplay.ipynb #bd6e44c2
 def _write_job(
     home: Path,  # folder of all jobs
     scene: Scene,  # the anchor
@@ -148,19 +170,38 @@ def _write_job(
 ) -> Path:  # folder of the job
     "Write the files of `job`; job.json comes last."
     import cv2
-    width, height = job["size"]
-    _, picture = cv2.imencode(".png", _fit_image(scene.image, (width, height))[..., ::-1])
+    _, picture = cv2.imencode(".png", _fit_image(scene.image, tuple(job["size"]))[..., ::-1])
     text = json.dumps(job, sort_keys=True)
     folder = home / hashlib.sha256(text.encode() + picture.tobytes()).hexdigest()[:24]
     folder.mkdir(parents=True, exist_ok=True)
-    K = np.diag([width, height, 1]) @ np.array(job["K"])  # pixels
-    cameras = [{"extrinsic": np.linalg.inv(w2c).tolist(), "K": K.tolist()} for w2c in job["w2c"]]
     (folder / "anchor.png").write_bytes(picture.tobytes())
-    write_text(folder / "pose.json", json.dumps({str(i): camera for i, camera in enumerate(cameras)}))
+    write_text(folder / "pose.json", _pose_file(job))
     write_text(folder / "job.json", text)
     return folder
 
-# %% ../../nbs/28_worldplay.ipynb #6db59450
+# %% ../../nbs/28_worldplay.ipynb #3c35f5cf
+def _command(
+    teacher: WorldPlay,  # its command counts
+) -> list[str]:  # program and arguments
+    "The command that starts the process."
+    server = Path(str(files("world2vlm"))) / "teachers/worldplay_server.py"
+    return [part.replace("{server}", str(server)) for part in shlex.split(teacher.command)]
+
+# %% ../../nbs/28_worldplay.ipynb #ea3630bc
+def _start(
+    teacher: WorldPlay,  # its settings count
+    log: Path,  # what the process prints
+) -> subprocess.Popen:  # that reads folders of jobs, line by line
+    "Start the process, and show the licence. ConfigError where the command does not start."
+    logging.warning("%s", _licence_text(teacher.licence_file))
+    try:
+        with log.open("wb") as file:
+            return subprocess.Popen(_command(teacher), stdin=subprocess.PIPE, stdout=file, stderr=file, text=True)
+    except OSError as error:
+        raise ConfigError(f"teacher 'worldplay': command {teacher.command!r} does not start ({error}); give the "
+                          "Python of the model's environment and {server}") from None
+
+# %% ../../nbs/28_worldplay.ipynb #825b5de5
 class _Process:
     "A running server, its log, and the folder of its jobs."
     def __init__(self, teacher: WorldPlay):
@@ -168,49 +209,52 @@ class _Process:
         self.home = Path(teacher.folder or self.temporary.name)
         self.home.mkdir(parents=True, exist_ok=True)
         self.log, self.timeout = self.home / f"server-{os.getpid()}.log", teacher.timeout
-        server = Path(str(files("world2vlm"))) / "teachers/worldplay_server.py"
-        command = [part.replace("{server}", str(server)) for part in shlex.split(teacher.command)]
-        logging.warning("%s", _licence_text(teacher.licence_file))
-        try:
-            with self.log.open("wb") as log:
-                self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, text=True)
-        except OSError as error:
-            raise ConfigError(f"teacher 'worldplay': command {teacher.command!r} does not start ({error}); give the "
-                              "Python of the model's environment and {server}") from None
-
-    def views(
-        self,
-        folder: Path,  # of a job
-    ) -> np.ndarray | str:  # uint8 [N, H, W, 3], or why there are none
-        "The views of a job. RuntimeError if the process has ended or takes too long."
-        if not (folder / "views.npy").is_file():
-            (folder / "error.txt").unlink(missing_ok=True)  # of an earlier run
-            if self.process.poll() is None: print(folder.resolve(), file=self.process.stdin, flush=True)
-            _wait(self, folder)
-        if (folder / "views.npy").is_file(): return np.load(folder / "views.npy", allow_pickle=False)
-        return f"worldplay: {(folder / 'error.txt').read_text(encoding='utf-8').strip().splitlines()[-1]}"
+        self.process = _start(teacher, self.log)
 
     def close(self) -> None:
         "End the process after the job at hand."
         self.process.stdin.close()
         self.process.wait()
 
+# %% ../../nbs/28_worldplay.ipynb #7abbef11
+def _check_running(
+    process: _Process,  # that does a job
+    deadline: float,  # of `time.monotonic`
+) -> None:
+    "RuntimeError with the end of the log if the process has ended, or is late."
+    ended, late = process.process.poll() is not None, time.monotonic() > deadline
+    if not (ended or late): return
+    text = process.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-5:]
+    reason = "has ended" if ended else f"took more than {process.timeout:g} seconds"
+    raise RuntimeError(f"teacher 'worldplay': its process {reason}; {process.log}: {' | '.join(text)}")
 
+# %% ../../nbs/28_worldplay.ipynb #4b6c81c9
 def _wait(
     process: _Process,  # that does the job
     folder: Path,  # of the job
 ) -> None:
-    "Wait for the views or the error of a job."
+    "Wait for the views or the error of a job. RuntimeError as in `_check_running`."
     deadline = time.monotonic() + process.timeout
     while not any((folder / name).is_file() for name in ("views.npy", "error.txt")):
-        ended, late = process.process.poll() is not None, time.monotonic() > deadline
-        if ended or late:
-            text = process.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-5:]
-            reason = "has ended" if ended else f"took more than {process.timeout:g} seconds"
-            raise RuntimeError(f"teacher 'worldplay': its process {reason}; {process.log}: {' | '.join(text)}")
+        _check_running(process, deadline)
         time.sleep(0.02)
 
-# %% ../../nbs/28_worldplay.ipynb #4dfa537a
+# %% ../../nbs/28_worldplay.ipynb #da09f3e8
+def _views(
+    self: _Process,
+    folder: Path,  # of a job
+) -> np.ndarray | str:  # uint8 [N, H, W, 3], or why there are none
+    "The views of a job. RuntimeError if the process has ended or takes too long."
+    if not (folder / "views.npy").is_file():
+        (folder / "error.txt").unlink(missing_ok=True)  # of an earlier run
+        if self.process.poll() is None: print(folder.resolve(), file=self.process.stdin, flush=True)
+        _wait(self, folder)
+    if (folder / "views.npy").is_file(): return np.load(folder / "views.npy", allow_pickle=False)
+    return f"worldplay: {(folder / 'error.txt').read_text(encoding='utf-8').strip().splitlines()[-1]}"
+
+_Process.views = _views
+
+# %% ../../nbs/28_worldplay.ipynb #0f0168d0
 def _film(
     teacher: WorldPlay,  # its settings count
     process: _Process,  # that makes the views
@@ -226,7 +270,7 @@ def _film(
     frames[list(path.keyframes)] = views
     return frames, {"nominal": float(not teacher.units_per_metre), "units_per_metre": teacher.units_per_metre or 1.0}
 
-
+# %% ../../nbs/28_worldplay.ipynb #68a812d3
 def _imagine(
     self: WorldPlay,
     scene: Scene,  # the anchor view

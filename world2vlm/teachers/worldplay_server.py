@@ -16,7 +16,18 @@ from pathlib import Path
 
 import numpy as np
 
-# %% ../../nbs/28_worldplay_server.ipynb #a62f3f21
+# %% ../../nbs/28_worldplay_server.ipynb #e829d572
+def _fastvideo_options(
+    job: dict,  # content of job.json
+    folder: Path,  # of the job
+) -> dict:  # of `generate_video`
+    "A job as FastVideo takes it."
+    width, height = job["size"]
+    files = dict(image_path=str(folder / "anchor.png"), pose=str(folder / "pose.json"))
+    video = dict(num_frames=job["frames"], width=width, height=height, fps=24, seed=job["seed"])
+    return files | video | dict(prompt=job["prompt"], negative_prompt="", save_video=False, return_frames=True)
+
+# %% ../../nbs/28_worldplay_server.ipynb #dbf23a2e
 _Generate = Callable[[dict, Path], np.ndarray]  # job, its folder -> uint8 [F, H, W, 3]
 
 def _fastvideo(
@@ -25,47 +36,57 @@ def _fastvideo(
     "A generator that runs HY-WorldPlay by FastVideo."
     from fastvideo import VideoGenerator
     parts = ("dit", "vae", "text_encoder", "image_encoder")
-    offload = {f"{part}_cpu_offload": True for part in parts}
     options = dict(num_gpus=1, use_fsdp_inference=True, pin_cpu_memory=True)
-    generator = VideoGenerator.from_pretrained(model, **options, **offload)
-    def generate(job, folder):
-        width, height = job["size"]
-        files = dict(image_path=str(folder / "anchor.png"), pose=str(folder / "pose.json"))
-        options = dict(num_frames=job["frames"], width=width, height=height, fps=24, seed=job["seed"])
-        options |= dict(prompt=job["prompt"], negative_prompt="", save_video=False, return_frames=True)
-        video = generator.generate_video(**files, **options)
-        return np.stack(video["frames"])
-    return generate
+    options |= {f"{part}_cpu_offload": True for part in parts}
+    generator = VideoGenerator.from_pretrained(model, **options)
+    return lambda *job: np.stack(generator.generate_video(**_fastvideo_options(*job))["frames"])
 
-# %% ../../nbs/28_worldplay_server.ipynb #fee069db
+# %% ../../nbs/28_worldplay_server.ipynb #b89ca901
+def _prepare_release() -> None:
+    "Set the state of the release: one GPU, plain kernels."
+    from types import SimpleNamespace
+    from hyvideo.commons.infer_state import initialize_infer_state
+    from hyvideo.commons.parallel_states import initialize_parallel_state
+    plain = dict.fromkeys(("use_sageattn", "enable_torch_compile", "use_fp8_gemm"), False)
+    kernels = dict(sage_blocks_range="0-53", quant_type="fp8-per-block", include_patterns="double_blocks")
+    initialize_parallel_state(sp=1), initialize_infer_state(SimpleNamespace(**plain, **kernels))
+
+# %% ../../nbs/28_worldplay_server.ipynb #dbd72aaf
+def _release_options(
+    job: dict,  # content of job.json
+    folder: Path,  # of the job
+) -> dict:  # of the pipeline
+    "A job as the release takes it."
+    import torch
+    width, height = job["size"]
+    arrays = dict(viewmats=job["w2c"], Ks=[job["K"]] * len(job["w2c"]), action=job["actions"])
+    cameras = {name: torch.from_numpy(np.array([value])) for name, value in arrays.items()}
+    video = dict(reference_image=str(folder / "anchor.png"), seed=job["seed"], video_length=job["frames"])
+    return cameras | video | dict(prompt=job["prompt"], user_height=height, user_width=width)
+
+# %% ../../nbs/28_worldplay_server.ipynb #5408dbc8
+def _release_frames(
+    videos: "torch.Tensor",  # [1, 3, F, H, W] in [0, 1]
+) -> np.ndarray:  # uint8 [F, H, W, 3]
+    "The frames that the release returns, as bytes."
+    return (videos[0].permute(1, 2, 3, 0).float().clamp(0, 1) * 255).round().byte().cpu().numpy()
+
+# %% ../../nbs/28_worldplay_server.ipynb #3ac75204
 def _release(
     model: str,  # folder of HunyuanVideo 1.5
     actions: str,  # file of the action model
     kind: str = "bi",  # or "ar"
 ) -> _Generate:  # with the model loaded
     "A generator that runs HY-WorldPlay by its release, on one GPU, without its prompt rewriter and its second stage."
-    from types import SimpleNamespace
     import torch
-    from hyvideo.commons.infer_state import initialize_infer_state
-    from hyvideo.commons.parallel_states import initialize_parallel_state
     from hyvideo.pipelines.worldplay_video_pipeline import HunyuanVideo_1_5_Pipeline
-    plain = dict.fromkeys(("use_sageattn", "enable_torch_compile", "use_fp8_gemm"), False)
-    kernels = dict(sage_blocks_range="0-53", quant_type="fp8-per-block", include_patterns="double_blocks")
-    initialize_parallel_state(sp=1), initialize_infer_state(SimpleNamespace(**plain, **kernels))
+    _prepare_release()
     pipe = HunyuanVideo_1_5_Pipeline.create_pipeline(
         pretrained_model_name_or_path=model, action_ckpt=actions, transformer_version="480p_i2v",
         transformer_dtype=torch.bfloat16, enable_offloading=True, create_sr_pipeline=False, force_sparse_attn=False)
     fixed = dict(few_step=False, chunk_latent_frames={"bi": 16, "ar": 4}[kind], model_type=kind, enable_sr=False,
                  prompt_rewrite=False, negative_prompt="", aspect_ratio="16:9", output_type="pt")
-    def generate(job, folder):
-        width, height = job["size"]
-        arrays = dict(viewmats=job["w2c"], Ks=[job["K"]] * len(job["w2c"]), action=job["actions"])
-        cameras = {name: torch.from_numpy(np.array([value])) for name, value in arrays.items()}
-        options = dict(reference_image=str(folder / "anchor.png"), seed=job["seed"], video_length=job["frames"])
-        options |= dict(prompt=job["prompt"], user_height=height, user_width=width)
-        video = pipe(**options, **cameras, **fixed).videos  # [1, 3, F, H, W] in [0, 1]
-        return (video[0].permute(1, 2, 3, 0).float().clamp(0, 1) * 255).round().byte().cpu().numpy()
-    return generate
+    return lambda *job: _release_frames(pipe(**_release_options(*job), **fixed).videos)
 
 # %% ../../nbs/28_worldplay_server.ipynb #b5a8169f
 def _open_generator(

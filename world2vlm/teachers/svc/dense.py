@@ -34,7 +34,7 @@ class _DenseHeads(nn.Module):
         super().__init__()
         self.read = nn.Conv2d(width, len(_KINDS) + 1, 1)
 
-
+# %% ../../../nbs/36_svc_dense.ipynb #e043b59f
 def _output_and_features(
     network: nn.Module,  # with a last layer `conv_out`; without one there are no features
     *inputs: torch.Tensor,  # of the network
@@ -46,7 +46,7 @@ def _output_and_features(
     if hook: hook.remove()
     return output, features[-1]
 
-
+# %% ../../../nbs/36_svc_dense.ipynb #c19a839a
 def _dense_loss(
     heads: _DenseHeads,  # in training
     features: torch.Tensor,  # [N, C, h, w] before the last layer
@@ -71,7 +71,7 @@ def _detail_energy(
     detail = around - 4 * rows[..., 1:-1, :]
     return F.avg_pool2d(detail**2 * inner, block) / area.clamp(min=1e-6), area > 0.25
 
-
+# %% ../../../nbs/36_svc_dense.ipynb #171c42e9
 def _sharpness_loss(
     images: torch.Tensor,  # [N, 3, H, W] in [-1, 1], predicted
     truth: torch.Tensor,  # [N, 3, H, W] in [-1, 1]

@@ -72,6 +72,7 @@ def _draw_poses(
         poses = [np.eye(4), *(pose for pose in candidates if room.clear(start @ pose))][:config.views]
         if len(poses) == config.views: return room, start, np.stack(poses)
 
+# %% ../../../nbs/36_svc_training.ipynb #0cfd8875
 def _training_window(
     number: int,  # of the window
     config: SVCTraining,  # size, max_turn, max_move, views
@@ -91,6 +92,15 @@ def _training_window(
     targets = _dense_targets(renders, room.instances, config.patch_size)
     return dict(images=images, warped=np.stack(warped), unseen=np.stack(unseen), poses=poses, targets=targets)
 
+# %% ../../../nbs/36_svc_training.ipynb #50bcb669
+def _unit_intrinsics(
+    config: SVCTraining,  # size, fov_deg
+) -> np.ndarray:  # [3, 3] for images of width and height 1
+    "The camera of all windows."
+    from world2vlm.core.camera import intrinsics
+    w, h = config.size
+    return np.diag([1 / w, 1 / h, 1]) @ intrinsics(w, h, config.fov_deg)
+
 # %% ../../../nbs/36_svc_training.ipynb #f2bd799f
 def _to_tensors(
     windows: list[dict],  # of `_training_window`
@@ -98,14 +108,12 @@ def _to_tensors(
 ) -> tuple["torch.Tensor", ...]:  # of `_Batch`: images, conditioning, rays, targets
     "Windows as tensors for the network."
     import torch
-    from world2vlm.core.camera import intrinsics
     from world2vlm.teachers.svc.cameras import pluecker
     from world2vlm.teachers.svc.pipeline import conditioning_of
     (w, h), scale = config.size, np.array([1, 1, 1, config.units_per_metre])
-    K = np.diag([1 / w, 1 / h, 1]) @ intrinsics(w, h, config.fov_deg)
     images = np.stack([window["images"] for window in windows]).transpose(0, 1, 4, 2, 3)  # [B, T, 3, H, W]
     grid = h // config.patch_size, w // config.patch_size
-    rays = np.stack([pluecker(window["poses"] * scale, K, *grid) for window in windows])
+    rays = np.stack([pluecker(window["poses"] * scale, _unit_intrinsics(config), *grid) for window in windows])
     conditioning = torch.stack([conditioning_of(window["warped"], window["unseen"]) for window in windows])
     targets = torch.from_numpy(np.stack([window["targets"] for window in windows]))
     return torch.from_numpy(images).float() / 127.5 - 1, conditioning, torch.from_numpy(rays), targets
@@ -130,6 +138,7 @@ class _Batch(NamedTuple):
     has_input: "torch.Tensor"  # bool [B] False: the first view is noisy too
     starts: "torch.Tensor"  # bool [B] True: as at the first step of a sample
 
+# %% ../../../nbs/36_svc_training.ipynb #7c6244d1
 def _noisy_views(
     clean: "torch.Tensor",  # [N, C, h, w]
     batch: _Batch,  # flat, [N, ...]
@@ -142,6 +151,32 @@ def _noisy_views(
     start = temperature * scheduler.init_noise_sigma * batch.noise
     level = torch.where(batch.starts, int(scheduler.timesteps[0]), batch.level)
     return torch.where(batch.starts[:, None, None, None], start, scheduler.add_noise(clean, batch.noise, level)), level
+
+# %% ../../../nbs/36_svc_training.ipynb #6acecdd5
+def _small_unet(
+    config: SVCTraining,  # patch_size, residual_scale and the sizes of the network
+) -> "MultiViewUNet":  # untrained
+    "The UNet of the released model, at small size."
+    import torch
+    from world2vlm.teachers.svc.unet import MultiViewUNet
+    channels, conditioning = 3 * config.patch_size**2, 4 * config.patch_size**2 * bool(config.residual_scale)
+    sizes = {name: getattr(config, name) for name in ("block_out_channels", "layers_per_block", "attention_levels",
+                                                      "attention_head_dim")}
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        return MultiViewUNet(in_channels=channels + 7 + conditioning, out_channels=channels, cross_attention_dim=8,
+                             joint_levels=config.attention_levels, **sizes)
+
+# %% ../../../nbs/36_svc_training.ipynb #97aa923a
+def _small_heads(
+    config: SVCTraining,  # block_out_channels, seed
+) -> "_DenseHeads":  # untrained
+    "Heads for the network of `_small_unet`."
+    import torch
+    from world2vlm.teachers.svc.dense import _DenseHeads
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        return _DenseHeads(config.block_out_channels[0])
 
 # %% ../../../nbs/36_svc_training.ipynb #c1a6cb1c
 def _further_losses(
@@ -159,7 +194,7 @@ def _further_losses(
     loss = config.dense_weight * _dense_loss(heads, features, batch.targets).mean()
     return loss + config.sharpness_weight * _sharpness_loss(views, batch.images, batch.conditioning[:, 3:])
 
-
+# %% ../../../nbs/36_svc_training.ipynb #31769e60
 def _loss(
     unet: "MultiViewUNet",  # predicts the clean views, or the noise
     scheduler: "SVCScheduler",  # its levels
@@ -188,32 +223,6 @@ def _loss(
     predicted, batch = scheduler.denoised(output, level, x)[~is_input], _Batch(*(t[~is_input] for t in batch))
     return error + _further_losses(predicted, features[~is_input], batch, heads, config)
 
-# %% ../../../nbs/36_svc_training.ipynb #6acecdd5
-def _small_unet(
-    config: SVCTraining,  # patch_size, residual_scale and the sizes of the network
-) -> "MultiViewUNet":  # untrained
-    "The UNet of the released model, at small size."
-    import torch
-    from world2vlm.teachers.svc.unet import MultiViewUNet
-    channels, conditioning = 3 * config.patch_size**2, 4 * config.patch_size**2 * bool(config.residual_scale)
-    sizes = {name: getattr(config, name) for name in ("block_out_channels", "layers_per_block", "attention_levels",
-                                                      "attention_head_dim")}
-    with torch.random.fork_rng():
-        torch.manual_seed(config.seed)
-        return MultiViewUNet(in_channels=channels + 7 + conditioning, out_channels=channels, cross_attention_dim=8,
-                             joint_levels=config.attention_levels, **sizes)
-
-
-def _small_heads(
-    config: SVCTraining,  # block_out_channels, seed
-) -> "_DenseHeads":  # untrained
-    "Heads for the network of `_small_unet`."
-    import torch
-    from world2vlm.teachers.svc.dense import _DenseHeads
-    with torch.random.fork_rng():
-        torch.manual_seed(config.seed)
-        return _DenseHeads(config.block_out_channels[0])
-
 # %% ../../../nbs/36_svc_training.ipynb #583ae227
 def _small_pipeline(
     unet: "MultiViewUNet",  # trained or not
@@ -233,9 +242,8 @@ def _sample_windows(
     config: SVCTraining,  # rooms, steps and guidance of a sample
 ) -> tuple[np.ndarray, np.ndarray]:  # uint8 [rooms, 3, T, H, W, 3]; bool [rooms, T, H, W] unseen
     "Windows of validation rooms: truth, warped anchor, and the samples of `unet` from the first views."
-    from world2vlm.core.camera import intrinsics
-    pipe, (w, h), scale = _small_pipeline(unet, config), config.size, np.array([1, 1, 1, config.units_per_metre])
-    K, results, masks = np.diag([1 / w, 1 / h, 1]) @ intrinsics(w, h, config.fov_deg), [], []
+    pipe, K, results, masks = _small_pipeline(unet, config), _unit_intrinsics(config), [], []
+    scale = np.array([1, 1, 1, config.units_per_metre])
     for number in range(_FIRST_VALIDATION_WINDOW, _FIRST_VALIDATION_WINDOW + config.check_rooms):
         truth, warped, unseen, poses, _ = _training_window(number, config).values()
         samples = pipe(truth[0], poses[1:] * scale, K, seed=number, warped=(warped[1:], unseen[1:]))
@@ -243,25 +251,31 @@ def _sample_windows(
         masks.append(unseen)
     return np.array(results), np.array(masks)
 
+# %% ../../../nbs/36_svc_training.ipynb #6e4681ed
+def _detail(
+    views: np.ndarray,  # uint8 [N, H, W, 3]
+    unseen: np.ndarray,  # bool [N, H, W]
+) -> float:  # sum over blocks, see `_detail_energy`
+    "Energy of the fine detail in the unseen part of `views`."
+    import torch
+    from world2vlm.teachers.svc.dense import _detail_energy
+    images = torch.from_numpy(views.transpose(0, 3, 1, 2) / 127.5 - 1).float()
+    energy, counts = _detail_energy(images, torch.from_numpy(unseen)[:, None].float())
+    return float(energy[counts].sum())
+
 # %% ../../../nbs/36_svc_training.ipynb #3d65b78a
 def _sample_scores(
     samples: np.ndarray,  # uint8 [rooms, 3, T, H, W, 3] of `_sample_windows`
     unseen: np.ndarray,  # bool [rooms, T, H, W]
 ) -> dict[str, float]:  # psnr, ssim, unseen (PSNR), sharpness (share of the truth's); _warped: of the warped anchor
     "Distance of the samples from the truth, over all target views; without what cannot be measured."
-    import torch
     from world2vlm.teachers.filters import psnr, ssim
-    from world2vlm.teachers.svc.dense import _detail_energy
     truth, warped, drawn = samples[:, :, 1:].swapaxes(0, 1).reshape(3, -1, *samples.shape[3:])  # [N, H, W, 3]
     masks = unseen[:, 1:].reshape(-1, *unseen.shape[2:])
     mean = lambda metric, views, *more: float(np.nanmean([metric(*parts) for parts in zip(views, truth, *more)]))
-    def detail(views):
-        images = torch.from_numpy(views.transpose(0, 3, 1, 2) / 127.5 - 1).float()
-        energy, counts = _detail_energy(images, torch.from_numpy(masks)[:, None].float())
-        return float(energy[counts].sum())
     whole = dict(psnr=mean(psnr, drawn), ssim=mean(ssim, drawn), psnr_warped=mean(psnr, warped))
     hole = dict(unseen=mean(psnr, drawn, masks), unseen_warped=mean(psnr, warped, masks))
-    scores = whole | hole | dict(sharpness=detail(drawn) / max(detail(truth), 1e-9))
+    scores = whole | hole | dict(sharpness=_detail(drawn, masks) / max(_detail(truth, masks), 1e-9))
     return {name: value for name, value in scores.items() if np.isfinite(value)}
 
 # %% ../../../nbs/36_svc_training.ipynb #793a1633
@@ -359,6 +373,18 @@ def _finish_training(
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
     return out
 
+# %% ../../../nbs/36_svc_training.ipynb #c2882dbd
+def _small_optimizer(
+    weights: list,  # to be trained
+    config: SVCTraining,  # learning_rate, weight_decay, warmup_ratio, steps
+) -> tuple["torch.optim.Optimizer", "torch.optim.lr_scheduler.LRScheduler"]:  # before the first step
+    "AdamW, with a learning rate that rises and then falls along a cosine."
+    import torch
+    from diffusers.optimization import get_cosine_schedule_with_warmup
+    optimizer = torch.optim.AdamW(weights, config.learning_rate, weight_decay=config.weight_decay)
+    warmup = round(config.warmup_ratio * config.steps)
+    return optimizer, get_cosine_schedule_with_warmup(optimizer, warmup, config.steps)
+
 # %% ../../../nbs/36_svc_training.ipynb #a59c426d
 class _Trainer(NamedTuple):
     "The parts of a training that change from step to step."
@@ -369,26 +395,24 @@ class _Trainer(NamedTuple):
     schedule: "torch.optim.lr_scheduler.LRScheduler"  # of the learning rate
     average: "EMAModel"  # averaged weights
 
+# %% ../../../nbs/36_svc_training.ipynb #75716aef
 def _make_trainer(
     config: SVCTraining,  # of the training
 ) -> _Trainer:  # before the first step
     "The network with its optimizer."
-    import torch
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
-    from diffusers.optimization import get_cosine_schedule_with_warmup
     from diffusers.training_utils import EMAModel
     AcceleratorState._reset_state()  # an earlier training in the same process may have had another precision
     accelerator, unet = Accelerator(mixed_precision="bf16" if config.bf16 else "no"), _small_unet(config)
     heads = _small_heads(config)
-    weights = [*unet.parameters(), *heads.parameters()]
-    optimizer = torch.optim.AdamW(weights, config.learning_rate, weight_decay=config.weight_decay)
-    schedule = get_cosine_schedule_with_warmup(optimizer, round(config.warmup_ratio * config.steps), config.steps)
+    optimizer, schedule = _small_optimizer([*unet.parameters(), *heads.parameters()], config)
     unet, heads, optimizer = accelerator.prepare(unet, heads, optimizer)
     average = EMAModel(unet.parameters(), config.ema_decay, use_ema_warmup=True, power=.75)
     accelerator.register_for_checkpointing(schedule, average)
     return _Trainer(accelerator, unet, heads, optimizer, schedule, average)
 
+# %% ../../../nbs/36_svc_training.ipynb #77c2b0df
 def _training_step(
     trainer: _Trainer,  # changed by the step
     batch: _Batch,  # windows and noise
