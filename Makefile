@@ -1,6 +1,6 @@
 # The first use of any target makes .venv from requirements.lock. `profile` in params.yaml says how large a run is.
 .DEFAULT_GOAL := help
-.PHONY: help repro ablation comparison benchmarks quality photos annotation-errors base teacher svc plan rehearsal release push gpu-check gpu-wheels test fuzz sync notebooks docs lab lock
+.PHONY: help repro ablation comparison benchmarks quality photos annotation-errors base teacher svc plan proofs rehearsal release push gpu-check gpu-wheels test fuzz sync notebooks docs lab lock
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export OMP_NUM_THREADS ?= 2
 # glibc gives large arrays back to the kernel and asks for them again at each step of a training, which costs more than the arithmetic; here it keeps them
@@ -67,6 +67,9 @@ push: .venv/installed  ## upload data/release as private repositories of NAMESPA
 test: .venv/installed  ## all tests, then every notebook of the library
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 nbdev_test --n_workers 2
+
+proofs: .venv/installed  ## slow proofs: trainings that share a student, large adapters that are killed, all parts of the GPU check
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile -m proof
 
 rehearsal: .venv/installed  ## the paper's run with toys in place of its models, in a copy of the repository: does each setting work?
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 python -m pytest -s -m rehearsal tests/test_rehearsal.py

@@ -47,8 +47,11 @@ def contracts(tmp_path_factory):
     return get
 
 
-@pytest.mark.parametrize("check", _CHECKS)
-@pytest.mark.parametrize("name", ADAPTERS)
+SLOW = [(name, check) for name in ("sana_wm", "cosmos3") for check in ("kill", "cameras")]
+CASES = [pytest.param(name, check, marks=[pytest.mark.proof] * ((name, check) in SLOW), id=f"{name}-{check}") for name in ADAPTERS for check in _CHECKS]
+
+
+@pytest.mark.parametrize("name, check", CASES)
 def test_adapter_keeps_the_contract(contracts, name, check):
     assert _CHECKS[check](contracts(name)) == ""
 
@@ -149,6 +152,7 @@ def stage(options, *folders):
     return subprocess.Popen([sys.executable, "-c", STAGE, json.dumps(options), *map(str, folders)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("name, toy", [("cosmos3", toy_cosmos), ("worldplay", toy_worldplay)])
 def test_a_killed_stage_ends_with_the_same_bytes(tmp_path, name, toy):
     "The model's own process ends with the stage that started it."

@@ -5,10 +5,12 @@ import sys
 from pathlib import Path
 
 import gpu_check
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
+@pytest.mark.proof
 def test_every_part_leaves_its_figures(tmp_path):
     out = tmp_path / "gpu_check.json"
     words = [sys.executable, "tests/gpu_check.py", "--toy", "--seconds", "3000", "--out", str(out), "--wheels", str(tmp_path)]

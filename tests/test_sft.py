@@ -95,7 +95,7 @@ def test_fast_training_is_the_same_training(home):
     np.testing.assert_allclose(plain, fast, rtol=1e-3)
 
 
-@pytest.mark.parametrize("config", [PLAIN, replace(PLAIN, batch_size=4, processes=2), replace(PLAIN, batch_size=4, processes=2, **FAST)],
+@pytest.mark.parametrize("config", [PLAIN, replace(PLAIN, batch_size=4, processes=2), pytest.param(replace(PLAIN, batch_size=4, processes=2, **FAST), marks=pytest.mark.proof)],
                          ids=["one process", "two processes", "two fast processes"])
 def test_killed_and_resumed_is_undisturbed(home, tmp_path, one_thread, config):
     "kill -9 in the middle, run again: the same weights, log and curves as a run that nobody disturbed."

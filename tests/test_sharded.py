@@ -14,6 +14,7 @@ from world2vlm.students.launch import _Launch, launch_distributed
 from world2vlm.students.models import load_student, mini_student
 
 TWO = _Launch(processes=2, launch="fsdp2")
+pytestmark = pytest.mark.proof
 
 
 @pytest.fixture(scope="module")

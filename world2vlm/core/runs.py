@@ -303,7 +303,7 @@ def parallel_map(
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
     from tqdm import tqdm
-    from .cluster import _ray_map
+    from world2vlm.core.cluster import _ray_map
     bar = partial(tqdm, total=n, desc=what, unit="part", mininterval=10)
     if executor == "ray":
         with bar() as progress: return _ray_map(make, n, workers, device == "cuda", progress.update)
