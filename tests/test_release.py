@@ -66,7 +66,7 @@ def test_the_example_of_the_teacher_runs_in_any_folder(built):
 
 def test_figures_are_those_of_the_metric_files(built):
     text, metrics = (built[0] / "student-base/README.md").read_text(), _read_metrics("mini", "evaluate-bidirectional")
-    assert f"| {100 * metrics['grpo']['mean']['score']:.1f} |" in text and f"{metrics['grpo']['mean']['n']:,}" in text
+    assert f"| {100 * metrics['grpo']['exactly right']['mean']['score']:.1f} |" in text and f"{metrics['grpo']['exactly right']['mean']['n']:,}" in text
     assert _held_out_table("no profile", "none").rows == []
 
 

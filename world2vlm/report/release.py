@@ -119,12 +119,12 @@ _RUNS = {"majority": "most frequent answer", "base": "base", "sft": "SFT", "grpo
 def _held_out_table(
     profile: str,  # of the run
     arm: str,  # whose metrics
-) -> Table:  # mean score of each run
+) -> Table:  # share of exactly right answers of each run
     "The scores on held-out questions."
     metrics = _read_metrics(profile, "evaluate_base") | _read_metrics(profile, f"evaluate-{arm}")
     cells = lambda r: [format_points(r["score"]), format_interval(r), f"{r['n']:,}"]
-    rows = [[_RUNS[run], *cells(metrics[run]["mean"])] for run in _RUNS if run in metrics]
-    return Table(["student", "mean score", "95 % interval", "questions"], rows)
+    rows = [[_RUNS[run], *cells(metrics[run]["exactly right"]["mean"])] for run in _RUNS if run in metrics]
+    return Table(["student", "exactly right, %", "95 % interval", "questions"], rows)
 
 # %% ../../nbs/89_release.ipynb #1d269a05
 class _Part(NamedTuple):
