@@ -1,14 +1,15 @@
 # The first use of any target makes .venv from requirements.lock. `profile` in params.yaml says how large a run is.
 .DEFAULT_GOAL := help
-.PHONY: help repro ablation comparison quality base teacher test fuzz sync notebooks docs lab lock
+.PHONY: help repro ablation comparison benchmarks quality photos annotation-errors base teacher svc plan proofs rehearsal release push gpu-check gpu-wheels test fuzz sync notebooks docs lab lock
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export OMP_NUM_THREADS ?= 2
 # glibc gives large arrays back to the kernel and asks for them again at each step of a training, which costs more than the arithmetic; here it keeps them
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=8589934592:glibc.malloc.top_pad=268435456
-NOTEBOOK = python -m papermill -k python3 --log-output --no-progress-bar -p profile mini
+SIZE = $(or $(PROFILE),mini)
+NOTEBOOK = python -m papermill -k python3 --log-output --no-progress-bar -p profile $(SIZE)
 
 help:      ## this list
-	@grep -E '^[a-z]+: .*##' Makefile | sed 's/:[^#]*##/ -/'
+	@grep -E '^[a-z-]+: .*##' Makefile | sed 's/:[^#]*##/ -/'
 
 repro: .venv/installed  ## the main arm, from scenes to its report
 	dvc repro report@bidirectional label_audit
@@ -19,20 +20,59 @@ ablation: .venv/installed  ## every arm, and the table that compares them
 comparison: .venv/installed  ## the main arm alone and against a world model at test time, on all benchmarks at hand
 	dvc repro comparison@bidirectional
 
+benchmarks: .venv/installed  ## the students of the arms on every public benchmark whose folder is there
+	dvc repro benchmarks
+
 quality: .venv/installed  ## the teacher's views against the truth, and the student that reprojection taught instead
 	dvc repro teacher_quality evaluate@reprojection_teacher
 
-base: .venv/installed  ## train the shipped base student again (two and a half hours on two cores)
-	mkdir -p data/mini/notebooks
-	$(NOTEBOOK) -p out data/base nbs/pipeline/base.ipynb data/mini/notebooks/base.ipynb
+photos: .venv/installed  ## labels of plain photos by annotators with known errors, held against the truth, and what annotators cost; figures in data/annotate.json, data/annotator_costs.json
+	python tests/annotated_rooms.py
+	python tests/annotator_costs.py
 
-teacher: .venv/installed  ## train the shipped generative teacher again (forty minutes on two cores)
-	mkdir -p data/mini/notebooks
-	$(NOTEBOOK) -p out data/teacher nbs/pipeline/teacher.ipynb data/mini/notebooks/teacher.ipynb
+annotation-errors: .venv/installed  ## what wrong masks, depth and cameras of photos do to labels: data/annotation_errors.json (some minutes on one core)
+	python -c "from world2vlm.core.runs import write_json; from world2vlm.evaluation.annotation_errors import AnnotationErrors; write_json('data/annotation_errors.json', AnnotationErrors().measure())"
+
+base: .venv/installed  ## train the shipped base student again (three hours on two cores; PROFILE=gpu on one GPU)
+	mkdir -p data/$(SIZE)/notebooks
+	$(NOTEBOOK) -p out data/base nbs/pipeline/base.ipynb data/$(SIZE)/notebooks/base.ipynb
+
+teacher: .venv/installed  ## train the shipped generative teacher again (under three hours on two cores, a second call resumes; PROFILE=gpu on one GPU)
+	mkdir -p data/$(SIZE)/notebooks
+	$(NOTEBOOK) -p out data/teacher nbs/pipeline/teacher.ipynb data/$(SIZE)/notebooks/teacher.ipynb
+
+GPUS ?= 8
+MEMORY ?= 80
+plan: .venv/installed  ## memory on each GPU, hours and disk of a run before it starts: make plan PROFILE=paper GPUS=8 MEMORY=80
+	python -m world2vlm.report.plan profile=$(or $(PROFILE),paper) gpus=$(GPUS) memory_gb=$(MEMORY)
+
+gpu-check:  ## one GPU at full size in at most nine minutes: parity, speed and memory of teacher and student; figures in tests/metrics/gpu_check.json
+	python tests/gpu_check.py $(CHECK)
+
+# What a machine with a GPU often lacks; `gpu-check` installs from build/wheels what is not there.
+WHEELS = diffusers trl peft accelerate datasets mujoco
+gpu-wheels: .venv/installed  ## the packages for `make gpu-check` on a machine without network, as wheels in build/wheels
+	for name in $(WHEELS); do grep -oE "^$$name==[^ ;]+" requirements.lock; done > build-wheels.txt
+	pip download --quiet --no-deps --only-binary :all: --dest build/wheels -r build-wheels.txt && rm build-wheels.txt
+
+svc: .venv/installed  ## the released weights of Stable Virtual Camera as data/svc, which the profile paper uses; asks for their licence
+	python -m world2vlm.teachers.svc.convert $(SVC)
+
+release: .venv/installed  ## folders for the hub in data/release: students, teacher, data sets, with cards
+	python -m world2vlm.report.release --profile $(SIZE)
+
+push: .venv/installed  ## upload data/release as private repositories of NAMESPACE, under your own login (hf auth login)
+	python -m world2vlm.report.release --push $(NAMESPACE)
 
 test: .venv/installed  ## all tests, then every notebook of the library
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 nbdev_test --n_workers 2
+
+proofs: .venv/installed  ## slow proofs: trainings that share a student, large adapters that are killed, all parts of the GPU check
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile -m proof
+
+rehearsal: .venv/installed  ## the paper's run with toys in place of its models, in a copy of the repository: does each setting work?
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 python -m pytest -s -m rehearsal tests/test_rehearsal.py
 
 SEED ?= $(shell date +%s)
 fuzz: .venv/installed  ## 20,000 odd and damaged inputs, pairs of runs and a hundred kills; figures in tests/metrics
@@ -46,6 +86,7 @@ sync: .venv/installed  ## notebooks -> library, dvc.yaml, README and RESULTS
 	python -c "from world2vlm.core.stages import sync_dependencies; sync_dependencies('dvc.yaml')"
 	jupyter nbconvert --log-level WARN --execute --to markdown --no-input --output-dir . --output README nbs/index.ipynb
 	jupyter nbconvert --log-level WARN --execute --to markdown --no-input --output-dir . --output RESULTS nbs/95_results.ipynb
+	sed -i.bak '/./,$$!d; /^$$/N; /^\n$$/D' README.md RESULTS.md && rm README.md.bak RESULTS.md.bak  # no empty lines of hidden cells
 	git diff --stat
 
 notebooks: .venv/installed  ## execute every notebook of the library in place, without progress bars or warnings in the outputs

@@ -39,8 +39,8 @@ def run(tree: Path, *words: str, **more: str) -> str:
     return done.stdout
 
 
-def copy_repository(tree: Path) -> Path:
-    "A fresh clone of what is here, tracked or about to be, at the size `smoke`."
+def copy_repository(tree: Path, profile: str = "smoke") -> Path:
+    "A fresh clone of what is here, tracked or about to be, at the size `profile`."
     words = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     for name in filter(None, subprocess.run(words, cwd=ROOT, capture_output=True, text=True).stdout.split("\0")):
         if (ROOT / name).is_file():
@@ -48,7 +48,7 @@ def copy_repository(tree: Path) -> Path:
             shutil.copy(ROOT / name, tree / name)
     for words in (["init", "-q"], ["add", "-A"], ["-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "-qm", "copy"]): run(tree, "git", *words)
     text = (tree / "params.yaml").read_text()
-    (tree / "params.yaml").write_text(re.sub(r"^profile: \w+", "profile: smoke", text, flags=re.M))
+    (tree / "params.yaml").write_text(re.sub(r"^profile: \w+", f"profile: {profile}", text, flags=re.M))
     return tree
 
 

@@ -5,7 +5,7 @@ import torch
 from safetensors import safe_open
 
 from world2vlm.teachers.svc.cameras import _normalise_cameras, pluecker
-from world2vlm.teachers.svc.convert import convert_unet
+from world2vlm.teachers.svc.convert import _convert_unet
 from world2vlm.teachers.svc.pipeline import _denoise, _guidance_scales, _Window
 from world2vlm.teachers.svc.scheduler import SVCScheduler
 from world2vlm.teachers.svc.unet import MultiViewUNet
@@ -32,7 +32,7 @@ def errors(path: str) -> dict[str, float]:
     with safe_open(path, "pt") as file:
         params, ref = json.loads(file.metadata()["params"]), {key: file.get_tensor(key) for key in file.keys()}
     unet, scheduler, T = unet_of(params).eval(), SVCScheduler(), len(ref["cam_c2w"])
-    unet.load_state_dict(convert_unet({k.removeprefix("state_dict."): v for k, v in ref.items() if k.startswith("state_dict.")}, unet))
+    unet.load_state_dict(_convert_unet({k.removeprefix("state_dict."): v for k, v in ref.items() if k.startswith("state_dict.")}, unet))
     result = {"unet": max_error(unet(ref["x"], ref["t"], ref["y"], ref["dense_y"], params["num_frames"]), ref["out"]), "sigmas": max_error(scheduler.table, ref["sigmas_table"])}
     for key in (k for k in ref if k.startswith("sigmas_") and k != "sigmas_table"):
         scheduler.set_timesteps(int(key.removeprefix("sigmas_")))

@@ -16,7 +16,7 @@ from world2vlm.evaluation.held_out import read_runs
 from world2vlm.evaluation.answering import _batches, answer_examples, answer_row, collect_answers
 from world2vlm.scenes.room import room_scenes
 from world2vlm.students.models import example_prompt, HFStudent, mini_student, Reply
-from world2vlm.tasks.tasks import TASKS
+from world2vlm.tasks.tasks import TASKS, open_task
 from world2vlm.teachers.base import load_teacher
 
 
@@ -58,6 +58,16 @@ def test_gold_answers_score_one_and_nonsense_scores_little(held_out):
     for example in held_out:
         assert answer_row(example, example.answer)["score"]["overall"] == 1.0, (example.id, example.answer)
         assert answer_row(example, "")["score"]["overall"] <= 0.2
+        assert answer_row(example, example.answer)["score"]["exact"] == 1.0 and answer_row(example, "")["score"]["exact"] == 0.0
+
+
+def test_a_wrong_letter_earns_nothing_in_evaluation_and_a_part_in_rewards(held_out):
+    letters = [(example, letter) for example in held_out for letter in set(example.choices or ()) - {example.answer}]
+    assert letters
+    for example, letter in letters:
+        score = answer_row(example, letter)["score"]
+        assert score == dict.fromkeys(score, 0.0) | dict(format=1.0)
+    assert any(open_task(example.task).score(letter, example)["overall"] > 0 for example, letter in letters)
     rows = [answer_row(example, example.answer) for example in held_out]
     assert json.loads(json.dumps(rows)) == rows  # plain types only
 

@@ -9,7 +9,7 @@ from world2vlm.core.camera import Action
 from world2vlm.core.records import Example
 from world2vlm.evaluation.answering import answer_row
 from world2vlm.evaluation.view_search import _read_scores
-from world2vlm.tasks.answers import BOX_ANSWER, MOTION_ANSWER, TRUE_FALSE, YES_NO, convert_boxes, final_answer, read_answer_box
+from world2vlm.tasks.answers import BOX_ANSWER, MOTION_ANSWER, TRUE_FALSE, YES_NO, convert_boxes, final_answer, _read_answer_box
 from world2vlm.tasks.rewards import paper_reward
 from world2vlm.tasks.tasks import TASKS
 
@@ -58,7 +58,7 @@ def test_no_choice_is_read_where_none_is_made(text): assert TASKS["A1"].parse(te
 @pytest.mark.parametrize("size", [(64, 64), (1288, 728), (4000, 3000)])
 def test_a_box_of_hundreds_of_digits_scores_zero(box, size):
     text = convert_boxes(box, "pixels", size, back=True)
-    assert read_answer_box(text) is None and read_answer_box(box) is None
+    assert _read_answer_box(text) is None and _read_answer_box(box) is None
     row = answer_row(example("D1", "[100, 200, 300, 400]", (0.1, 0.2, 0.3, 0.4)), text)
     assert row["parsed"] is None and row["score"]["overall"] == 0
     assert np.isfinite(paper_reward("D1", "[100, 200, 300, 400]", box)["overall"])

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from world2vlm.evaluation.benchmarks.base import _unpack_zips, open_benchmark
+from world2vlm.evaluation.benchmarks.base import open_benchmark
+from world2vlm.evaluation.benchmarks.hub import _unpack_zips
 from world2vlm.evaluation.benchmarks.sat import unpack_sat
 
 OUTSIDE = ["../a.png", "data/../../a.png", "/tmp/world2vlm_outside.png", "link/a.png", "link.png", "C:/a.png", "..\\a.png", ""]

@@ -1,12 +1,15 @@
 "Checkpoints load strictly: a weight that is missing, renamed, surplus or of another shape is an error that names it."
 import shutil
+from copy import deepcopy
 
 import pytest
-from toy_training import TINY
+from safetensors import safe_open
+from toy_training import TINY, trainable
 
 from world2vlm.core.config import repo_root
 from world2vlm.students.models import load_student, mini_student
-from world2vlm.students.training import Training, _restore_weights, prepare_model
+from world2vlm.students.checkpoints import _restore_weights
+from world2vlm.students.training import Training
 from world2vlm.teachers.svc.teacher import SVC
 
 
@@ -39,9 +42,13 @@ def test_student_of_other_weights_is_refused_misfit_kind(student, tmp_path, chan
 
 
 def test_tied_weights_are_not_missing_misfit_kind(student, tmp_path):
-    "The output layer is that of the embedding, stored once or twice."
-    for part in student: part.save_pretrained(tmp_path)
-    assert student[0].config.tie_word_embeddings and load_student(str(tmp_path))
+    "The output layer is that of the embedding, stored once or twice, as in the 3B model."
+    model, processor = deepcopy(student[0]), student[1]
+    model.config.tie_word_embeddings = model.config.text_config.tie_word_embeddings = True
+    model.tie_weights()
+    for part in (model, processor): part.save_pretrained(tmp_path)
+    with safe_open(tmp_path / "model.safetensors", "pt") as file: assert "lm_head.weight" not in file.keys()
+    assert load_student(str(tmp_path))
     rewrite(tmp_path / "model.safetensors", lambda weights, key: {**weights, "lm_head.weight": weights[key].clone()}, "embed_tokens")
     model = load_student(str(tmp_path))[0]
     assert (model.lm_head.weight == model.get_input_embeddings().weight).all()
@@ -60,7 +67,7 @@ def test_torn_weights_are_refused_misfit_kind(student, tmp_path):
 
 @pytest.mark.parametrize("change", [missing, renamed, surplus])
 def test_lora_of_other_weights_is_not_resumed_misfit_kind(student, tmp_path, change):
-    lora = prepare_model(mini_student(["a"], TINY)[0], Training(lora_rank=2, lora_alpha=4))
+    lora = trainable(mini_student(["a"], TINY)[0], Training(lora_rank=2, lora_alpha=4))
     lora.save_pretrained(tmp_path)
     assert _restore_weights(lora, str(tmp_path)) == str(tmp_path)
     name = rewrite(tmp_path / "adapter_model.safetensors", change, "q_proj.lora_B")

@@ -15,14 +15,15 @@ from world2vlm.report.comparison import (
     comparison_table, cost_figure, make_comparison, paper_table, summarise_runs)
 
 BASE = str(repo_root() / "data/base")
-ORDER = ["base", "view search 1", "SFT", "blind", "control: first", "control: most frequent", "control: random"]
+SEARCH = "view search 1, reprojection"
+ORDER = ["base", SEARCH, "SFT", "blind", "control: first", "control: most frequent", "control: random", "control: text prior"]
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     out = tmp_path_factory.mktemp("comparison") / "rooms"
     make_rooms_benchmark(RoomsBenchmark(Scenes(n=2, first=970_000, seed=3, per_shard=2), Imagine(presets={"single": 3}), Supervise(per_scene=1)), out)
-    return Comparison(sources={"rooms": str(out)}, depths=(1,), view_search=ViewSearch(score_tokens=4), box_format="pixels", batch_size=8)
+    return Comparison(sources={"rooms": str(out)}, depths=(1,), worldmodels=("reprojection",), view_search=ViewSearch(score_tokens=4), box_format="pixels", batch_size=8)
 
 
 @pytest.fixture(scope="module")
@@ -30,11 +31,11 @@ def folder(tmp_path_factory): return tmp_path_factory.mktemp("answers")
 
 
 @pytest.fixture(scope="module")
-def rows(config, folder): return _ask_column("rooms", config, {"base": BASE, "SFT": BASE}, "reprojection", folder)
+def rows(config, folder): return _ask_column("rooms", config, {"base": BASE, "SFT": BASE}, folder)
 
 
 @pytest.fixture(scope="module")
-def results(rows): return {"rooms": summarise_runs("rooms", rows)}
+def results(rows): return {"rooms": summarise_runs("rooms", rows, "SFT")}
 
 
 def test_what_was_not_run_stays_empty(config, results):
@@ -56,23 +57,25 @@ def test_runs_come_in_one_order_whatever_the_file_had(results):
 def test_every_cell_names_interval_number_and_rule(results, rows):
     assert _result_cell(results["rooms"]["base"]).endswith(f"n {len(rows['base'])}, all kinds")
     assert results["rooms"]["SFT"]["over"]["all kinds"]["difference"] == 0 and results["rooms"]["base"]["over"] is None
+    final = {run: summary["final over"] for run, summary in results["rooms"].items()}
+    assert final["SFT"] is None and final["base"]["all kinds"]["difference"] == 0 and final[SEARCH]["as SAT"]["low"] <= final[SEARCH]["as SAT"]["high"]
 
 
 def test_each_rule_has_its_own_scores(results):
     column = lambda rule: [row[1] for row in comparison_table(results["rooms"], rule).rows]
     assert len({tuple(column(rule)) for rule in ("all kinds", "eight tasks", "as SAT")}) == 3
-    assert comparison_table(results["rooms"], "as SAT").heads[:4] == ["student", "as SAT", "95 % interval", "over base"]
+    assert comparison_table(results["rooms"], "as SAT").heads[:5] == ["student", "as SAT", "95 % interval", "over base", "final student over it"]
 
 
 def test_the_account_of_the_search(results):
-    alone, search = (results["rooms"][run]["account"] for run in ("base", "view search 1"))
+    alone, search = (results["rooms"][run]["account"] for run in ("base", SEARCH))
     assert alone["calls"] == 1 and alone["views"] == 0 and search["calls"] == 2 and search["rollouts"] <= 3
     assert search["tokens"] > alone["tokens"] and search["guessed"] == 1 and results["rooms"]["control: first"]["account"] is None
 
 
 def test_times_are_in_memory_only(rows, results, folder):
     seconds = _seconds_per_question(rows)
-    assert sorted(seconds) == ["SFT", "base", "blind", "view search 1"] and min(seconds.values()) > 0
+    assert sorted(seconds) == ["SFT", "base", "blind", SEARCH] and min(seconds.values()) > 0
     assert not any("seconds" in row for path in folder.glob("*.jsonl") for row in read_jsonl(path)) and "seconds" not in json.dumps(results)
     table = comparison_table(results["rooms"], "all kinds", seconds)
     place = table.heads.index("seconds")
@@ -89,9 +92,9 @@ def test_the_figure_has_tokens_or_seconds(results, rows):
 
 def test_parallel_parts_hand_their_seconds_back(config, rows, tmp_path):
     from dataclasses import replace
-    parts = comparison._ask_searching("rooms", replace(config, workers=2), BASE, "reprojection", tmp_path)["view search 1"]
+    parts = comparison._ask_searching("rooms", replace(config, workers=2), BASE, tmp_path)[SEARCH]
     answers = lambda rows: {row["id"]: (row["response"], row["evidence"]) for row in rows}
-    assert answers(parts) == answers(rows["view search 1"]) and all(row["seconds"] > 0 for row in parts)
+    assert answers(parts) == answers(rows[SEARCH]) and all(row["seconds"] > 0 for row in parts)
 
 
 def test_goes_on_after_a_kill_with_the_same_files(config, tmp_path, monkeypatch):
@@ -99,13 +102,13 @@ def test_goes_on_after_a_kill_with_the_same_files(config, tmp_path, monkeypatch)
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
         patch.setattr(comparison, "parallel_map", dies)
-        with pytest.raises(KeyboardInterrupt): make_comparison(config, {"base": BASE}, "reprojection", out)
+        with pytest.raises(KeyboardInterrupt): make_comparison(config, {"base": BASE}, out)
     kept = tmp_path / "out.partial/rooms/base.jsonl"
     lines = kept.read_text()
-    results, seconds = make_comparison(config, {"base": BASE}, "reprojection", out)
-    assert (out / "rooms/base.jsonl").read_text() == lines and not kept.exists() and list(seconds["rooms"]) == ["view search 1"]
-    assert json.loads((out / "results.json").read_text()) == json.loads(json.dumps(results)) and "view search 1" in results["rooms"]
-    make_comparison(config, {"base": BASE}, "reprojection", tmp_path / "again")  # at another time, with the same bytes
+    results, seconds = make_comparison(config, {"base": BASE}, out)
+    assert (out / "rooms/base.jsonl").read_text() == lines and not kept.exists() and list(seconds["rooms"]) == [SEARCH]
+    assert json.loads((out / "results.json").read_text()) == json.loads(json.dumps(results)) and SEARCH in results["rooms"]
+    make_comparison(config, {"base": BASE}, tmp_path / "again")  # at another time, with the same bytes
     files = sorted(path.relative_to(out) for path in out.rglob("*") if path.is_file())
     assert Path("index.html") in files and all((out / file).read_bytes() == (tmp_path / "again" / file).read_bytes() for file in files)
 
@@ -120,9 +123,9 @@ def test_the_tracked_figures_print():
     data = repo_root() / "data/mini"
     summaries = json.loads((data / "metrics/comparison-bidirectional.json").read_text())["results"]["rooms"]
     seconds = json.loads((data / "costs/comparison-bidirectional.json").read_text())["per_question"]["rooms"]
-    table = comparison_table(summaries, "eight tasks", seconds)
-    assert [row[0] for row in table.rows][:3] == ["base", "view search 1", "view search 3"] and table.rows[-1][0] == "control: random"
-    assert table.markdown().startswith("| student | eight tasks |")
+    table = comparison_table(summaries, "as SAT", seconds)
+    assert table.rows[0][0] == "base" and all(row[0].startswith("view search") for row in table.rows[1:3]) and table.rows[-1][0] == "control: random"
+    assert table.markdown().startswith("| student | as SAT |")
 
 
 def test_a_benchmark_of_a_users_own_gets_a_column(config, tmp_path, monkeypatch):

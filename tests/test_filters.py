@@ -7,10 +7,10 @@ from hypothesis import given, settings, strategies as st
 
 from world2vlm.core.actions import parse_actions, plan
 from world2vlm.core.camera import intrinsics, move, project, transform, unproject, yaw
-from world2vlm.core.records import keyframe_poses
+from world2vlm.core.records import keyframe_poses, Rollout, Scene
 from world2vlm.scenes.room import Room, room_scenes
-from world2vlm.teachers.filters import Filter, filter_rollouts, fitted_pose, measure_rollout, pose_errors, rejection_reason
-from world2vlm.teachers.filters import _measure_view, _motion_from_depth, _motion_from_matches, _relabel_rollout, _turn_of_homography
+from world2vlm.teachers.filters import Filter, filter_rollouts, fitted_pose, pose_errors
+from world2vlm.teachers.filters import _measure_rollout, _measure_view, _motion_from_depth, _motion_from_matches, _rejection_reason, _relabel_rollout, _share_in_view, _turn_of_homography
 from world2vlm.teachers.simulator import Simulator
 
 K = intrinsics(112, 112, 90)
@@ -94,7 +94,7 @@ def test_relabelled_views_pass(imagined):
     wrong = replace(turn, images=small.images)
     relabelled, = filter_rollouts(scene, [wrong], Filter(relabel=True))
     assert relabelled.fidelity["relabelled"] == 1 and abs(relabelled.actions[0].amount - 10) <= 1 and (relabelled.images == small.images).all()
-    assert not rejection_reason(measure_rollout(scene, relabelled))
+    assert not _rejection_reason(_measure_rollout(scene, relabelled))
     opposite = replace(rollout_of(turn, "turn right 20 degrees"), images=small.images)
     assert _relabel_rollout(opposite, _measure_view(scene, small.images[0], keyframe_poses(small)[0])[1]) is None
 
@@ -120,6 +120,63 @@ def test_turn_of_a_homography():
     assert spread < 1e-9
 
 
+# What anchor and view have in common.
+NARROW = Scene("narrow", np.random.default_rng(0).integers(0, 255, (96, 128, 3), np.uint8), intrinsics(128, 96, 54))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.floats(0, 120), st.floats(20, 100))
+def test_the_share_in_view_is_that_of_the_picture_plane(turn, fov):
+    "Property: a turn takes the columns beyond its edge out of view; left and right alike, and a move of unknown scale nothing."
+    scene = replace(NARROW, K=intrinsics(128, 96, fov))
+    half = np.radians(fov / 2)
+    inner = np.tan(np.clip(np.radians(turn) - half, -half, half))
+    columns = (np.tan(half) - inner) / (2 * np.tan(half))
+    right = _share_in_view(scene, yaw(turn))
+    assert .6 * columns - .02 <= right <= columns + .02  # rows leave the view too
+    assert right == pytest.approx(_share_in_view(scene, yaw(-turn)), abs=1e-6) == pytest.approx(_share_in_view(scene, move(1, 0, 2) @ yaw(turn)), abs=1e-6)
+
+
+def test_the_share_in_view_after_a_move():
+    wall = replace(NARROW, depth=np.full((96, 128), 2, np.float32))
+    assert _share_in_view(wall, move(0, 0, 1)) == pytest.approx(1 / 4, abs=.02) and _share_in_view(wall, move(0, 0, -1)) == 1
+    assert _share_in_view(wall, move(0, 0, 3)) == 0 and _share_in_view(replace(wall, depth=0 * wall.depth), move(0, 0, 1)) == 0
+
+
+def turned(degrees: float, n: int):
+    "A rollout of `NARROW` after a turn, and a matcher that gives `n` right matches."
+    path = plan(parse_actions(f"turn right {degrees} degrees"))
+    rollout = Rollout("narrow", "demo", 0, path.actions, path.poses, path.keyframes, NARROW.image[None])
+    rng, (w, h) = np.random.default_rng(1), NARROW.size
+    inner = np.clip(degrees - 27, -27, 27)
+    x = w / 2 + NARROW.K[0, 0] * np.tan(np.radians(rng.uniform(inner, 27, n)))
+    a = np.stack([x, rng.uniform(h * .3, h * .7, n)], 1)
+    b = project(np.concatenate([a, np.ones((n, 1))], 1) @ np.linalg.inv(NARROW.K).T @ yaw(degrees)[:3, :3], NARROW.K)[0]
+    return rollout, lambda *_: (a.astype(np.float32), b.astype(np.float32))
+
+
+@pytest.mark.parametrize("degrees, n, passes", [(10, 20, True), (10, 13, False), (40, 6, True), (40, 5, False), (40, 4, False)])
+def test_matches_are_wanted_in_proportion(degrees, n, passes):
+    "Twenty where all of the anchor is in view, six where a turn by 40 degrees leaves 27 %."
+    rollout, matcher = turned(degrees, n)
+    bounds, rejected = Filter(inliers=20, sharpness=0, agreement=0), []
+    good = list(filter_rollouts(NARROW, [rollout], bounds, lambda *row: rejected.append(row), matcher))
+    assert bool(good) == passes and [reason.split(":")[0] for _, reason in rejected] == ["inliers"] * (not passes)
+
+
+@pytest.mark.parametrize("degrees", [50, 60, 100])
+def test_without_overlap_nothing_is_testable(degrees):
+    rollout, _ = turned(degrees, 0)
+    bounds, rejected = Filter(inliers=20, sharpness=0), []
+    def never(*_): raise AssertionError("nothing to match")
+    [kept] = filter_rollouts(NARROW, [rollout], bounds, matcher=never)
+    assert kept.fidelity["overlap"] < .1 and not kept.fidelity.keys() & {"inliers", "agreement", "rotation"}
+    assert not list(filter_rollouts(NARROW, [rollout], replace(bounds, untestable="drop"), lambda *row: rejected.append(row), never))
+    [(name, reason)] = rejected
+    assert name == f"narrow: turn right {degrees} degrees" and reason.startswith("not testable: anchor and view have ") and reason.endswith("less than 10%")
+    assert rejected and not list(filter_rollouts(NARROW, [rollout], replace(bounds, sharpness=2)))  # what can be tested still is
+
+
 @pytest.mark.parametrize("measures, reason", [
     ({}, ""), ({"rotation": 5.0, "scale": 1.35, "inliers": 8.0, "sharpness": 0.3, "agreement": 14.0, "direction": 20.0, "drift": 0.1}, ""),
     ({"inliers": 7.0}, "inliers: 7 is below 8"), ({"sharpness": 0.2}, "sharpness: 0.2 is below 0.3"), ({"agreement": 13.9}, "agreement: 13.9 is below 14"),
@@ -127,4 +184,4 @@ def test_turn_of_a_homography():
     ({"scale": 1.4}, "scale: 1.4 is off by more than 1.35"), ({"scale": 0.7}, "scale: 0.7 is off by more than 1.35"), ({"scale": 0.75}, ""),
 ])
 def test_each_bound_has_its_reason(measures, reason):
-    assert rejection_reason(measures) == reason
+    assert _rejection_reason(measures) == reason

@@ -36,10 +36,11 @@ from world2vlm.dataset.export import read_release
 from world2vlm.dataset.schema import dataset_features, to_row
 from world2vlm.dataset.shards import read_dataset, read_shard, validate_dataset, write_shards
 from world2vlm.evaluation.answering import collect_answers
-from world2vlm.evaluation.benchmarks.base import _unpack_zips, open_benchmark, read_records
-from world2vlm.evaluation.benchmarks.mindcube import mindcube_letter
+from world2vlm.evaluation.benchmarks.base import open_benchmark, read_records
+from world2vlm.evaluation.benchmarks.hub import _unpack_zips
+from world2vlm.evaluation.benchmarks.mindcube import _mindcube_letter
 from world2vlm.evaluation.benchmarks.sat import sat_verdict, unpack_sat
-from world2vlm.evaluation.benchmarks.vsibench import NUMERIC, VSI_RULES, vsi_score
+from world2vlm.evaluation.benchmarks.vsibench import NUMERIC, VSI_RULES, _vsi_score
 from world2vlm.evaluation.view_search import _read_scores
 from world2vlm.scenes.photos import count_photos, photo_scenes
 from world2vlm.students.models import load_student, mini_student
@@ -160,9 +161,9 @@ def test_any_text_has_a_score_in_range_by_every_rule(text, target, number):
     kind, truth = target
     truth = canonical_motion(truth) if kind == "actions" else truth
     with trial("rules"):
-        assert mindcube_letter(text) in {*"ABCDE", None} and sat_verdict(text, ["left", "right"], "left") in ("correct",
+        assert _mindcube_letter(text) in {*"ABCDE", None} and sat_verdict(text, ["left", "right"], "left") in ("correct",
             "wrong", "out of control")
-        for rule in VSI_RULES: assert 0 <= vsi_score(text, NUMERIC[0], number, rule) <= 1 and vsi_score(text,
+        for rule in VSI_RULES: assert 0 <= _vsi_score(text, NUMERIC[0], number, rule) <= 1 and _vsi_score(text,
             "route_planning", "B", rule) in (0, 1)
         for name in TASKS: assert all(-1 <= score <= 1 for score in paper_reward(name, TYPES[kind].write(truth),
             text).values())
@@ -560,8 +561,8 @@ TEXT_READERS = {
                 "rewards": lambda text: [paper_reward(name, "move left 1 meters",
                     part) for name in TASKS for part in (text, text[:200])],
                 "label": lambda text: Instance(1, "x" + text, MASK).category,
-    "sat": lambda text: sat_verdict(text, ["left", "right"], "left"), "mindcube": mindcube_letter,
-                "vsibench": lambda text: [vsi_score(text, kind, "3",
+    "sat": lambda text: sat_verdict(text, ["left", "right"], "left"), "mindcube": _mindcube_letter,
+                "vsibench": lambda text: [_vsi_score(text, kind, "3",
                     rule) for rule in VSI_RULES for kind in (NUMERIC[0], "route_planning")]}
 MASK = np.ones((1, 1), bool)
 FILE_READERS = {"answers.jsonl": lambda path: read_jsonl(path, "id"), "records.jsonl": lambda path: read_records(path,

@@ -12,7 +12,7 @@ from test_answering import make_examples, without_time
 from world2vlm.dataset.shards import read_dataset
 from world2vlm.dataset.synthesis import HeldOut, make_held_out, Scenes, Supervise
 from world2vlm.evaluation.held_out import (
-    _majority_rows, _most_frequent_answer, _shuffle_images, Evaluate, evaluate_arm, evaluate_base, other_scene_indices,
+    _majority_rows, _most_frequent_answer, _random_rows, _shuffle_images, _training_groups, Evaluate, evaluate_arm, evaluate_base, _other_scene_indices,
     read_runs)
 from world2vlm.evaluation.statistics import score_rows
 from world2vlm.students.models import Reply
@@ -31,13 +31,13 @@ def held_out() -> list:
 # --- image-free baseline
 
 def test_majority_reads_training_answers_only(train, held_out):
-    rows = _majority_rows(train, held_out)
+    rows = _majority_rows(_training_groups(train), held_out)
     spoiled = [replace(example, answer="turn left 10 degrees") for example in held_out]
-    assert [row["response"] for row in _majority_rows(train, spoiled)] == [row["response"] for row in rows]
+    assert [row["response"] for row in _majority_rows(_training_groups(train), spoiled)] == [row["response"] for row in rows]
     groups = Counter((row["task"], row["phrasing"]) for row in rows)
     assert len({(row["task"], row["phrasing"], row["response"]) for row in rows}) == len(groups)  # one constant each
-    assert score_rows(rows)["mean"]["score"] < 0.75
-    assert all(row["response"] == "" and row["parsed"] is None for row in _majority_rows([], held_out))
+    assert score_rows(rows)["graded"]["mean"]["score"] < 0.75
+    assert all(row["response"] == "" and row["parsed"] is None for row in _majority_rows({}, held_out))
 
 
 def test_the_most_frequent_answer(train):
@@ -63,6 +63,19 @@ def test_one_answer_in_two_wordings_counts_as_one(train):
     assert _most_frequent_answer(examples).startswith("No")
 
 
+def test_random_answers_are_letters_or_training_answers(train, held_out):
+    groups = _training_groups(train)
+    rows = _random_rows(groups, held_out)
+    assert [row["response"] for row in rows] == [row["response"] for row in _random_rows(groups, held_out[::-1])][::-1]
+    for row, example in zip(rows, held_out):
+        own = [other.answer for other in train if (other.task, other.phrasing) == (example.task, example.phrasing)]
+        assert row["response"] in (example.choices or own or [""])
+    asked = [replace(example, id=f"{example.id}-{i}") for example in held_out if example.choices for i in range(60)]
+    exact = np.mean([row["score"]["exact"] for row in _random_rows(groups, asked)])
+    assert abs(exact - np.mean([1 / len(example.choices) for example in asked])) < 0.06  # the chance of a random letter
+    assert all(row["response"] == "" for row in _random_rows({}, held_out) if row["phrasing"] != "choice")
+
+
 # --- shuffled-image control
 
 @settings(max_examples=60, deadline=None)
@@ -70,9 +83,9 @@ def test_one_answer_in_two_wordings_counts_as_one(train):
 def test_others_come_from_other_scenes(scenes, seed):
     if len(set(scenes)) < 2:
         with pytest.raises(ValueError, match="at least two scenes"):
-            other_scene_indices(scenes, np.random.default_rng(seed))
+            _other_scene_indices(scenes, np.random.default_rng(seed))
         return
-    others = other_scene_indices(scenes, np.random.default_rng(seed))
+    others = _other_scene_indices(scenes, np.random.default_rng(seed))
     assert all(scenes[j] != scene for scene, j in zip(scenes, others))
     if 2 * max(Counter(scenes).values()) <= len(scenes):
         assert sorted(others) == list(range(len(scenes)))  # no pictures are lost
@@ -141,7 +154,7 @@ def test_the_stages_give_the_runs_of_a_report(folders, tmp_path):
     Colour.opened.clear()
     base = evaluate_base(CONFIG, folders / "base", folders / "questions", tmp_path / "base")
     runs = base | arm(folders, tmp_path / "arm")
-    assert list(runs) == ["base", "sft", "grpo", "blind", "majority"]
+    assert list(runs) == ["base", "sft", "grpo", "blind", "majority", "random"]
     assert by_id(runs) == by_id(read_runs(tmp_path / "base", tmp_path / "arm"))
     options = dict(box_format="pixels", attention="sdpa", max_pixels=0)
     assert Colour.opened == [(name, options) for name in ("base", "sft", "grpo")]  # each once, in the order of training
@@ -150,7 +163,17 @@ def test_the_stages_give_the_runs_of_a_report(folders, tmp_path):
     responses = {name: [row["response"] for row in rows] for name, rows in runs.items()}
     assert all(responses[name] == mean(questions, name) for name in ("base", "sft", "grpo"))
     assert responses["blind"] == mean(_shuffle_images(questions, CONFIG.seed), "grpo") != responses["grpo"]
-    assert responses["majority"] == [row["response"] for row in _majority_rows(training, questions)]
+    assert responses["majority"] == [row["response"] for row in _majority_rows(_training_groups(training), questions)]
+    assert responses["random"] == [row["response"] for row in _random_rows(_training_groups(training), questions)]
+
+
+def test_several_processes_write_the_same_files(folders, tmp_path):
+    arm(folders, tmp_path / "one")
+    students = {"sft": folders / "sft", "grpo": folders / "grpo"}
+    runs = evaluate_arm(replace(CONFIG, workers=2), students, folders / "questions", folders / "examples", tmp_path / "two")
+    files = lambda folder: {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert files(tmp_path / "two") == files(tmp_path / "one")
+    assert by_id(runs) == by_id(read_runs(tmp_path / "two"))
 
 
 def test_an_arm_that_was_killed_goes_on_where_it_was(folders, tmp_path):

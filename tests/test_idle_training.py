@@ -9,7 +9,7 @@ from world2vlm.core.config import ConfigError
 from world2vlm.students import training
 from world2vlm.students.grpo import train_grpo
 from world2vlm.students.models import load_student
-from world2vlm.students.sft import fit_sft, train_sft
+from world2vlm.students.sft import _fit_sft, _sft_arguments, train_sft
 from world2vlm.students.training import Training, prepare_model, training_row
 
 
@@ -25,7 +25,9 @@ def test_answers_that_are_cut_off_idle_kind(home, tmp_path, max_length, share):
     from toy_training import picture
     rows = [training_row(dict(question="Is it red?", answer="yes " * (1 + 9 * (i % 4 == 0)), images=[picture(True)])) for i in range(16)]
     data = Dataset.from_dict({"i": range(16)}).with_transform(lambda batch: {key: [rows[i][key] for i in batch["i"]] for key in rows[0]})
-    train = lambda length: fit_sft(*load_student(str(home / "start")), data, replace(PLAIN, max_length=length), tmp_path / "sft")
+    def train(length):
+        config = replace(PLAIN, max_length=length)
+        return _fit_sft(*load_student(str(home / "start")), data, config, _sft_arguments(config, tmp_path / "sft"))
     if max_length is None:
         with pytest.raises(ValueError) as error: train(5)
         max_length = int(re.search(r"(\d+) to \d+ tokens", str(error.value))[1])  # the short ones fit

@@ -9,7 +9,8 @@ import world2vlm
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted(p.relative_to(ROOT) for p in (ROOT / "world2vlm").rglob("*.py") if p.stem != "_modidx")
 MODULES = [".".join(p.with_suffix("").parts).removesuffix(".__init__") for p in FILES]
-NETWORKS = {f"world2vlm.teachers.svc.{name}" for name in ("unet", "scheduler", "pipeline")}  # their classes inherit from torch and diffusers
+NETWORKS = {  # their classes inherit from torch, diffusers and transformers
+    "world2vlm.students.dense_heads", *(f"world2vlm.teachers.svc.{name}" for name in ("unet", "scheduler", "pipeline", "dense"))}
 TOOLS = {"nbdev", "fastcore", "execnb", "dvc", "papermill", "IPython", "jupytext", "pytest", "hypothesis"}
 TORCH_TOOLS = {"IPython", "pytest", "hypothesis"}  # torch itself looks for these
 LARGE = {"torch", "transformers", "diffusers", "datasets", "trl", "peft", "accelerate", "vllm", "matplotlib", "seaborn", "pandas"}

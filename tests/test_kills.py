@@ -11,17 +11,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from smoke_tree import ROOT, copy_repository, home, run, stage_command, stop_stage
 
 from world2vlm.core.runs import append_jsonl, read_jsonl, write_json
 
 ARM, TRIALS = "bidirectional", 100
-STAGES = ["scenes", "imagine@svc", "imagine@simulator", "imagine@reprojection", "supervise@svc", "supervise@simulator", "supervise@reprojection",
-          "held_out", "label_audit", f"sft@{ARM}", f"grpo@{ARM}", "evaluate_base", f"evaluate@{ARM}", f"report@{ARM}", "ablation",
-          "rooms_benchmark", f"comparison@{ARM}", "teacher_quality", "base", "teacher"]
+STAGES = ["scenes", "annotate", "imagine@svc", "imagine@simulator", "imagine@reprojection", "supervise@svc", "supervise@simulator", "supervise@reprojection",
+          "held_out", "rooms_benchmark", "real_turns", "mix@mixed", "label_audit", f"sft@{ARM}", f"grpo@{ARM}", "evaluate_base", f"evaluate@{ARM}", f"transfer@{ARM}",
+          f"report@{ARM}", "ablation", f"comparison@{ARM}", "teacher_quality", "base", "teacher"]
 MADE_BY_FILE = {f"report@{ARM}", "ablation", "base", "teacher"}  # their notebooks add files to a folder one by one
 DEAR = {f"comparison@{ARM}", "teacher_quality", "base"}  # a minute each
-OTHER_ARMS = "forward_only", "inverse_only", "oracle_teacher"
+OTHER_ARMS = sorted(yaml.safe_load((ROOT / "params.yaml").read_text())["arms"].keys() - {ARM})
 METRICS = ROOT / "tests/metrics/kills.json"
 pytestmark = pytest.mark.fuzz
 
@@ -77,7 +78,7 @@ def reference() -> dict:
             found = {}
             for stage in STAGES:
                 if stage == "ablation":  # the folders of its other arms are those of the first
-                    for folder in ("sft", "grpo", "answers"):
+                    for folder in ("answers", "transfer"):
                         for arm in OTHER_ARMS: shutil.copytree(tree / "data/smoke" / folder / ARM, tree / "data/smoke" / folder / arm)
                 whole = stop_stage(tree, stage, "", float("inf"))
                 assert whole["late"], whole["log"]

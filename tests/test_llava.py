@@ -3,13 +3,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from toy_training import PLAIN, REINFORCE, TINY, colour_examples, curve, weights
+from toy_training import PLAIN, REINFORCE, TINY, colour_examples, curve, trainable, weights
 
 from world2vlm.dataset.shards import write_shards
 from world2vlm.students.grpo import train_grpo
 from world2vlm.students.models import _CHAT_TEMPLATE, HFStudent, Prompt, _train_tokenizer, load_student, mini_student, open_student
 from world2vlm.students.sft import train_sft
-from world2vlm.students.training import Training, _vision_towers, prepare_model, training_rows
+from world2vlm.students.training import Training, _vision_towers, training_rows
 
 
 def llava():
@@ -56,7 +56,7 @@ def test_frozen_tower_stays_and_the_rest_trains_tower_kind(home, tmp_path, lora)
 
 
 def test_tower_trains_where_it_is_not_frozen_tower_kind():
-    trained = lambda **settings: [name for name, p in prepare_model(llava()[0], Training(**settings)).named_parameters() if p.requires_grad]
+    trained = lambda **settings: [name for name, p in trainable(llava()[0], Training(**settings)).named_parameters() if p.requires_grad]
     for settings in (dict(), dict(lora_rank=2, lora_alpha=4)):
         assert any("vision_tower" in name for name in trained(**settings))
         assert not any("vision_tower" in name for name in trained(freeze_vision=True, **settings))

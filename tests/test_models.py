@@ -8,7 +8,7 @@ from toy_training import TINY, colour_examples
 
 from world2vlm.core.config import ConfigError, repo_root
 from world2vlm.dataset.export import to_messages
-from world2vlm.students import models
+from world2vlm.students import media, models
 from world2vlm.students.models import HFStudent, Prompt, Reply, VLLMStudent
 from world2vlm.students.models import example_prompt, load_student, mini_student, model_picture_size, open_student
 
@@ -105,6 +105,6 @@ def test_frames_are_even_and_reach_both_ends(tmp_path):
     writer = cv2.VideoWriter(str(tmp_path / "a.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), 8, (64, 48))
     for number in range(13): writer.write(np.full((48, 64, 3), 15 * number, np.uint8))
     writer.release()
-    assert len(models._video_frames(tmp_path / "a.mp4")) == 12 and len(models._video_frames(tmp_path / "a.mp4", 5)) == 4
-    frames = models._video_frames(tmp_path / "a.mp4", 4)[:, 0, 0, 0].astype(int)
+    assert len(media._video_frames(tmp_path / "a.mp4")) == 12 and len(media._video_frames(tmp_path / "a.mp4", 5)) == 4
+    frames = media._video_frames(tmp_path / "a.mp4", 4)[:, 0, 0, 0].astype(int)
     assert frames[0] < 8 and abs(frames[-1] - 180) < 8 and (np.diff(frames) > 0).all()

@@ -386,7 +386,7 @@ def test_exif_focal_length_is_used_kind(tmp_path, size, tags, focal):
     "26 mm are 26 / 43.27 of the diagonal of 500 pixels."
     grey(tmp_path, "a.jpg", size, **tags)
     [scene], _ = walk(tmp_path)
-    assert scene.K[0, 0] == scene.K[1, 1] == pytest.approx(focal, abs=1) and scene.source == "photo; K from EXIF"
+    assert scene.K[0, 0] == scene.K[1, 1] == pytest.approx(focal, abs=1) and (scene.K_evidence, scene.source) == ("exif", "photo; K from EXIF")
     assert (scene.K[:2, 2] == np.array(size) / 2).all()
     manifest(tmp_path, {"file": "a.jpg", "fov_deg": 90})
     assert walk(tmp_path)[0][0].K[0, 0] == pytest.approx(size[0] / 2) and walk(tmp_path)[0][0].source == "photo"
@@ -397,7 +397,7 @@ def test_exif_focal_length_is_used_kind(tmp_path, size, tags, focal):
 def test_exif_that_cannot_be_used_warns_kind(tmp_path, tags, reason):
     grey(tmp_path, "a.jpg", (400, 300), **tags)
     with pytest.warns(UserWarning, match=f"a.jpg: the focal length in EXIF is not used: .*{reason}"): [scene] = photo_scenes(tmp_path)
-    assert scene.K[0, 0] == pytest.approx(392.5, abs=0.1) and scene.source == "photo"
+    assert scene.K[0, 0] == pytest.approx(392.5, abs=0.1) and (scene.K_evidence, scene.source) == ("assumed", "photo")
 
 
 def test_exif_of_zero_says_nothing_kind(tmp_path):
@@ -471,7 +471,7 @@ def test_nerfstudio_and_colmap_cameras_are_read_kind(tmp_path):
             "frames": [{"file_path": f"./images/{name}"} for name in ("a.jpg", "b", "c.jpg")]}
     (tmp_path / "transforms.json").write_text(json.dumps(nerf))
     scenes, rejected = walk(tmp_path)
-    assert not rejected and {s.source for s in scenes} == {"photo; K from transforms.json"}
+    assert not rejected and {(s.K_evidence, s.source) for s in scenes} == {("measured", "photo; K from transforms.json")}
     assert all(s.K.tolist() == [[310, 0, 201], [0, 311, 149], [0, 0, 1]] for s in scenes)
     (tmp_path / "transforms.json").write_text(json.dumps({"camera_angle_x": np.pi / 2, "frames": nerf["frames"]}))
     assert walk(tmp_path)[0][0].K[0, 0] == pytest.approx(200)

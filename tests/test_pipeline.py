@@ -107,14 +107,15 @@ def test_box_formats_agree():
 
 
 def test_held_out_rooms_are_unseen():
-    "Training, held-out questions, the benchmark and the label audit take rooms of different numbers."
+    "Training, held-out questions, the benchmark, the label audit and the study of annotations take rooms of different numbers."
     from world2vlm.core.config import load_settings
     from world2vlm.dataset.synthesis import HeldOut, Scenes
+    from world2vlm.evaluation.annotation_errors import AnnotationErrors
     from world2vlm.evaluation.benchmarks.rooms import RoomsBenchmark
     from world2vlm.evaluation.label_audit import LabelAudit
     for profile in PARAMS["profiles"]:
         audit = load_settings(LabelAudit, "label_audit", profile)
-        rooms = [load_settings(Scenes, "scenes", profile), load_settings(HeldOut, "held_out", profile).scenes,
+        rooms = [AnnotationErrors().scenes, load_settings(Scenes, "scenes", profile), load_settings(HeldOut, "held_out", profile).scenes,
                  load_settings(RoomsBenchmark, "rooms_benchmark", profile).scenes]
         spans = [range(s.first, s.first + s.n) for s in rooms] + [range(audit.scenes.first, audit.scenes.first + 5_000 * audit.parts)]
         assert not any(set(a) & set(b) for i, a in enumerate(spans) for b in spans[:i]), profile
@@ -204,13 +205,14 @@ def figures(clone: Path, name: str, kind: str = "metrics") -> dict: return json.
 def test_smoke_makes_report_and_metrics(clone):
     page = (clone / f"data/smoke/report/{ARM}/index.html").read_text()
     assert page.startswith("<!DOCTYPE html>") and "Not part of this run" not in page
-    expected = {"scenes", f"imagine-{TEACHER}", f"supervise-{TEACHER}", "held_out", "label_audit", f"sft-{ARM}", f"grpo-{ARM}", "evaluate_base", f"evaluate-{ARM}"}
+    expected = {"scenes", "annotate", f"imagine-{TEACHER}", f"supervise-{TEACHER}", "held_out", "label_audit", "rooms_benchmark", "real_turns",
+                f"sft-{ARM}", f"grpo-{ARM}", "evaluate_base", f"evaluate-{ARM}", f"transfer-{ARM}"}
     assert {p.stem for p in (clone / "data/smoke/metrics").glob("*.json")} == expected
     assert {p.stem for p in (clone / "data/smoke/costs").glob("*.json")} == expected | {f"report-{ARM}"}
     assert all(figures(clone, name, "costs")["seconds"] > 0 for name in expected)
-    assert set(figures(clone, f"evaluate-{ARM}")) == {"majority", "sft", "grpo", "blind"} and set(figures(clone, "evaluate_base")) == {"base"}
+    assert set(figures(clone, f"evaluate-{ARM}")) == {"majority", "random", "sft", "grpo", "blind"} and set(figures(clone, "evaluate_base")) == {"base"}
     assert {"base", "majority", "sft", "grpo", "blind", "questions"} <= set(figures(clone, ARM, "headline"))
-    assert {"headline.png", "scores.png", "imagined.png"} <= {p.name for p in (clone / f"data/smoke/pictures/{ARM}").iterdir()}
+    assert {"headline.png", "scores.png", "imagined.png", "errors.png"} <= {p.name for p in (clone / f"data/smoke/pictures/{ARM}").iterdir()}
 
 
 def test_smoke_leaves_git_alone(clone):
@@ -218,13 +220,14 @@ def test_smoke_leaves_git_alone(clone):
     run(clone, "git", "add", "-A")
     data = run(clone, "git", "ls-files", "data").split()
     kept = ("/metrics/", "/costs/", "/headline/", "/pictures/")
-    assert all(d.startswith(("data/base/", "data/teacher/")) or d == "data/speed.json" or any(k in d for k in kept) for d in data)
+    figures = {f"data/{name}.json" for name in ("speed", "annotate", "annotator_costs", "annotation_errors")}
+    assert all(d.startswith(("data/base/", "data/teacher/", "data/panoramas/")) or d in figures or any(k in d for k in kept) for d in data)
     assert not any(d.startswith("data/smoke/") for d in data)
 
 
 def test_smoke_data_sets_are_valid(clone):
     from world2vlm.dataset.shards import validate_dataset
-    for kind, folder in (("scenes", "scenes"), ("rollouts", f"rollouts/{TEACHER}"), ("examples", f"examples/{TEACHER}"), ("examples", "held_out")):
+    for kind, folder in (("scenes", "scenes"), ("scenes", "annotated"), ("rollouts", f"rollouts/{TEACHER}"), ("examples", f"examples/{TEACHER}"), ("examples", "held_out")):
         assert validate_dataset(kind, clone / "data/smoke" / folder) == []
 
 
@@ -249,7 +252,7 @@ def test_metrics_and_plots_fit_a_screen(clone):
 def test_smoke_comparison_asks_the_student_alone_and_with_a_world_model(clone):
     run(clone, "dvc", "repro", f"comparison@{ARM}")
     found = figures(clone, f"comparison-{ARM}")["results"]
-    assert set(found) == {"rooms"} and {"base", "SFT", "SFT + GRPO", "blind", "view search 1"} <= set(found["rooms"])
+    assert set(found) == {"rooms"} and {"base", "SFT", "SFT + GRPO", "blind", "view search 1, svc"} <= set(found["rooms"])
     page = (clone / f"data/smoke/comparison/{ARM}/index.html").read_text()
     assert 'id="paper"' in page and "72.67" in page and "data:image/png" in page
 
@@ -283,7 +286,7 @@ def test_a_setting_reruns_what_it_concerns(clone):
     "A GRPO setting of one arm leaves its SFT alone; a setting of SFT reruns both; neither touches the data."
     path = clone / "params.yaml"
     text, line = path.read_text(), re.search(rf"  {ARM}: .*\n", (clone / "params.yaml").read_text())[0]
-    after = {"evaluate", "report"}
+    after = {"evaluate", "transfer", "report"}
     for section, stages_of in (("grpo", {"grpo"} | after), ("sft", {"sft", "grpo"} | after)):
         path.write_text(text.replace(line, line.replace(f"{section}: {{seed: 0", f"{section}: {{seed: 7")))
         assert changed(clone) <= {f"{name}@{ARM}" for name in stages_of} and f"{section}@{ARM}" in changed(clone)
@@ -308,7 +311,7 @@ def test_experiments_change_settings(tmp_path, override, section, name, value):
 def test_the_arm_names_the_teacher():
     "No second setting can contradict it: every stage of an arm gets the teacher of that arm."
     assert not {"teacher", "arm"} & set(PARAMS)
-    for name in (s for s in STAGES if s.split("@")[0] in ("sft", "grpo", "evaluate", "report", "comparison")):
+    for name in (s for s in STAGES if s.split("@")[0] in ("sft", "grpo", "evaluate", "report")):
         assert given(name)["teacher"] == PARAMS["arms"][name.split("@")[1]]["teacher"]
 
 

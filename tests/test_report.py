@@ -18,8 +18,8 @@ from world2vlm.report.figures import (
 from world2vlm.report.curves import _smooth_series, curve_figure, read_curves
 from world2vlm.report.page import Section, render_page, write_page
 from world2vlm.report.results import (
-    RUNS, ArmReport, ablation_page, ablation_results, arm_page, headline, headline_metrics, save_pictures)
-from world2vlm.report.tables import Table, format_duration, format_interval, format_points, score_table, share_of_gain, task_table
+    RUNS, ArmReport, _scene_tables, arm_page, headline, headline_metrics, save_pictures)
+from world2vlm.report.tables import Table, format_duration, format_interval, format_points, motion_table, score_table, task_table
 
 GROUPS = {"Controls": {"majority": "majority"}, "Students": {"base": "base", "grpo": "SFT & <GRPO>"}, "Arms": {"forward_only": "forward only"}}
 
@@ -27,7 +27,7 @@ GROUPS = {"Controls": {"majority": "majority"}, "Students": {"base": "base", "gr
 def rows(skill: float, seed: int, tasks=("A1", "D2"), n: int = 40) -> list[dict]:
     rng = np.random.default_rng(seed)
     return [dict(id=f"{t}{i}", task=t, direction="inverse" if t < "B" else "forward", phrasing="direct", scene_id=f"s{i // 2}", parsed="x", seconds=0.1,
-                 score=dict(overall=float(np.clip(skill + 0.1 * rng.standard_normal(), 0, 1)))) for t in tasks for i in range(n)]
+                 score=dict(overall=float(np.clip(skill + 0.1 * rng.standard_normal(), 0, 1)), exact=float(rng.random() < skill))) for t in tasks for i in range(n)]
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +46,15 @@ def full(results) -> ArmReport:
     steps = np.arange(1, 30)
     log = {"loss": np.stack([steps, 1 / steps], 1), "reward": np.stack([steps, steps / 30], 1)}
     checks = [dict(task="D1", evidence="warped", n=10, measure="mean IoU", value=0.9, errors={"hidden": 2})]
-    return ArmReport("smoke", "one & only", results, [ViewPair(view(), view(), view(), "move forward 0.5 meters")] * 2, [asked],
-                     {"D2": {"yes": 3, "no": 4}}, {"sft": log, "grpo": log}, checks)
+    scenes = {"counts": {"K_evidence": {"exif": 1300, "estimated": 2}, "depth_evidence": {"estimated": 1302}}, "reasons": {"small": 7}, "weights": {"some/depth": "mit"}}
+    motions = {"grpo": dict(n=9, direction=.9, low=.8, high=.95, metres=.04, degrees=None)}
+    shares = {"D2": dict(n=40, scenes=3, score=.7, low=.5, high=.8)}
+    usage = {"motion_sizes": [dict(kind="turn", up_to=20, refused=0, imagined=9, kept=1.0, not_testable=0.0)],
+             "views": {"plain pictures": dict(imagined=40, used=38, share=.95)},
+             "agreement": {"tasks": {"D1": dict(n=60, confirmed=.9)}, "motion_sizes": [dict(kind="sequence", up_to=0, n=60, confirmed=.9)]}}
+    return ArmReport("smoke", "one & only", results, pairs=[ViewPair(view(), view(), view(), "move forward 0.5 meters")] * 2, questions=[asked],
+                     errors=[asked], motions=motions, as_sat=results, real_turns={"grpo": {"all places": motions["grpo"] | {"exactly right": shares}}}, usage=usage,
+                     balance={"D2": {"yes": 3, "no": 4}}, curves={"sft": log, "grpo": log}, checks=checks, scenes=scenes)
 
 
 @pytest.fixture(scope="module")
@@ -96,12 +103,27 @@ def test_text_is_escaped(page):
     assert not re.search(r"<x>|<h>|<i>|<GRPO>|A & B", shown) and "SFT &amp; &lt;GRPO&gt;" in shown
 
 
+def test_motions_at_a_place(full, page):
+    table = motion_table({"unseen rooms": full.motions, "forest": {}}, {"base": "base", "grpo": "after"})
+    assert table.rows == [["unseen rooms", "after", "9", "90.0", "80.0 to 95.0", "0.04", ""]] and "real: all places" in page
+
+
+def test_evidence_of_the_scenes(full, page):
+    tables = _scene_tables(full.scenes)
+    assert [table.rows for table in tables] == [[["exif", "1,300", "0"], ["estimated", "2", "1,302"]], [["small", "7"]], [["some/depth", "mit"]]]
+    assert "1,302" in page and "some/depth" in page
+
+
+def test_the_page_counts_what_was_left_out(page):
+    for text in ("turn, up to 20 degrees", "not testable, %", "plain pictures", "confirmed, %", "several actions", "70.0 (50.0 to 80.0)"): assert text in page
+
+
 def test_same_content_same_bytes(full, page): assert arm_page(full) == page
 
 
 def test_what_was_not_run_stays_empty(results):
     empty = ArmReport("smoke", "main", {})
-    assert arm_page(empty).count("Not part of this run.") == 6
+    assert arm_page(empty).count("Not part of this run.") == 9
     assert "not been evaluated" in headline(empty) and headline_metrics(empty) == {"questions": 0}
     assert "forward only" not in score_table(results, GROUPS).markdown()
 
@@ -143,21 +165,11 @@ def test_figures_are_pure(full, results):
 
 
 def test_headline_picture_is_wide(tmp_path, full):
-    assert {"answers", "headline", "imagined", "means", "scores", "curve-sft", "curve-grpo"} == set(save_pictures(full, tmp_path))
+    assert {"answers", "errors", "headline", "imagined", "means", "scores", "curve-sft", "curve-grpo"} == set(save_pictures(full, tmp_path))
     assert Image.open(tmp_path / "headline.png").size[0] >= 1200
     first = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     save_pictures(full, tmp_path)
     assert first == {p.name: p.read_bytes() for p in tmp_path.iterdir()}
-
-
-def test_ablation_counts_what_was_run(tmp_path):
-    for name, skill in (("base/base", 0.2), ("bidirectional/majority", 0.3), ("bidirectional/grpo", 0.6), ("oracle_teacher/grpo", 0.7)):
-        path = tmp_path / f"answers/{name}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows(skill, 1)))
-    found = ablation_results(tmp_path, ["bidirectional", "oracle_teacher"])
-    assert set(found) == {"base", "majority", "bidirectional/grpo", "oracle_teacher/grpo"} and share_of_gain(found) == pytest.approx(0.8, abs=0.03)
-    assert "oracle teacher" in ablation_page(found, ["bidirectional", "oracle_teacher"])
 
 
 def test_write_is_atomic(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from functools import partial
 
@@ -87,4 +88,21 @@ def test_cost_and_figures_of_a_stage(tmp_path, monkeypatch):
     log_stage("sft-main", "smoke", {"loss": 0.5}, cost)
     assert json.loads((tmp_path / "data/smoke/metrics/sft-main.json").read_text()) == {"loss": 0.5}
     saved = json.loads((tmp_path / "data/smoke/costs/sft-main.json").read_text())
-    assert saved["seconds"] >= 0 and saved["cores"] == count_cores() >= 1 and 0.01 < saved["peak_gb"] < 1000
+    assert 0 <= saved["cpu_seconds"] < 100 and saved["seconds"] >= 0 and saved["cores"] == count_cores() >= 1 and 0.01 < saved["peak_gb"] < 1000
+
+
+def test_memory_of_other_processes_on_gpus_counts(monkeypatch):
+    "Stands in for NVIDIA's library, which needs a driver."
+    import sys
+    from types import SimpleNamespace
+    used = iter([3, 5, 4, *[1] * 1000])
+    library = SimpleNamespace(nvmlInit=lambda: None, nvmlDeviceGetCount=lambda: 1, nvmlDeviceGetHandleByIndex=lambda number: number,
+                              nvmlDeviceGetMemoryInfo=lambda card: SimpleNamespace(used=next(used) * 2**30))
+    monkeypatch.setitem(sys.modules, "pynvml", library)
+    from world2vlm.core.runs import _watched_gpus
+    with _watched_gpus(.01) as peak:
+        while not peak or peak[0] < 5: time.sleep(.01)
+    assert peak == [5]
+    monkeypatch.setattr(library, "nvmlInit", lambda: 1 / 0)
+    with _watched_gpus(.01) as peak: pass
+    assert peak == []

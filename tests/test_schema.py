@@ -60,5 +60,5 @@ def test_the_card_explains_every_column(kind):
     stats = {"kind": kind, "rows": 3, "scenes": 2, "shards": [{}], "bytes": 1_500_000, "rejects": 4, "counts": {"teacher": {"b": 1, "a": 2}}}
     text = dataset_card({**stats, "recipe": {"seed": 3}}, "CC-BY-4.0")
     assert all(f"| `{name}` |" in text for name in dataset_features(kind)) and "Licence: CC-BY-4.0" in text and "| `seed` | `3` |" in text
-    assert "3 rows about 2 scenes in 1 shards, 1.5 MB. 4 inputs were rejected" in text and "| `teacher` | a: 2, b: 1 |" in text
+    assert "3 rows about 2 scenes in 1 shards, 1.5 MB. `rejects.jsonl` lists 4 rejects." in text and "| `teacher` | a: 2, b: 1 |" in text
     assert "| setting |" not in dataset_card({**stats, "recipe": {}})

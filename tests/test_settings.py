@@ -9,7 +9,9 @@ from hypothesis import given, settings, strategies as st
 
 from world2vlm.core.actions import Ranges
 from world2vlm.core.config import ConfigError, Settings, _annotations, load_params, load_settings
+from world2vlm.dataset.real_turns import RealTurns
 from world2vlm.dataset.synthesis import HeldOut, Imagine, Scenes, Supervise
+from world2vlm.evaluation.annotation_errors import AnnotationErrors, _Errors
 from world2vlm.evaluation.benchmarks.rooms import RoomsBenchmark
 from world2vlm.evaluation.held_out import Evaluate
 from world2vlm.evaluation.label_audit import audit_labels, LabelAudit
@@ -21,14 +23,16 @@ from world2vlm.students.models import MiniConfig, StudentConfig
 from world2vlm.students.pretraining import Base, Phase
 from world2vlm.students.sft import SFT
 from world2vlm.students.training import Training
+from world2vlm.scenes.annotate import Annotate
+from world2vlm.tasks.hallucinations import HallucinationCheck
 from world2vlm.tasks.rules import Rules
 from world2vlm.teachers.base import TEACHERS
 from world2vlm.teachers.filters import Filter
 from world2vlm.teachers.svc.training import SVCTraining
 
-SECTIONS = dict(scenes=Scenes, imagine=Imagine, supervise=Supervise, held_out=HeldOut, label_audit=LabelAudit, teacher_quality=TeacherQuality,
-                student=StudentConfig, base=Base, svc=SVCTraining, sft=SFT, grpo=GRPO, evaluate=Evaluate, rooms_benchmark=RoomsBenchmark, comparison=Comparison)
-CLASSES = [*SECTIONS.values(), Ranges, Filter, Rules, ViewSearch, Training, MiniConfig, Phase]
+SECTIONS = dict(scenes=Scenes, annotate=Annotate, imagine=Imagine, supervise=Supervise, real_turns=RealTurns, held_out=HeldOut, label_audit=LabelAudit, teacher_quality=TeacherQuality,
+                student=StudentConfig, base=Base, svc=SVCTraining, sft=SFT, grpo=GRPO, evaluate=Evaluate, rooms_benchmark=RoomsBenchmark, comparison=Comparison, benchmarks=Comparison)
+CLASSES = [*dict.fromkeys(SECTIONS.values()), Ranges, Filter, HallucinationCheck, Rules, ViewSearch, Training, MiniConfig, Phase, AnnotationErrors, _Errors]
 
 
 def changed(params: dict, path: str, value) -> dict:
@@ -56,15 +60,21 @@ def test_every_number_has_a_range_settings(cls):
 
 
 @pytest.mark.parametrize("section, cls", SECTIONS.items())
-@pytest.mark.parametrize("profile", ["smoke", "mini", "gpu", "paper"])
+@pytest.mark.parametrize("profile", ["smoke", "mini", "gpu", "paper", "rehearsal"])
 def test_all_profiles_and_arms_pass_settings(section, cls, profile):
     for arm in load_params()["arms"]: assert isinstance(load_settings(cls, section, profile, arm), cls)
 
 
+@pytest.mark.parametrize("profile", ["smoke", "mini", "gpu", "paper", "rehearsal"])
+def test_both_stages_agree_on_the_questions_of_grpo_settings(profile):
+    for arm in load_params()["arms"]:
+        assert load_settings(SFT, "sft", profile, arm).grpo_per_task == load_settings(GRPO, "grpo", profile, arm).grpo_per_task
+
+
 # Case 25 and its kind: path in params.yaml, wrong value, what the message says after the path.
 WRONG = [
-    ("imagine/filters/scv", {}, "expected one of simulator, reprojection, svc, module:Class, got 'scv' (str); did you mean svc?"),
-    ("imagine/options/svcc", {"bf16": True}, "expected one of simulator, reprojection, svc, module:Class, got 'svcc' (str); did you mean svc?"),
+    ("imagine/filters/scv", {}, f"expected one of {', '.join(TEACHERS)}, module:Class, got 'scv' (str); did you mean svc?"),
+    ("imagine/options/svcc", {"bf16": True}, f"expected one of {', '.join(TEACHERS)}, module:Class, got 'svcc' (str); did you mean svc?"),
     ("teacher_quality/options/simulater", {}, "did you mean simulator?"),
     ("comparison/options/svcc", {}, "did you mean svc?"),
     ("imagine/presets/singel", 3, "expected one of single, forward_turn, turn_forward, shift_forward_turn, got 'singel' (str); did you mean single?"),
@@ -79,8 +89,21 @@ WRONG = [
     ("supervise/shares/tset", 0.0, "did you mean test?"),
     ("supervise/shares/train", -0.5, "expected a number >= 0 and <= 1, got -0.5"),
     ("supervise/per_scene", -1, "expected a number >= 0"),
+    ("supervise/hallucinations/detector", "detr", "expected one of none, detector, module:Class, got 'detr'"),
+    ("supervise/hallucinations/contradicted", "dorp", "expected one of drop, mark, got 'dorp' (str); did you mean drop?"),
+    ("supervise/hallucinations/min_share", 0, "expected a number > 0 and <= 1, got 0.0"),
+    ("supervise/rules/nominal", "yes", "expected bool, got 'yes'"),
+    ("imagine/nominal", 1, "expected bool, got 1"),
+    ("imagine/filters/svc/untestable", "kep", "expected one of keep, drop, got 'kep' (str); did you mean keep?"),
+    ("scenes/source", "roms", "expected one of rooms, photos, panoramas, got 'roms' (str); did you mean rooms?"),
+    ("scenes/source", {"rooms": 0.5, "photo": 0.5}, "expected one of rooms, photos, panoramas, got 'photo' (str); did you mean photos?"),
     ("supervise/rules/phrasings", ["chioce"], "expected one of direct, choice, sentence, got 'chioce' (str); did you mean choice?"),
     ("supervise/rules/max_examples", 0, "expected a number >= 1, got 0"),
+    ("annotate/objects", "detectr", "expected one of none, detector, module:Class, got 'detectr' (str); did you mean detector?"),
+    ("annotate/depth", "zoe", "expected one of none, depth_model, module:Class"),
+    ("annotate/options/object", {}, "expected one of objects, depth, camera, got 'object' (str); did you mean objects?"),
+    ("annotate/area", [0.01, 1.6], "expected a number >= 0 and <= 1, got 1.6"),
+    ("annotate/batch_size", 0, "expected a number >= 1, got 0"),
     ("scenes/n", -5, "expected a number >= 0, got -5"),
     ("scenes/per_shard", -5, "expected a number >= 1, got -5"),
     ("scenes/per_shard", 0, "expected a number >= 1, got 0"),
@@ -89,6 +112,8 @@ WRONG = [
     ("scenes/fov_deg", float("nan"), "expected a number > 0 and < 180, got nan"),
     ("scenes/seed", -1, "expected a number >= 0"),
     ("scenes/workers", 10**9, "expected a number >= 0 and <= 1024"),
+    ("real_turns/anchors", 0, "expected a number >= 1, got 0"),
+    ("real_turns/supervise/tasks", ["A9"], "expected one of A1"),
     ("held_out/scenes/fov_deg", 0, "expected a number > 0 and < 180"),
     ("label_audit/transitions", 0, "expected a number >= 1"),
     ("teacher_quality/turns", [10, -20], "expected a number > 0 and <= 180, got -20.0"),
@@ -100,6 +125,9 @@ WRONG = [
     ("sft/directions", ["forwards"], "did you mean forward?"),
     ("sft/epochs", 0, "expected a number > 0"),
     ("grpo/num_generations", 1, "expected a number >= 2, got 1"),
+    ("grpo/reward", "papers", "expected one of tasks, paper, got 'papers' (str); did you mean paper?"),
+    ("grpo/vllm", "colocated", "expected one of off, colocate, server, got 'colocated' (str); did you mean colocate?"),
+    ("sft/nodes", 0, "expected a number >= 1, got 0"),
     ("grpo/temperature", 0, "expected a number > 0"),
     ("grpo/format_weight", 2, "expected a number >= 0 and <= 1"),
     ("evaluate/engine", "transfomers", "did you mean transformers?"),

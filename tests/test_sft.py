@@ -1,4 +1,5 @@
 "Supervised fine-tuning: invariants of the loss, what is learned, what a kill leaves."
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +8,7 @@ from toy_training import PLAIN, curve, home, kill_at, logs, one_thread, picture,
 
 from world2vlm.students.launch import launch_distributed
 from world2vlm.students.models import load_student
-from world2vlm.students.sft import fit_sft, train_sft
+from world2vlm.students.sft import _fit_sft, _sft_arguments, train_sft
 from world2vlm.students.training import training_row
 
 
@@ -17,17 +18,38 @@ def in_memory(rows):
     return numbers.with_transform(lambda batch: {key: [rows[i][key] for i in batch["i"]] for key in rows[0]})
 
 
-def test_eight_times_one_is_one_times_eight(home):
+@pytest.mark.parametrize("alike", [False, True], ids=["tokens alike", "answers alike"])
+def test_eight_times_one_is_one_times_eight(home, tmp_path, alike):
     "The same examples in one batch of 8, or in 8 batches of 1, give the same loss path (answers have unlike lengths)."
     answers = ["yes", "no it is blue", "yes red", "no"] * 12
     rows = [training_row(dict(question="Is it red?", answer=answer, images=[picture(i % 2 == 0)])) for i, answer in enumerate(answers)]
     paths = {}
     for batch, accumulation in ((8, 1), (1, 8)):
         model, processor = load_student(str(home / "start"))
-        config = replace(PLAIN, batch_size=batch, gradient_accumulation_steps=accumulation)
-        paths[batch] = curve(fit_sft(model, processor, in_memory(rows), config, home / f"invariant{batch}"))
+        config = replace(PLAIN, batch_size=batch, gradient_accumulation_steps=accumulation, answers_alike=alike)
+        paths[batch] = curve(_fit_sft(model, processor, in_memory(rows), config, _sft_arguments(config, tmp_path / f"invariant{batch}")))
     assert len(paths[8]) == 6
     np.testing.assert_allclose(paths[8], paths[1], rtol=2e-3)
+
+
+def test_loss_of_answers_and_of_tokens(home, tmp_path):
+    "At the first step the loss is the mean over tokens, or the mean over answers of the mean over their tokens."
+    import torch
+    from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
+    rows = [training_row(dict(question="Is it red?", answer=answer, images=[picture(True)])) for answer in ("yes", "no it is blue it is blue")]
+    model, processor = load_student(str(home / "start"))
+    batch = dict(DataCollatorForVisionLanguageModeling(processor, completion_only_loss=True)(deepcopy(rows)))
+    labels = batch.pop("labels")[:, 1:]
+    with torch.no_grad(): logits = model.eval()(**batch).logits[:, :-1]
+    losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
+    counts = (labels >= 0).sum(1)
+    right = {False: losses.sum() / counts.sum(), True: (losses.sum(1) / counts).mean()}
+    for alike, expected in right.items():
+        model, processor = load_student(str(home / "start"))
+        config = replace(PLAIN, batch_size=2, gradient_accumulation_steps=1, answers_alike=alike)
+        first = curve(_fit_sft(model, processor, in_memory(rows), config, _sft_arguments(config, tmp_path / str(alike))))[0]
+        np.testing.assert_allclose(first, float(expected), rtol=2e-3)
+    assert abs(right[False] - right[True]) > 1e-3
 
 
 def test_two_processes_are_two_accumulated_batches(home):
@@ -35,7 +57,8 @@ def test_two_processes_are_two_accumulated_batches(home):
     paths = {}
     for n in (1, 2):
         config = replace(PLAIN, batch_size=4, gradient_accumulation_steps=2 // n, processes=n)
-        paths[n] = curve(launch_distributed(train_sft, config, home / "start", home / "examples", home / f"together{n}", processes=n))
+        launch_distributed(train_sft, config, home / "start", home / "examples", home / f"together{n}")
+        paths[n] = curve(home / f"together{n}")
     assert len(paths[1]) == 8
     np.testing.assert_allclose(paths[1], paths[2], rtol=2e-3)
 
@@ -62,14 +85,25 @@ def test_frozen_vision_and_lora(home):
     assert set(before) == set(after) and changed and not any("visual" in name for name in changed)
 
 
-@pytest.mark.parametrize("config", [PLAIN, replace(PLAIN, batch_size=4, processes=2)], ids=["one process", "two processes"])
+FAST = dict(freeze_vision=True, remember_pictures=True, skip_prompts=True, bf16=True)
+
+
+def test_fast_training_is_the_same_training(home):
+    "Memory and skipped prompts leave the loss path as it was."
+    plain, fast = (curve(train_sft(replace(PLAIN, **settings, bf16=False), home / "start", home / "examples", home / name))
+                   for name, settings in (("frozen", dict(freeze_vision=True)), ("fast", dict(freeze_vision=True, remember_pictures=True, skip_prompts=True))))
+    np.testing.assert_allclose(plain, fast, rtol=1e-3)
+
+
+@pytest.mark.parametrize("config", [PLAIN, replace(PLAIN, batch_size=4, processes=2), pytest.param(replace(PLAIN, batch_size=4, processes=2, **FAST), marks=pytest.mark.proof)],
+                         ids=["one process", "two processes", "two fast processes"])
 def test_killed_and_resumed_is_undisturbed(home, tmp_path, one_thread, config):
     "kill -9 in the middle, run again: the same weights, log and curves as a run that nobody disturbed."
     arguments = config, str(home / "start"), str(home / "examples")
-    train = lambda out: launch_distributed(train_sft, *arguments, str(tmp_path / out), processes=config.processes)
-    whole = train("whole")
-    kill_at(2, train_sft, *arguments, out=tmp_path / "killed", processes=config.processes)
-    again = train("killed")
+    whole, again = tmp_path / "whole", tmp_path / "killed"
+    launch_distributed(train_sft, *arguments, str(whole))
+    kill_at(2, train_sft, *arguments, out=again)
+    launch_distributed(train_sft, *arguments, str(again))
     a, b = weights(whole), weights(again)
     assert all((a[name] == b[name]).all() for name in a) and curve(whole) == curve(again)
     assert logs(whole) == logs(again) and len(logs(whole)) > 5

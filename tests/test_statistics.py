@@ -17,7 +17,7 @@ def simulated(n_scenes: int, per_scene: int, seed: int, task: str = "D2", spread
     for s in range(n_scenes):
         ease = np.clip(0.6 + spread * rng.standard_normal(), 0, 1)
         out += [dict(id=f"{task}-{s}-{q}", task=task, direction="forward", phrasing="direct", scene_id=f"s{s}", parsed=True,
-                     score=dict(overall=float(rng.random() < ease))) for q in range(per_scene)]
+                     score=dict.fromkeys(("overall", "exact"), float(rng.random() < ease))) for q in range(per_scene)]
     return out
 
 
@@ -30,7 +30,7 @@ def varied(seed: int = 0) -> list[dict]:
                 value = float(rng.random() < 0.6) if task[0] == "D" else float(rng.random())
                 out.append(dict(id=f"{s}-{task}-{q}", task=task, direction="forward" if task[0] == "D" else "inverse",
                                 phrasing=("direct", "choice", "sentence")[q], scene_id=f"s{s}", parsed=None if q == 2 else "yes",
-                                score=dict(overall=value, format=float(q != 2))))
+                                score=dict(overall=value, format=float(q != 2), exact=float(value == 1))))
     return out
 
 
@@ -52,7 +52,7 @@ def test_intervals_cover_the_truth_although_questions_of_a_scene_resemble_each_o
     hits = Counter()
     for seed in range(150):
         rows = simulated(40, 5, seed)
-        cell = score_rows(rows, samples=300)["tasks"]["D2"]  # all scores 0 or 1: Wilson on the effective n
+        cell = score_rows(rows, samples=300)["exactly right"]["tasks"]["D2"]  # all scores 0 or 1: Wilson on the effective n
         low, high = _percentile_interval(_bootstrap_means(_fold_by_scene(rows), 300)[:, 0], 40)
         naive = wilson_interval(cell["score"], cell["n"])
         hits.update(wilson=int(cell["low"] <= truth <= cell["high"]), bootstrap=int(low <= truth <= high),
@@ -70,16 +70,18 @@ def test_score_weighs_tasks_alike_and_names_everything():
     rows = varied()
     result = score_rows(rows)
     assert result["n"] == len(rows) and result["scenes"] == len({row["scene_id"] for row in rows})
-    assert np.isclose(result["mean"]["score"], np.mean([cell["score"] for cell in result["tasks"].values()]))
-    for task, cell in result["tasks"].items():
+    graded = result["graded"]
+    assert np.isclose(graded["mean"]["score"], np.mean([cell["score"] for cell in graded["tasks"].values()]))
+    for task, cell in graded["tasks"].items():
         own = [row for row in rows if row["task"] == task]
         assert cell["n"] == len(own) and np.isclose(cell["score"], np.mean([row["score"]["overall"] for row in own]))
         assert cell["low"] <= cell["score"] <= cell["high"]
-        assert np.isclose(cell["answered"], np.mean([row["parsed"] is not None for row in own]))
-        assert np.isclose(cell["parts"]["format"], np.mean([row["score"]["format"] for row in own]))
+        assert np.isclose(result["exactly right"]["tasks"][task]["score"], np.mean([row["score"]["exact"] for row in own]))
+        assert np.isclose(result["parts"][task]["answered"], np.mean([row["parsed"] is not None for row in own]))
+        assert np.isclose(result["parts"][task]["parts"]["format"], np.mean([row["score"]["format"] for row in own]))
         assert set(cell["phrasings"]) == {row["phrasing"] for row in own}
     assert repr(result) == repr(score_rows(list(rows)))
-    assert {d: cell["n"] for d, cell in result["directions"].items()} == Counter(row["direction"] for row in rows)
+    assert {d: cell["n"] for d, cell in graded["directions"].items()} == Counter(row["direction"] for row in rows)
     with pytest.raises(ValueError, match="empty"):
         score_rows([])
 
@@ -87,26 +89,26 @@ def test_score_weighs_tasks_alike_and_names_everything():
 def test_a_score_does_not_depend_on_the_order_of_the_rows():
     rows = varied(1)
     shuffled = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))]
-    assert np.isclose(score_rows(rows)["mean"]["low"], score_rows(shuffled)["mean"]["low"])
+    assert np.isclose(score_rows(rows)["graded"]["mean"]["low"], score_rows(shuffled)["graded"]["mean"]["low"])
     score = lambda some: {"mean": dict(overall=float(np.mean([row["score"]["overall"] for row in some])))}
     a, b = score_with_interval(rows, score, 50)["mean"], score_with_interval(shuffled, score, 50)["mean"]
     assert np.allclose([a["low"], a["high"]], [b["low"], b["high"]])
 
 
 def test_one_scene_gives_no_interval():
-    result = score_rows(simulated(1, 5, 0))
-    assert np.isnan([result["mean"]["low"], result["tasks"]["D2"]["high"]]).all()
+    for marks in (score_rows(simulated(1, 5, 0))[name] for name in ("exactly right", "graded")):
+        assert np.isnan([marks["mean"]["low"], marks["tasks"]["D2"]["high"]]).all()
 
 
 # --- paired differences
 
 def test_paired_is_narrow_antisymmetric_and_exact():
     a = simulated(60, 4, 0)
-    b = [dict(row, score=dict(overall=row["score"]["overall"] * 0.9)) for row in a]
+    b = [dict(row, score={name: 0.9 * value for name, value in row["score"].items()}) for row in a]
     gain = _paired_difference(a, b)
-    assert np.isclose(gain["difference"], score_rows(a)["mean"]["score"] - score_rows(b)["mean"]["score"])
+    assert np.isclose(gain["difference"], score_rows(a)["exactly right"]["mean"]["score"] - score_rows(b)["exactly right"]["mean"]["score"])
     assert gain["low"] > 0 and np.isclose(_paired_difference(b, a)["difference"], -gain["difference"])
-    assert gain["high"] - gain["low"] < 0.3 * (score_rows(a)["mean"]["high"] - score_rows(a)["mean"]["low"])
+    assert gain["high"] - gain["low"] < 0.3 * (score_rows(a)["exactly right"]["mean"]["high"] - score_rows(a)["exactly right"]["mean"]["low"])
     shuffled = [b[i] for i in np.random.default_rng(0).permutation(len(b))]
     assert _paired_difference(a, shuffled) == gain
 
@@ -131,14 +133,39 @@ def test_missing_runs_stay_empty():
     assert "over" not in score_runs(dict(base=None, sft=rows))["sft"]
 
 
+def test_a_task_that_other_pictures_answer_as_well_is_unsolved():
+    "Paired by question: the difference must be clear of 0, also where both are high, and only the blinded student has it."
+    blind = simulated(60, 4, 0, "A1") + simulated(60, 4, 1, "D2")
+    better = [row | dict(score=dict(overall=1.0, exact=1.0)) if row["task"] == "A1" else row for row in blind]
+    results = score_runs(dict(sft=better, grpo=better, blind=blind), samples=300)
+    assert results["grpo"]["unsolved"] == ["D2"] and "unsolved" not in results["sft"] and "over blind" not in results["blind"]
+    gap = results["grpo"]["over blind"]["tasks"]
+    assert gap["A1"]["low"] > 0 == gap["D2"]["difference"]
+    worse = [row | dict(score=dict(overall=0.0, exact=0.0)) for row in blind]
+    assert score_runs(dict(grpo=worse, blind=blind), samples=300)["grpo"]["unsolved"] == ["A1", "D2"]
+    single = simulated(1, 5, 0)  # no interval, nothing shown
+    assert score_runs(dict(grpo=single, blind=single))["grpo"]["unsolved"] == ["D2"]
+
+
+def test_marks_are_given_by_task_and_by_phrasing():
+    rows = varied()
+    result = score_rows(rows)
+    for name, key in (("exactly right", "exact"), ("graded", "overall")):
+        for phrasing, cell in result[name]["phrasings"].items():
+            own = [row for row in rows if row["phrasing"] == phrasing]
+            by_task = [np.mean([row["score"][key] for row in own if row["task"] == task]) for task in {row["task"] for row in own}]
+            assert cell["n"] == len(own) and np.isclose(cell["score"], np.mean(by_task)) and cell["low"] <= cell["score"] <= cell["high"]
+    assert list(result)[2] == "exactly right" and result["exactly right"]["mean"]["score"] < result["graded"]["mean"]["score"]
+
+
 # --- benchmarks
 
 def test_both_ways_share_one_resampling():
     "With the mean over rows as the benchmark's score, both bootstraps give the same interval."
-    rows = [row | dict(score=dict(overall=row["score"]["overall"] * 0.99)) for row in simulated(30, 4, 3)]  # not 0 or 1
-    ours, benchmark = score_rows(rows, samples=400, seed=5)["mean"], score_with_interval(rows, MEAN, 400, 5)["mean"]
+    rows = [row | dict(score=dict.fromkeys(("overall", "exact"), row["score"]["overall"] * 0.99)) for row in simulated(30, 4, 3)]  # not 0 or 1
+    ours, benchmark = score_rows(rows, samples=400, seed=5)["graded"]["mean"], score_with_interval(rows, MEAN, 400, 5)["mean"]
     assert np.allclose([ours["score"], ours["low"], ours["high"]], [benchmark[key] for key in ("overall", "low", "high")])
-    other = [row | dict(score=dict(overall=0.5)) for row in rows]
+    other = [row | dict(score=dict(overall=0.5, exact=0.5)) for row in rows]
     a, b = _paired_difference(rows, other, 400, 5), paired_scores(rows, other, MEAN, 400, 5)["mean"]
     assert np.allclose([a["difference"], a["low"], a["high"]], [b["difference"], b["low"], b["high"]])
 

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from svc_parity import LIMITS, errors, unet_of
 from world2vlm.core.camera import move, yaw
 from world2vlm.teachers.svc.cameras import _normalise_cameras, pluecker
-from world2vlm.teachers.svc.convert import _key_map, convert_unet, official_unet, _rename_keys
+from world2vlm.teachers.svc.convert import _key_map, _convert_unet, _official_unet, _rename_keys
 from world2vlm.teachers.svc.pipeline import _guidance_scales
 from world2vlm.teachers.svc.scheduler import SVCScheduler
 
@@ -135,21 +135,21 @@ def test_parity_command_detects_an_error(tmp_path):
 
 def test_conversion_is_strict():
     unet, state = random_state()
-    assert set(convert_unet(state, unet)) == set(unet.state_dict())
-    with pytest.raises(ValueError, match="1 missing: conv_out.bias"): convert_unet({k: v for k, v in state.items() if k != "out.2.bias"}, unet)
-    with pytest.raises(ValueError, match="1 unexpected: module.out.2.bias"): convert_unet(state | {"module.out.2.bias": state["out.2.bias"]}, unet)
-    with pytest.raises(ValueError, match="1 of another shape: conv_out.bias"): convert_unet(state | {"out.2.bias": torch.zeros(5)}, unet)
+    assert set(_convert_unet(state, unet)) == set(unet.state_dict())
+    with pytest.raises(ValueError, match="1 missing: conv_out.bias"): _convert_unet({k: v for k, v in state.items() if k != "out.2.bias"}, unet)
+    with pytest.raises(ValueError, match="1 unexpected: module.out.2.bias"): _convert_unet(state | {"module.out.2.bias": state["out.2.bias"]}, unet)
+    with pytest.raises(ValueError, match="1 of another shape: conv_out.bias"): _convert_unet(state | {"out.2.bias": torch.zeros(5)}, unet)
 
 
 def test_official_weights_need_their_licence(tmp_path):
     _, state = random_state()
     save_file(state, tmp_path / "model.safetensors")
     config = {k: v for k, v in unet_of(PARAMS).config.items() if not k.startswith("_")}
-    with pytest.raises(PermissionError, match="Non-Commercial"): official_unet(str(tmp_path / "model.safetensors"), **config)
-    unet = official_unet(str(tmp_path / "model.safetensors"), accept_licence=True, **config)
+    with pytest.raises(PermissionError, match="Non-Commercial"): _official_unet(str(tmp_path / "model.safetensors"), **config)
+    unet = _official_unet(str(tmp_path / "model.safetensors"), accept_licence=True, **config)
     assert torch.equal(unet.state_dict()["conv_out.bias"], state["out.2.bias"])
     save_file({k: v for k, v in state.items() if k != "out.2.bias"}, tmp_path / "short.safetensors")
-    with pytest.raises(ValueError, match="missing: conv_out.bias"): official_unet(str(tmp_path / "short.safetensors"), accept_licence=True, **config)
+    with pytest.raises(ValueError, match="missing: conv_out.bias"): _official_unet(str(tmp_path / "short.safetensors"), accept_licence=True, **config)
 
 
 @settings(max_examples=30, deadline=None)

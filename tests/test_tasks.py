@@ -2,7 +2,7 @@ import re
 import sys
 from collections import Counter
 from dataclasses import replace
-from itertools import combinations, product
+from itertools import combinations, groupby, product
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from world2vlm.tasks.rewards import BOX_PATTERN, paper_reward
 from world2vlm.core.records import iou
 from world2vlm.core.records import Instance
 from world2vlm.scenes.room import room_scenes
-from world2vlm.tasks.answers import BOX_FORMATS, convert_boxes, ends_differ, end_pose, _read_motion, _read_yes, canonical_motion
+from world2vlm.tasks.answers import BOX_FORMATS, convert_boxes, ends_differ, end_pose, _read_answer_box, _read_motion, _read_yes, canonical_motion
 from world2vlm.tasks.rules import Rules
 from world2vlm.tasks.tasks import TASKS, _answer_class, balance_answers, balance_report, open_task
 from world2vlm.tasks.distractors import box_distractors, _edited, _edits, false_claim, motion_distractors, _exchanges, _follows_preset
@@ -288,6 +288,30 @@ def test_scores_fall_with_the_error(examples):
     assert TASKS["A2"].score(twice, e)["overall"] == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize("text, truth, right", [
+    ("turn left 30 degrees", "turn left 40 degrees", True), ("turn left 20 degrees", "turn left 40 degrees", False), ("turn right 40 degrees", "turn left 40 degrees", False),
+    ("move left 0.5 meters", "move left 0.4 meters", True), ("move left 0.6 meters", "move left 0.4 meters", False), ("The camera moved left by 0.4 m.", "move left 0.4 meters", True),
+    ("move forward 1 meters; turn left 20 degrees", "turn left 20 degrees; move forward 1 meters", False), ("turn left 20 degrees", "turn left 20 degrees; move forward 1 meters", False),
+    ("turn left 20 degrees; move forward 1 meters; turn right 10 degrees", "turn left 20 degrees; move forward 1 meters", False), ("hm", "move left 0.4 meters", False)])
+def test_a_motion_is_exactly_right_within_one_step_of_the_grid(examples, text, truth, right):
+    e = next(e for e, _ in examples if e.task == "A3" and e.phrasing == "direct")
+    e = replace(e, answer=truth, target=TASKS["A3"].answer_type.target(_read_motion(truth)))
+    assert TASKS["A3"].exact(text, e) is right
+    assert TASKS["A3"].exact(text, e, Rules(tolerance=(0, 0))) is (right and _read_motion(text) == _read_motion(truth))
+
+
+@pytest.mark.parametrize("text, right", [("[0, 0, 500, 500]", True), ("[0, 0, 500, 260]", True), ("[0, 0, 500, 240]", False), ("[600, 600, 900, 900]", False), ("", False)])
+def test_a_box_is_exactly_right_from_an_iou_of_a_half(examples, text, right):
+    e = next(e for e, _ in examples if e.task == "D1" and e.phrasing == "direct")
+    assert TASKS["D1"].exact(text, replace(e, target=TASKS["D1"].answer_type.target((0.0, 0.0, 0.5, 0.5)))) is right
+
+
+def test_gold_answers_are_exactly_right_and_wrong_letters_are_not(examples):
+    for e, _ in examples:
+        assert TASKS[e.task].exact(e.answer, e) and not TASKS[e.task].exact("hm", e)
+        assert not any(TASKS[e.task].exact(letter, e) for letter in set(e.choices or ()) - {e.answer})
+
+
 # Objects
 
 def test_visibility_rule():
@@ -303,7 +327,7 @@ def test_an_object_is_named_by_its_label_only_where_that_is_enough():
     for s, boxes in ((scene, 0), (crowd, 1)):
         [rollout] = load_teacher("reprojection").imagine(s, [plan([A("turn_right", 3)])])
         for e in TASKS["D2"].derive(transitions_of(s, rollout)[0], np.random.default_rng(0)):
-            assert len(shown_boxes(e)) == boxes and (BOX_FORMATS["norm1000"] in e.question) == bool(boxes)
+            assert len(shown_boxes(e)) == boxes and (BOX_FORMATS["norm1000"] in e.question) == (bool(boxes) or e.phrasing == "sentence")
 
 
 def test_d4_needs_another_object_of_the_class():
@@ -357,7 +381,10 @@ def test_balance_evens_out_each_evidence_and_drops_nothing_else(examples):
 # Text
 
 @pytest.mark.parametrize("text, said", [("yes", True), ("TRUE!", True), ("No, it stays", False), ("I say: no", False), ("it is not true", None),
-                                        ("maybe", None), ("", None), ("It isn't so, false", None)])
+                                        ("maybe", None), ("", None), ("It isn't so, false", None),
+                                        ("The camera turned left 30 degrees, so the claim is false.", False), ("No other fits, so the claim is true.", True),
+                                        ("It is then at [1, 2, 3, 4], so yes.", True), ("It leaves on the left: no, it is hidden.", False),
+                                        ("so it is not true", None), ("No, it stays: it is no longer hidden.", False), ("Options: yes, no", None)])
 def test_yes_and_no_in_words(text, said): assert _read_yes(text) is said
 
 
@@ -366,7 +393,7 @@ def test_yes_and_no_in_words(text, said): assert _read_yes(text) is said
 def test_boxes_survive_the_way_to_large_pictures_and_back(box):
     text = f"{BOX_FORMATS['norm1000']} From {box} to bbox {box[::-1]}?"
     there = convert_boxes(text, "pixels", (1932, 1092))
-    assert "in pixels" in there and "1932 wide" in there and "1000" not in there.split("?")[0].split("high.")[0]
+    assert there.startswith(BOX_FORMATS["pixels"]) and BOX_FORMATS["norm1000"] not in there
     assert convert_boxes(there, "pixels", (1932, 1092), back=True) == text
     assert convert_boxes(text, "norm1000", (64, 64)) == text
 
@@ -379,6 +406,42 @@ def test_boxes_in_pixels():
 
 def test_unknown_phrasing_is_an_error(views):
     with pytest.raises(ValueError, match="one of direct, choice, sentence"): TASKS["A4"].derive(views[0], np.random.default_rng(0), Rules(phrasings=("song",)))
+
+
+# Sentences that reason before they judge
+
+def test_sentences_of_claims_state_the_true_motion(examples):
+    for e, t in examples:
+        if (e.task, e.phrasing) == ("A4", "sentence"): assert _read_motion(e.answer) == canonical_motion(t.actions) and e.answer.endswith(f"the claim is {str(e.target['yes']).lower()}.")
+
+
+def test_sentences_of_objects_state_where_the_true_ids_show_them(examples):
+    places = Counter()
+    for e, t in examples:
+        if e.task not in ("D2", "D4") or e.phrasing != "sentence": continue
+        stated = _read_answer_box(e.answer)
+        places[e.answer.removeprefix("It is then ").split(",")[0] if stated is None else "box"] += 1
+        assert stated is None or e.question.startswith(BOX_FORMATS["norm1000"])
+        if stated is not None and e.evidence == "exact": assert stated == pytest.approx(mask_box(t.ids_after == object_id(e)), abs=1e-3)
+        assert (stated is None) == e.target["yes"] or e.answer.startswith("It is then in view,") if e.task == "D2" else stated
+        if e.task == "D4": assert (_read_answer_box(e.question) == stated) == e.target["yes"]
+    assert {"box", "left of the view", "right of the view"} <= set(places)
+
+
+def test_the_form_of_a_question_does_not_tell_its_answer(examples):
+    "The line on boxes depends on task and phrasing only, not on whether the answer has a box."
+    for key, pairs in groupby(sorted(((e.task, e.phrasing, e) for e, _ in examples), key=lambda p: p[:2]), key=lambda p: p[:2]):
+        own = [e for *_, e in pairs if e.task == "D2"]
+        assert len({e.question.startswith(BOX_FORMATS["norm1000"]) for e in own if not BOX_PATTERN.search(e.question)}) <= 1, key
+
+
+@pytest.mark.parametrize("degrees, kind, place", [(60, "turn_right", "left of the view"), (90, "turn_left", "right of the view"), (180, "turn_left", "behind the camera")])
+def test_an_object_that_turns_away_is_where_geometry_says(degrees, kind, place):
+    scene = at_the_border()
+    scene = replace(scene, instances=[replace(scene.instances[0], mask=np.roll(scene.instances[0].mask, 26, 1))])
+    [rollout] = load_teacher("reprojection", max_unseen=1.0).imagine(scene, [plan([A(kind, degrees)])])
+    [e] = TASKS["D2"].derive(transitions_of(scene, rollout)[0], np.random.default_rng(0), Rules(phrasings=("sentence",)))
+    assert e.answer == f"It is then {place}, so yes." and TASKS["D2"].score(e.answer, e)["overall"] == 1
 
 
 # Audits and own tasks

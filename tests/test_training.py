@@ -2,14 +2,16 @@
 import resource
 import shutil
 import signal
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from toy_training import PLAIN, home, one_thread, picture  # noqa: F401 (fixtures among them)
+import torch
+from toy_training import PLAIN, colour_examples, home, one_thread, picture, trainable  # noqa: F401 (fixtures among them)
 
-from world2vlm.students import training
+from world2vlm.dataset.shards import write_shards
+from world2vlm.students import checkpoints, training
 from world2vlm.students.sft import train_sft
 from world2vlm.students.training import Training, training_row, training_rows
 
@@ -52,6 +54,15 @@ def test_both_directions_or_one(home, tmp_path):
     assert len(training_rows(home / "examples", replace(PLAIN, limit=10), cache=str(tmp_path))) == 10
 
 
+def test_chosen_tasks(tmp_path):
+    examples = [replace(example, task=f"D{1 + k % 3}") for k, example in enumerate(colour_examples(9))]
+    write_shards("examples", tmp_path / "examples", lambda shard, reject: examples)
+    rows = lambda *tasks: training_rows(tmp_path / "examples", replace(PLAIN, tasks=tasks), cache=str(tmp_path))
+    assert (len(rows()), len(rows("D1", "D3"))) == (9, 6)
+    for tasks in (("D1", "E9"), ("E9",)):
+        with pytest.raises(ValueError, match="E9.*correct .*tasks"): rows(*tasks)
+
+
 def test_boxes_in_pixels_are_those_of_the_resized_picture(home):
     "The student sees 16 x 16 pixels; a box is written in these, whatever the size of the picture."
     from world2vlm.students.models import load_student, model_picture_size
@@ -64,7 +75,7 @@ def test_boxes_in_pixels_are_those_of_the_resized_picture(home):
 def test_lora_is_for_the_language_model_where_the_vision_tower_is_frozen():
     from toy_training import TINY
     from world2vlm.students.models import mini_student
-    trained = lambda **settings: {name for name, p in training.prepare_model(mini_student(["a"], TINY)[0], Training(**settings)).named_parameters() if p.requires_grad}
+    trained = lambda **settings: {name for name, p in trainable(mini_student(["a"], TINY)[0], Training(**settings)).named_parameters() if p.requires_grad}
     assert any("visual" in name for name in trained()) and not any("visual" in name for name in trained(freeze_vision=True))
     lora = trained(freeze_vision=True, lora_rank=2, lora_alpha=4)
     assert lora and all("lora" in name and "visual" not in name for name in lora)
@@ -74,7 +85,7 @@ def test_torn_checkpoints_are_removed(tmp_path):
     for step, text in ((5, '{"global_step": 5}'), (10, '{"global_step": 10}'), (15, '{"global_st'), (20, None)):
         (tmp_path / f"checkpoint-{step}").mkdir()
         if text: (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(text)
-    assert training._last_checkpoint(tmp_path).endswith("checkpoint-10")
+    assert checkpoints._last_checkpoint(tmp_path).endswith("checkpoint-10")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-5"]
 
 
@@ -88,7 +99,7 @@ def test_a_checkpoint_of_several_processes_needs_the_state_of_each(tmp_path, mon
     (torn := tmp_path / "checkpoint-10/rng_state_1.pth").write_bytes(torn.read_bytes()[:500])
     (tmp_path / "checkpoint-15/rng_state_1.pth").unlink()
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert training._last_checkpoint(tmp_path).endswith("checkpoint-5") and len(list(tmp_path.iterdir())) == 1
+    assert checkpoints._last_checkpoint(tmp_path).endswith("checkpoint-5") and len(list(tmp_path.iterdir())) == 1
 
 
 @contextmanager

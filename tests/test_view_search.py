@@ -10,10 +10,12 @@ from world2vlm.core.records import keyframe_poses
 from world2vlm.dataset.synthesis import Imagine, Scenes, Supervise
 from world2vlm.evaluation.benchmarks.base import ask_benchmark, Item, open_benchmark
 from world2vlm.evaluation.benchmarks.rooms import load_rooms, make_rooms_benchmark, RoomsBenchmark
+from world2vlm.evaluation.search_log import _calls_page
 from world2vlm.evaluation.view_search import (
-    _answer_with_search, _best_views, _CRITERIA, _extend_path, _imagine_paths, _path_steps, _path_trajectory, _read_scores,
+    _answer_with_search, _best_views, _extend_path, _imagine_paths, _path_steps, _path_trajectory, _read_scores,
     _scene_of_item, _Search, _search_views, ask_with_search, search_cost, ViewSearch)
 from world2vlm.students.models import Reply
+from world2vlm.students.static_forms import SCORE_CRITERIA
 from world2vlm.teachers.base import load_teacher
 
 ACTIONS = st.builds(Action, st.sampled_from(["forward", "turn_left", "turn_right"]), st.sampled_from([9., 18., 27.]))
@@ -52,7 +54,7 @@ class Scripted:
     def reply(self, prompts, max_new_tokens): return [Reply(self.answer(prompt), 7) for prompt in prompts]
 
     def answer(self, prompt):
-        criterion = next((name for name, text in _CRITERIA.items() if text in prompt.system), None)
+        criterion = next((name for name, text in SCORE_CRITERIA.items() if text in prompt.system), None)
         if criterion is None:
             self.final.append(prompt)
             return self.text
@@ -150,12 +152,12 @@ def test_without_evidence_it_is_the_benchmarks_own_prompt(free, truth):
 
 
 def test_a_question_without_a_picture_is_an_error():
-    video = Item("1", "object_counting", "How many?", (), "3", video="a.mp4")
-    with pytest.raises(ValueError, match="does not take videos"): _scene_of_item(video, 54)
+    nothing = Item("1", "object_counting", "How many?", (), "3")
+    with pytest.raises(ValueError, match="neither a picture nor a video"): _scene_of_item(nothing, ViewSearch())
 
 
 def test_a_picture_without_a_camera_gets_the_default_one():
-    scene = _scene_of_item(Item("1", "camera", "How?", ("a", "b"), "a", images=(np.zeros((30, 40, 3), np.uint8),)), 90)
+    scene = _scene_of_item(Item("1", "camera", "How?", ("a", "b"), "a", images=(np.zeros((30, 40, 3), np.uint8),)), ViewSearch(fov_deg=90))
     assert np.allclose(scene.K, [[20, 0, 20], [0, 20, 15], [0, 0, 1]]) and scene.depth is None
 
 
@@ -182,3 +184,72 @@ def test_the_cost_of_a_question(items, truth):
     assert cost["calls"] == 2 and cost["guessed"] == 1 and cost["tokens"] == 14 and cost["seconds"] > 0
     assert cost["rollouts"] + cost["rejected"] == 3 and cost["views"] == 3 * cost["rollouts"]
     assert np.isnan(search_cost(without_time(searched))["seconds"])  # a file holds no times
+
+
+def test_a_video_is_searched_from_the_frame_that_is_named(tmp_path, monkeypatch):
+    "The scorer and the answerer see the whole video, the world model one of its frames; each video is decoded once."
+    import cv2
+    opened, reader = [], cv2.VideoCapture
+    monkeypatch.setattr(cv2, "VideoCapture", lambda path: opened.append(path) or reader(path))
+    path, place = tmp_path / "a.mp4", (48, 48)
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 24, place)
+    for value in np.linspace(0, 240, 12).astype(np.uint8): writer.write(np.full((*place, 3), value, np.uint8))
+    writer.release()
+    class Dolly:  # a world model that shows where it started
+        name = "dolly"
+        def imagine(self, scene, trajectories, seed=0):
+            return [type("Rollout", (), dict(actions=t.actions, images=[scene.image] * len(t.keyframes)))() for t in trajectories]
+    item = lambda i: Item(str(i), "object_counting", "How many chairs?", (), "3", video=str(path), facts=dict(scene_id="a"))
+    vsi, seen = open_benchmark("vsibench"), {}
+    for start in (0., 1.):
+        student = Scripted(helpful={"turn left 9 degrees": 9}, text="3")
+        rows = ask_with_search(student, Dolly(), vsi, [item(0), item(1)], config=ViewSearch(depth=1, start=start), frames=6)
+        assert [row["evidence"] for row in rows] == [["turn left 9 degrees"]] * 2
+        assert [piece.shape for piece in student.final[0].pieces if not isinstance(piece, str)] == [(6, 48, 48, 3), (48, 48, 3)]
+        seen[start] = float(student.views[0][1].mean())
+    assert seen[0.] < 20 and seen[1.] > 220 and opened == [str(path)] * 2  # once in each search
+
+
+def test_a_scorer_of_its_own_scores_and_the_student_answers(items, truth, free, tmp_path):
+    scorer, student = Scripted(helpful={"turn left 9 degrees": 9}), Scripted(text="right")
+    scorer.key = lambda settings: "another"
+    rows = ask_with_search(student, truth, "rooms", [free], config=ViewSearch(depth=1), scorer=scorer)
+    assert rows[0]["response"] == "right" and rows[0]["evidence"] == ["turn left 9 degrees"] and rows[0]["calls"] == 2
+    assert not student.views and not scorer.final and scorer.views
+
+
+def test_questions_of_other_kinds_are_answered_without_views(items, truth):
+    kind = items[0].kind
+    rows = ask_with_search(Scripted(), truth, "rooms", items, config=ViewSearch(depth=1, kinds=(kind,)))
+    assert {row["kind"] for row in rows if "rollouts" in row} == {kind} != {row["kind"] for row in rows}
+    assert all(row["calls"] == 1 and row["evidence"] == [] for row in rows if row["kind"] != kind)
+
+
+def test_a_camera_that_looks_down_moves_level():
+    level, down = (_path_trajectory((Action("turn_left", 90), Action("forward", 2)), 2, pitch) for pitch in (0, -30))
+    tilt = plan([]).poses[0].copy()
+    c, s = np.cos(np.radians(-30)), np.sin(np.radians(-30))
+    tilt[1:3, 1:3] = (c, -s), (s, c)  # the first camera in a level frame
+    assert np.allclose(tilt @ down.poses, level.poses @ tilt) and (down.poses[0] == np.eye(4)).all()
+    assert down.keyframes == level.keyframes and down.actions == level.actions
+
+
+def test_all_calls_are_kept_on_one_page(items, truth, tmp_path):
+    student = Scripted(helpful={"turn left 9 degrees": 9}, text="<left>")
+    for calls in ("a", "b"):  # the second run finds all answers in the file, and the page is what it was
+        ask_with_search(student, truth, "rooms", items[:3], tmp_path / "a.jsonl", ViewSearch(depth=1, keep=2), calls=tmp_path / "calls")
+        pages = sorted((tmp_path / "calls").glob("*.html"))
+        assert len(pages) == 2 and all(page.read_text().count("<h3>") == 2 for page in pages)
+    text = _calls_page(tmp_path / "calls", "all").read_text()
+    assert text.count("<details>") == 2 and text.count("<h3>helpful</h3>") == 2 and "&lt;left&gt;" in text and "Imagined image of index 0" in text
+
+
+def test_only_pictures_without_a_camera_are_tilted(free):
+    asked = []
+    class Recorder:
+        name = "recorder"
+        def imagine(self, scene, trajectories, seed=0): return asked.append(trajectories) or []
+    plain = Item("1", "camera", "How?", ("a", "b"), "a", images=(np.zeros((30, 40, 3), np.uint8),))
+    for item in (free, plain): _imagine_paths(_Search(item, None, Recorder(), ViewSearch(pitch_deg=-20)), _extend_path((), ViewSearch()))
+    level, tilted = (trajectories[0].poses[-1] for trajectories in asked)
+    assert level[1, 3] == 0 and tilted[1, 3] < 0 and np.isclose(np.linalg.norm(level[:3, 3]), np.linalg.norm(tilted[:3, 3]))

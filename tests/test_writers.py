@@ -166,7 +166,7 @@ def test_a_stranger_that_appears_during_the_run_is_refused(tmp_path):
 @pytest.mark.parametrize("config, other", [
     (Scenes(n=4), Scenes(n=4, workers=7)),
     (HeldOut(), HeldOut(scenes=Scenes(first=900_000, workers=3), imagine=Imagine(workers=2), workers=4)),
-    (GRPO(), GRPO(save_every=7, log_every=3, workers=2)),
+    (GRPO(), GRPO(save_every=7, log_every=3, workers=2, nodes=2, node_command="mpirun")),
 ])
 def test_settings_without_effect_keep_finished_work(config, other):
     assert fingerprint(config) == fingerprint(other) and recipe_of(config) == recipe_of(other)

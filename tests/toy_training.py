@@ -67,13 +67,21 @@ def logs(checkpoint):
 def weights(checkpoint): return load_student(str(checkpoint))[0].state_dict()
 
 
-def kill_at(step, train, *arguments, out, processes=1):
-    "Call `train` of a module in a process of its own and kill -9 it as soon as checkpoint `step` is in `out`."
-    code = ("import pickle, sys; from world2vlm.students.launch import launch_distributed; train, arguments, processes = "
-            "pickle.load(open(sys.argv[1], 'rb')); launch_distributed(train, *arguments, processes=processes)")
+def trainable(model, config):
+    "`model` as its trainer gets it: with LoRA where `config` wants that."
+    from peft import get_peft_model
+    from world2vlm.students.training import _lora_config, prepare_model
+    prepared, lora = prepare_model(model, config), _lora_config(model, config)
+    return get_peft_model(prepared, lora) if lora else prepared
+
+
+def kill_at(step, train, *arguments, out, last=True):
+    "Call `train` of a module, with `out` as `last` argument, in a process of its own and kill -9 it as soon as checkpoint `step` is in `out`."
+    code = ("import pickle, sys; from world2vlm.students.launch import launch_distributed; "
+            "train, arguments = pickle.load(open(sys.argv[1], 'rb')); launch_distributed(train, *arguments)")
     import pickle
     call = Path(out).with_suffix(".call")
-    call.write_bytes(pickle.dumps((train, (*arguments, str(out)), processes)))
+    call.write_bytes(pickle.dumps((train, (*arguments, *[str(out)] * last))))
     process = subprocess.Popen([sys.executable, "-c", code, str(call)], env={**os.environ, "OMP_NUM_THREADS": "1"},
                                stderr=subprocess.PIPE, text=True)
     state = Path(out) / "checkpoints" / f"checkpoint-{step}" / "trainer_state.json"

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Whole', 'Count', 'Seed', 'Positive', 'NotNegative', 'Share', 'LearningRate', 'FieldOfView', 'Side', 'Workers',
-           'ConfigError', 'Settings', 'import_named', 'repo_root', 'load_params', 'load_settings']
+           'Executor', 'ConfigError', 'Settings', 'import_named', 'repo_root', 'load_params', 'load_settings']
 
 # %% ../../nbs/00_config.ipynb #411e62c8
 import difflib
@@ -15,6 +15,7 @@ import types
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
+from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -114,6 +115,7 @@ LearningRate = Annotated[float, "> 0", "<= 1"]
 FieldOfView = Annotated[float, "> 0", "< 180"]  # degrees
 Side = Annotated[int, ">= 8", "<= 8192"]  # of a picture, pixels
 Workers = Annotated[int, ">= 0", "<= 1024"]  # processes
+Executor = Literal["processes", "ray"]  # what runs the workers: this machine, or a cluster
 
 # %% ../../nbs/00_config.ipynb #bf882958
 def _choice(
@@ -121,14 +123,14 @@ def _choice(
     options: tuple,  # types of a union: `int | None`
     where: str,  # dotted name of the setting
 ) -> Any:  # the value, checked
-    "`value` as the first of the `options` it fits. ConfigError if it fits none."
+    "`value` as the first of the `options` it fits. ConfigError, about a part of it where one is wrong, if it fits none."
     if value is None and type(None) in options: return None
     errors = []
     for option in options:
         if option is type(None): continue
         try: return _check_value(value, option, where)
         except ConfigError as error: errors.append(error)
-    raise errors[0]
+    raise next((error for error in errors if not str(error).startswith(f"{where}: ")), errors[0])
 
 # %% ../../nbs/00_config.ipynb #e03a7d4e
 def _check_value(
@@ -218,6 +220,24 @@ def import_named(
     try: return getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"{what} {name!r}: {error}; it must be importable from where the stage runs") from error
+
+
+def _build_named(
+    name: str,  # as for `import_named`
+    known: Mapping[str, str],  # name -> `module:class`
+    what: str,  # what is named, for messages: "teacher"
+    options: Mapping[str, Any],  # arguments of the class
+    *parts: str,  # attributes that it must have
+) -> Any:  # an object of the class
+    "The class called `name` with `options`; ConfigError for a wrong name or option, or for a missing part."
+    cls = import_named(name, known, what)
+    try: signature(cls).bind(**options)
+    except TypeError as e:
+        raise ConfigError(f"{what} {name!r}: {e}; its options are: {', '.join(signature(cls).parameters)}") from None
+    built = cls(**options)
+    if missing := [part for part in parts if not hasattr(built, part)]:
+        raise ConfigError(f"{what} {name!r}: {cls.__name__} has no {', '.join(missing)}")
+    return built
 
 # %% ../../nbs/00_config.ipynb #9e52ff39
 def repo_root(

@@ -47,7 +47,8 @@ def _check_array(
 _COMPOUNDS = (  # classes of several words, as COCO and others name them
     "hot dog", "teddy bear", "fire hydrant", "stop sign", "parking meter", "traffic light", "sports ball", "wine glass",
     "baseball bat", "baseball glove", "tennis racket", "potted plant", "dining table", "cell phone", "hair drier",
-    "washing machine", "remote control", "fire extinguisher", "chest of drawers", "night stand", "trash can")
+    "washing machine", "remote control", "fire extinguisher", "chest of drawers", "night stand", "trash can",
+    "picture frame")
 
 # %% ../../nbs/03_records.ipynb #6baca685
 def _clean_label(
@@ -68,10 +69,12 @@ class Instance:
     id: int  # positive, unique in its scene
     label: str  # its name in questions: "red chair"; numbers and remarks such as "chair (wooden) #3" are cut off
     mask: np.ndarray = field(repr=False)  # bool [H, W], its visible pixels
+    score: float = 1.0  # confidence of its annotator, [0, 1]; 1 where it is rendered or drawn by hand
 
     def __post_init__(self):
         if type(self.id) is not int or self.id < 1:
             raise ValueError(f"instance id: expected an int >= 1, got {self.id!r}")
+        if not 0 <= self.score <= 1: raise ValueError(f"score: expected a number in [0, 1], got {self.score!r}")
         if not isinstance(self.label, str) or not self.label.strip():
             raise ValueError(f"label: expected a text, got {self.label!r}")
         object.__setattr__(self, "label", _clean_label(self.label))
@@ -115,6 +118,9 @@ class Scene:
     source: str = "unknown"  # origin of the picture: "room", "photo", ...
     licence: str = "unknown"  # never guessed
     room: RoomPose | None = None  # simulated rooms only
+    K_evidence: str = "assumed"  # basis of `K`, one of `_EVIDENCE`
+    depth_evidence: str = "none"  # the same of `depth`; "none" without depth
+    other_labels: tuple[str, ...] = ()  # names of what else is or may be there: too unsure or too small for `instances`
 
     def __post_init__(self): _check_scene(self)
 
@@ -122,6 +128,21 @@ class Scene:
     def size(self) -> tuple[int, int]: return self.image.shape[1], self.image.shape[0]  # width, height
 
 # %% ../../nbs/03_records.ipynb #42d85811
+_EVIDENCE = ("exact", "measured", "exif", "estimated", "assumed")  # the best first
+
+
+def _check_evidence(
+    scene: Scene,  # depth of unknown origin becomes "assumed", and the other labels become names in order
+) -> None:
+    "ValueError for an evidence of no known kind."
+    depth = "none" if scene.depth is None else "assumed" if scene.depth_evidence == "none" else scene.depth_evidence
+    for name, value in (("K_evidence", scene.K_evidence), ("depth_evidence", depth)):
+        if value not in _EVIDENCE and (name, value) != ("depth_evidence", "none"):
+            raise ValueError(f"{name} of {scene.id}: expected one of {', '.join(_EVIDENCE)}, got {value!r}")
+    object.__setattr__(scene, "depth_evidence", depth)
+    object.__setattr__(scene, "other_labels", tuple(sorted(set(map(_clean_label, scene.other_labels)))))
+
+
 def _check_scene(
     scene: Scene,  # its `K` becomes float64
 ) -> None:
@@ -132,6 +153,7 @@ def _check_scene(
     if scene.depth is not None:
         _check_array(f"depth of {scene.id}", scene.depth, np.float32, scene.image.shape[:2])
         check_depth(scene.depth)
+    _check_evidence(scene)
     instances = scene.instances or []
     ids = [instance.id for instance in instances]
     if len(set(ids)) != len(ids): raise ValueError(f"instances of {scene.id}: one id is used twice")

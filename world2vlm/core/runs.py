@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import os
+import pickle
 import re
 import resource
 import socket
@@ -22,13 +23,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from .config import repo_root
+from .config import Executor, repo_root
+from .storage import _as_path, _is_remote, _uploaded_file
 
 # %% ../../nbs/04_runs.ipynb #a2905e55
 def _seed_sequence(
@@ -89,7 +91,10 @@ def atomic_file(
     path: str | Path,  # its folder is made as needed
 ) -> Iterator[BinaryIO]:  # to write into
     "Write a file in one step, by a rename: a reader gets the old file or the new one, never a part."
-    path = Path(path)
+    path = _as_path(path)
+    if _is_remote(path):
+        with _uploaded_file(path) as file: yield file
+        return
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with _plain_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -108,7 +113,7 @@ def write_text(
 ) -> Path:  # the same path
     "Write `text` to `path` in one step, see `atomic_file`."
     with atomic_file(path) as file: file.write(text.encode())
-    return Path(path)
+    return _as_path(path)
 
 # %% ../../nbs/04_runs.ipynb #735a2896
 def write_json(
@@ -151,7 +156,8 @@ def read_jsonl(
     *fields: str,  # that every row must have; a value of the first one occurs once
 ) -> list[dict]:  # rows
     "The complete lines of the file at `path`, [] where there is none. ValueError for a broken line, naming it."
-    data, rows, known = Path(path).read_bytes() if Path(path).is_file() else b"", [], {}
+    file, rows, known = _as_path(path), [], {}
+    data = file.read_bytes() if file.is_file() else b""
     for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n")[:-1], 1):
         if not line.strip(): continue
         try:
@@ -202,14 +208,36 @@ def count_cores() -> int:  # at least 1
     "The processor cores that this process may use."
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
+# %% ../../nbs/04_runs.ipynb #98687e84
+@contextmanager
+def _watched_gpus(
+    seconds: float = .5,  # between two looks
+) -> Iterator[list[float]]:  # the largest use of a GPU so far, GiB, of all processes together; [] without a GPU
+    "Look at the memory of every GPU while the block runs."
+    over, peak = threading.Event(), []
+    try:
+        import pynvml
+        pynvml.nvmlInit()
+        cards = [pynvml.nvmlDeviceGetHandleByIndex(number) for number in range(pynvml.nvmlDeviceGetCount())]
+    except Exception: cards = []  # no library or no driver
+    def look():
+        while cards and not over.wait(seconds):
+            peak[:] = [max(*peak, *(pynvml.nvmlDeviceGetMemoryInfo(card).used / 2**30 for card in cards), 0)]
+    threading.Thread(target=look, daemon=True).start()
+    try: yield peak
+    finally: over.set()
+
 # %% ../../nbs/04_runs.ipynb #dee8e43c
 @contextmanager
-def track_cost() -> Iterator[dict]:  # filled at the end: seconds, cores, peak memory
-    "The cost of the block."
-    start, cost = time.perf_counter(), {}
-    yield cost
-    cost |= {"seconds": round(time.perf_counter() - start, 2), "cores": count_cores()}
-    cost |= {name: round(gigabytes, 3) for name, gigabytes in peak_memory().items()}
+def track_cost() -> Iterator[dict]:  # filled at the end: seconds, cpu_seconds, cores, peak memory
+    "The cost of the block. `cpu_seconds` counts all cores and the processes that ended, and no neighbour's work."
+    cpu_seconds = lambda: sum(os.times()[:4])  # of this process and of its children, user and system
+    start, cpu_start, cost = time.perf_counter(), cpu_seconds(), {}
+    with _watched_gpus() as gpus: yield cost
+    cost |= {"seconds": round(time.perf_counter() - start, 2), "cpu_seconds": round(cpu_seconds() - cpu_start, 1)}
+    cost |= {"cores": count_cores()}
+    memory = peak_memory() | ({"peak_gpu_gb": max(gpus)} if gpus else {})
+    cost |= {name: round(gigabytes, 3) for name, gigabytes in memory.items()}
 
 # %% ../../nbs/04_runs.ipynb #e40c6262
 def _share_cores(
@@ -232,10 +260,35 @@ def _end_with(
 def _start_worker(
     workers: int,  # processes on this machine
     parent: int,  # process id
+    gpus: Any = None,  # queue of GPUs, one for each process; None leaves them all visible
 ) -> None:
-    "Share the cores, and end with `parent`."
+    "Share the cores, take one of the `gpus`, and end with `parent`."
     _share_cores(workers)
+    if gpus is not None: os.environ["CUDA_VISIBLE_DEVICES"] = gpus.get()
     _end_with(parent)
+
+# %% ../../nbs/04_runs.ipynb #80695b33
+@lru_cache(1)
+def _unpickled(
+    work: bytes,  # a pickled function of a module
+) -> Callable[[int], Any]:  # the same object at each call in one process
+    "The function in `work`."
+    return pickle.loads(work)
+
+
+def _make_part(
+    work: bytes,  # pickled: number of a part -> its result
+    index: int,  # of the part
+) -> Any:  # its result
+    "One part, in another process."
+    return _unpickled(work)(index)
+
+# %% ../../nbs/04_runs.ipynb #0430259d
+def _visible_gpus() -> list[str]:  # as CUDA_VISIBLE_DEVICES names them
+    "The GPUs that this process may use."
+    import torch
+    n, names = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    return names.split(",")[:n] if names else [str(number) for number in range(n)]
 
 # %% ../../nbs/04_runs.ipynb #81d215a2
 def parallel_map(
@@ -243,15 +296,24 @@ def parallel_map(
     n: int,  # parts
     workers: int = 1,  # processes
     what: str = "parts",  # name on the progress bar
+    executor: Executor = "processes",  # or "ray": on the machines of a cluster
+    device: str = "cpu",  # where the parts compute; on "cuda" each process has a GPU of its own
 ) -> list:  # results in order
-    "`make` every part, with several processes if `workers` is more than one."
+    "`make` every part, with several processes if `workers` is more than one, on GPUs at most one for each."
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
     from tqdm import tqdm
-    bar, workers = partial(tqdm, total=n, desc=what, unit="part", mininterval=10), min(workers, n)
+    from world2vlm.core.cluster import _ray_map
+    bar = partial(tqdm, total=n, desc=what, unit="part", mininterval=10)
+    if executor == "ray":
+        with bar() as progress: return _ray_map(make, n, workers, device == "cuda", progress.update)
+    gpus, spawn = _visible_gpus() if device == "cuda" else [], get_context("spawn")
+    workers = min(workers, n, len(gpus) or workers)
     if workers < 2: return list(bar(map(make, range(n))))
-    with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (workers, os.getpid())) as pool:
-        return list(bar(pool.map(make, range(n))))
+    queue = spawn.SimpleQueue() if gpus else None
+    for gpu in gpus: queue.put(gpu)
+    with ProcessPoolExecutor(workers, spawn, _start_worker, (workers, os.getpid(), queue)) as pool:
+        return list(bar(pool.map(partial(_make_part, pickle.dumps(make)), range(n))))
 
 # %% ../../nbs/04_runs.ipynb #1571f77c
 def _try_lock(
@@ -288,7 +350,10 @@ def lock_folder(
     folder: Path | str,  # where the block writes, need not exist; its lock file stands beside it until the block ends
 ) -> Iterator[None]:  # nothing
     "Keep other processes from writing into `folder`; RuntimeError naming the process that holds it."
-    path = Path(folder).resolve()
+    if _is_remote(path := _as_path(folder)):  # an object store has no locks
+        yield
+        return
+    path = path.resolve()
     lock, deadline = path.with_name(f".{path.name}.lock"), time.monotonic() + 10
     with _plain_errors(lock):
         lock.parent.mkdir(parents=True, exist_ok=True)

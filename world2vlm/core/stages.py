@@ -25,6 +25,7 @@ from typing import Any
 
 from .config import _merged, load_params, repo_root
 from .runs import lock_folder, write_text
+from .storage import _as_path, _is_remote
 
 # %% ../../nbs/06_stages.ipynb #e7da26af
 _PACKAGE = "world2vlm"
@@ -174,7 +175,8 @@ def _content_hash(
     return total.hexdigest()
 
 # %% ../../nbs/06_stages.ipynb #1337edbf
-_WITHOUT_EFFECT = {"workers", "save_every", "log_every"}  # settings that leave the result as it is
+_WITHOUT_EFFECT = {  # settings that leave the result as it is
+    "workers", "executor", "nodes", "node_command", "save_every", "log_every"}
 
 def recipe_of(
     config: Any,  # dataclass of a stage
@@ -195,12 +197,30 @@ def fingerprint(
     "Digest of the settings that decide the result, of the `inputs` and of the code that runs."
     start = f"{stage.__module__}:{stage.__name__}" if stage else type(config).__module__
     code = {":".join(item): sorted(map(ast.unparse, _statements(*item))) for item in _reached(start)}
-    contents = [_content_hash(Path(i)) if Path(i).exists() else str(i) for i in inputs]
+    contents = [_content_hash(path) if (path := _as_path(i)).exists() else str(i) for i in inputs]
     parts = {"config": recipe_of(config), "inputs": contents, "code": code}
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 # %% ../../nbs/06_stages.ipynb #3e4de3fb
 _MARK = "fingerprint"  # file in an unfinished folder
+
+# %% ../../nbs/06_stages.ipynb #55f31dc2
+@contextmanager
+def _marked_folder(
+    out: Path,  # in an object store
+    mark: str,  # fingerprint of the run
+) -> Iterator[None]:
+    "Mark `out` until the block ends. RuntimeError while it holds an unfinished result of another run."
+    mark_file = out / _MARK
+    if not mark_file.exists():
+        if out.exists():
+            logging.warning("%s: the new result replaces the old one", out)
+            out.fs.rm(out.path, recursive=True)
+        write_text(mark_file, mark)
+    elif mark_file.read_text() != mark:
+        raise RuntimeError(f"{out}: an unfinished result of other settings, inputs or code; wait for its run or delete it")
+    yield
+    mark_file.unlink()
 
 # %% ../../nbs/06_stages.ipynb #9edb7435
 @contextmanager
@@ -209,7 +229,9 @@ def atomic_dir(
     mark: str,  # fingerprint of the run
 ) -> Iterator[Path]:  # the folder to work in
     "Work in `out`.partial, kept after a kill and reused by a run with the same `mark`; at the end it becomes `out`."
-    out = Path(out)
+    if _is_remote(out := _as_path(out)):
+        with _marked_folder(out, mark): yield out
+        return
     work, old = (out.with_name(out.name + end) for end in (".partial", ".old"))
     mark_file = work / _MARK
     with lock_folder(out):
@@ -235,9 +257,9 @@ def _named_inputs(
     "The files and folders that `value` names, and the modules of classes that it names as `module:Class`."
     if isinstance(value, Mapping): value = [*value, *value.values()]
     if isinstance(value, list): return {k: path for part in value for k, path in _named_inputs(part, root).items()}
-    if not isinstance(value, str) or not value: return {}
+    if not isinstance(value, str) or not value or value.startswith(("http://", "https://")): return {}
     module = re.fullmatch(r"([\w.]+):\w+", value)
-    path = root / (module[1].replace(".", "/") + ".py" if module else value)
+    path = _as_path(value) if "://" in value else root / (module[1].replace(".", "/") + ".py" if module else value)
     return {value: path} if path.exists() else {}
 
 # %% ../../nbs/06_stages.ipynb #78e4acd1

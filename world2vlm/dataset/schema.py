@@ -33,9 +33,10 @@ def _scene_features() -> dict:  # column to type
     "Columns of the kind scenes."
     from datasets import Image, List, Value
     text, integer = Value("string"), Value("int64")
-    instances = List({"id": integer, "label": text, "mask": Image()})
+    instances = List({"id": integer, "label": text, "mask": Image(), "score": Value("float64")})
     return {"id": text, "image": Image(), "K": _matrix(3), "depth": List(Value("float32")), "instances": instances,
-            "source": text, "licence": text, "room": {"seed": integer, "pose": _matrix(4)}}
+            "source": text, "licence": text, "room": {"seed": integer, "pose": _matrix(4)},
+            "K_evidence": text, "depth_evidence": text, "other_labels": List(text)}
 
 # %% ../../nbs/50_schema.ipynb #1414fb9e
 def _rollout_features() -> dict:  # column to type
@@ -117,12 +118,13 @@ def _scene_row(
     scene: Scene,  # to store
 ) -> dict:  # of the kind scenes
     "`scene` as a row."
-    objects = scene.instances
-    instances = objects and [{"id": i.id, "label": i.label, "mask": _cells([i.mask])[0]} for i in objects]
-    depth = None if scene.depth is None else scene.depth.ravel()
-    room = scene.room and {"seed": scene.room.seed, "pose": scene.room.pose.tolist()}
-    return {"id": scene.id, "image": _cells([scene.image])[0], "K": scene.K.tolist(), "depth": depth,
-            "instances": instances, "source": scene.source, "licence": scene.licence, "room": room}
+    columns = ("id", "source", "licence", "K_evidence", "depth_evidence", "other_labels")
+    record = lambda i: {"id": i.id, "label": i.label, "mask": _cells([i.mask])[0], "score": float(i.score)}
+    return {name: getattr(scene, name) for name in columns} | {
+        "image": _cells([scene.image])[0], "K": scene.K.tolist(),
+        "depth": None if scene.depth is None else scene.depth.ravel(),
+        "instances": scene.instances and [record(instance) for instance in scene.instances],
+        "room": scene.room and {"seed": scene.room.seed, "pose": scene.room.pose.tolist()}}
 
 # %% ../../nbs/50_schema.ipynb #94e3e2a9
 def _row_scene(
@@ -130,10 +132,12 @@ def _row_scene(
 ) -> Scene:  # the stored one
     "The scene of a row; ValueError when its parts do not fit together."
     [image], room, depth = _arrays([row["image"]]), row["room"], row["depth"]
-    instances = row["instances"] and [Instance(i["id"], i["label"], *_arrays([i["mask"]])) for i in row["instances"]]
+    objects = row["instances"]
+    instances = objects and [Instance(i["id"], i["label"], *_arrays([i["mask"]]), i["score"]) for i in objects]
     depth = None if depth is None else np.array(depth, np.float32).reshape(image.shape[:2])
+    about = {name: row[name] for name in ("id", "source", "licence", "K_evidence", "depth_evidence", "other_labels")}
     room_pose = room and RoomPose(room["seed"], np.array(room["pose"]))
-    return Scene(row["id"], image, np.array(row["K"]), depth, instances, row["source"], row["licence"], room_pose)
+    return Scene(image=image, K=np.array(row["K"]), depth=depth, instances=instances, room=room_pose, **about)
 
 # %% ../../nbs/50_schema.ipynb #ebbc13a3
 def _rollout_row(
@@ -219,19 +223,23 @@ _COLUMN_MEANINGS = {
     "id": "unique name of the row", "image": "the anchor view",
     "K": "intrinsics in pixels of the picture, pixel centres at +0.5",
     "depth": "z-depth in metres, row by row, 0 = unknown; null = none",
-    "instances": "objects: label and mask; null = not annotated",
+    "instances": "objects: label, mask, score of the annotator; null = not annotated",
+    "K_evidence": "basis of K: exact, measured, exif, estimated or assumed",
+    "depth_evidence": "the same of depth; none = no depth",
+    "other_labels": "names of further objects that are or may be in the picture",
     "source": "where the picture comes from", "licence": "licence of the picture",
     "room": "simulated room, and pose of the anchor in it", "scene_id": "scene of the anchor",
     "teacher": "world model that imagined the views", "seed": "seed of the teacher",
     "actions": "the motion, in metres or degrees",
     "poses": "camera to world, OpenCV axes, metres; frame 0 is the identity",
     "keyframes": "index of the frame after each action", "images": "the views",
-    "ids": "object ids of each view, from the simulator only", "fidelity": "the teacher's measures of its own quality",
+    "ids": "object ids of each view, where the teacher knows them", "fidelity": "the teacher's measures of its own quality",
     "task": "A1 to A4, D1 to D4, or a user's own",
     "direction": "forward (motion to outcome) or inverse (outcome to motion)",
     "question": "text, boxes in 0-1000", "answer": "text that earns the full reward",
     "target": "the typed answer, JSON", "split": "train, val or test, by scene",
-    "evidence": "basis of the label: exact (true ids) or warped (the anchor's surface, moved by geometry)",
+    "evidence": "basis of the label: exact (true ids) or warped (the anchor's surface, moved by geometry); nominal: in "
+                "metres that nothing measures; confirmed or contradicted: by a detector that looked into the view",
     "phrasing": "direct, choice or sentence", "choices": "options of a multiple choice; null = none"}
 
 # %% ../../nbs/50_schema.ipynb #61adad09
@@ -260,7 +268,7 @@ def dataset_card(
     kind, megabytes = stats["kind"], stats["bytes"] / 1e6
     header = ["---", "configs:", "- config_name: default", "  data_files: data/*.parquet", "---"]
     size = f"{stats['rows']} rows about {stats['scenes']} scenes in {len(stats['shards'])} shards, {megabytes:.1f} MB."
-    origin = f"{stats['rejects']} inputs were rejected (`rejects.jsonl`). Generated by world2vlm. Licence: {licence}."
+    origin = f"`rejects.jsonl` lists {stats['rejects']} rejects. Generated by world2vlm. Licence: {licence}."
     listed = lambda counts: ", ".join(f"{value}: {n}" for value, n in sorted(counts.items()))
     schema = dataset_features(kind).arrow_schema
     columns = [(f"`{f.name}`", f"`{str(f.type).split('<')[0]}`", _COLUMN_MEANINGS[f.name]) for f in schema]

@@ -18,6 +18,7 @@ from typing import BinaryIO
 
 from ..core.records import Example, Rollout, Scene
 from ..core.runs import atomic_file, lock_folder, parallel_map, Reject, write_json, write_text
+from ..core.storage import _arrow_source, _as_path
 from .schema import _dict_rows, dataset_card, dataset_features, dumps, from_row, to_row
 
 # %% ../../nbs/51_shards.ipynb #a808b5c1
@@ -122,7 +123,7 @@ def _read_footer(
     "The footer of a shard; ValueError when there is none."
     import pyarrow as pa
     import pyarrow.parquet as pq
-    try: return pq.read_metadata(path)
+    try: return pq.read_metadata(_arrow_source(path))
     except (pa.ArrowException, OSError) as error: raise _damaged_shard(path, error) from None
 
 # %% ../../nbs/51_shards.ipynb #947ef263
@@ -159,7 +160,7 @@ def _obstacle(
     if names := sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key)):
         return f"of another recipe ({', '.join(names)})"
     if other != expected: return f"of no known recipe of {label['kind']}"
-    try: _check_columns(label["kind"], path, pq.read_schema(path))
+    try: _check_columns(label["kind"], path, pq.read_schema(_arrow_source(path)))
     except ValueError: return "of another version"
     return ""
 
@@ -185,7 +186,7 @@ def _write_shard(
     recipe: dict | None = None,  # settings; a shard with other ones is written again
 ) -> Path:  # <folder>/data/<kind>-00000-of-00001.parquet
     "Write one shard unless it is complete; a killed call leaves at most a hidden `.tmp` file behind."
-    path = Path(folder) / "data" / _shard_name(kind, index, n_shards)
+    path = _as_path(folder) / "data" / _shard_name(kind, index, n_shards)
     label, rejects = {"kind": kind, "recipe": recipe or {}}, []
     if not (obstacle := _obstacle(path, label)): return path
     if obstacle != "missing": logging.warning("%s is %s and is written again", path, obstacle)
@@ -206,7 +207,7 @@ def _picture_bytes(
     return _note(path, "picture_bytes"), stored
 
 # %% ../../nbs/51_shards.ipynb #f77c9b7f
-_COUNTED = {"scenes": ("source", "licence"), "rollouts": ("teacher",),
+_COUNTED = {"scenes": ("source", "licence", "K_evidence", "depth_evidence"), "rollouts": ("teacher",),
             "examples": ("task", "direction", "split", "evidence", "phrasing", "teacher")}  # columns in stats.json
 _STAGES = {"scenes": "scenes", "rollouts": "imagine", "examples": "supervise"}  # kind -> stage that writes it
 
@@ -224,9 +225,9 @@ def _shard_stats(
 ) -> dict:  # "file" for stats.json, the rest for `_dataset_stats`
     "Size, checksum and counts of one shard."
     import pyarrow.parquet as pq
-    key = "id" if kind == "scenes" else "scene_id"
-    table = pq.read_table(path, columns=[*_COUNTED[kind], key])
-    counts = {column: Counter(table[column].to_pylist()) for column in _COUNTED[kind]}
+    table = pq.read_table(_arrow_source(path), columns=[*_COUNTED[kind], key := "id" if kind == "scenes" else "scene_id"])
+    values = lambda column: (text.split(", heading")[0] for text in table[column].to_pylist())  # one count a panorama
+    counts = {column: Counter(values(column)) for column in _COUNTED[kind]}
     file = {"file": path.name, "rows": table.num_rows, "bytes": path.stat().st_size, "sha256": _sha256(path)}
     return {"file": file, "counts": counts, "scenes": set(table[key].to_pylist()), "pictures": _picture_bytes(path),
             "rejects": _note(path, "rejects")}
@@ -270,7 +271,7 @@ def _close_dataset(
     licence: str = "unknown",  # of the data set as a whole
 ) -> dict:  # the content of stats.json
     "Write rejects.jsonl, README.md and stats.json; ValueError when a shard is missing, damaged or of another recipe."
-    folder, names = Path(folder), [_shard_name(kind, i, n_shards) for i in range(n_shards)]
+    folder, names = _as_path(folder), [_shard_name(kind, i, n_shards) for i in range(n_shards)]
     if missing := [name for name in names if not (folder / "data" / name).exists()]:
         raise _missing_shards(folder, kind, missing)
     for name in names:
@@ -278,8 +279,8 @@ def _close_dataset(
             raise ValueError(f"{folder / 'data' / name} is {obstacle}; delete this file and run its stage again")
     _drop_strays(kind, folder, names)
     parts = [_shard_stats(kind, folder / "data" / name) for name in names]
-    stats, rejects = _dataset_stats(kind, parts, recipe or {}), [reject for part in parts for reject in part["rejects"]]
-    lines = [dumps({"input": input, "stage": _STAGES[kind], "reason": reason}) + "\n" for input, reason in rejects]
+    stats, stage = _dataset_stats(kind, parts, recipe or {}), (recipe or {}).get("stage", _STAGES[kind])
+    lines = [dumps(dict(input=i, stage=stage, reason=r)) + "\n" for part in parts for i, r in part["rejects"]]
     write_text(folder / "rejects.jsonl", "".join(lines))
     write_text(folder / "README.md", dataset_card(stats, licence))
     write_json(folder / "stats.json", stats)
@@ -295,14 +296,6 @@ def _missing_shards(
     remedy = f"run the stage {_STAGES[kind]!r} again, which writes only missing shards"
     return ValueError(f"{folder}: missing {', '.join(names)}; {remedy}")
 
-# %% ../../nbs/51_shards.ipynb #60c5ea28
-def _write_indexed(
-    index: int,  # number of the shard
-    **arguments,  # of `_write_shard`
-) -> None:
-    "`_write_shard` with the index first, for `parallel_map`."
-    _write_shard(index=index, **arguments)
-
 # %% ../../nbs/51_shards.ipynb #17a997a8
 def write_shards(
     kind: str,  # "scenes", "rollouts" or "examples"
@@ -312,11 +305,12 @@ def write_shards(
     recipe: dict | None = None,  # settings; shards with other ones are written again
     workers: int = 1,  # processes
     licence: str = "unknown",  # of the data set as a whole
+    **mapping,  # executor and device of `parallel_map`
 ) -> dict:  # the content of stats.json
     "Write the missing shards of a data set with several `workers`, and close it."
-    write = partial(_write_indexed, kind=kind, folder=folder, n_shards=n_shards, items=items, recipe=recipe)
+    write = partial(_write_shard, kind, folder, n_shards=n_shards, items=items, recipe=recipe)
     with lock_folder(folder):
-        parallel_map(write, n_shards, workers, f"shards of {kind}")
+        parallel_map(write, n_shards, workers, f"shards of {kind}", **mapping)
         return _close_dataset(kind, folder, n_shards, recipe, licence)
 
 # %% ../../nbs/51_shards.ipynb #4ecf651e
@@ -325,7 +319,7 @@ def _existing_shards(
     folder: Path | str,  # a data set
 ) -> dict[str, Path]:  # file name -> path
     "The shards that are there, in order."
-    return {path.name: path for path in sorted((Path(folder) / "data").glob(f"{kind}-*-of-*.parquet"))}
+    return {path.name: path for path in sorted((_as_path(folder) / "data").glob(f"{kind}-*-of-*.parquet"))}
 
 # %% ../../nbs/51_shards.ipynb #812dc2fd
 def shard_paths(
@@ -388,7 +382,7 @@ def read_shard(
     import pyarrow.parquet as pq
     _check_checksum(path)
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        with pq.ParquetFile(_arrow_source(path), page_checksum_verification=True) as file:
             _check_columns(kind, path, file.schema_arrow)
             for batch in file.iter_batches(batch_size=32):
                 if empty := [name for name in batch.schema.names if batch[name].null_count and name not in _OPTIONAL]:
@@ -447,4 +441,4 @@ def validate_dataset(
     "Every problem of a data set."
     try: paths, problems = shard_paths(kind, folder), []
     except ValueError as error: paths, problems = list(_existing_shards(kind, folder).values()), [str(error)]
-    return problems + _check_rows(kind, paths) + _check_stats(Path(folder), paths)
+    return problems + _check_rows(kind, paths) + _check_stats(_as_path(folder), paths)

@@ -10,51 +10,91 @@ __all__ = ['SPLIT_SHARES', 'SplitShares', 'TaskName', 'Scenes', 'shard_scenes', 
 # %% ../../nbs/53_synthesis.ipynb #7df769e2
 import hashlib
 import os
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import numpy as np
 
 from ..core.actions import format_actions, plan, PRESETS, Ranges, sample_actions, Trajectory
-from ..core.config import Count, FieldOfView, NotNegative, Seed, Settings, Share, Side, Whole, Workers
+from ..core.config import Count, Executor, FieldOfView, NotNegative, Seed, Settings, Share, Side, Whole, Workers
 from ..core.records import Example, Rollout, Scene, transitions_of
-from ..core.runs import read_jsonl, Reject, rng_for
+from ..core.runs import read_jsonl, Reject, rng_for, rounded, write_json
 from ..core.stages import atomic_dir, fingerprint, recipe_of
+from ..scenes.panoramas import _place_and_heading, panorama_scenes, TRAINING_PLACES
 from ..scenes.photos import count_photos, photo_scenes
 from ..scenes.room import room_scenes
 from ..teachers.base import teacher_with_options, TeacherName, TeacherOptions, WorldModel
 from ..teachers.filters import Filter, filter_rollouts
 from ..teachers.simulator import Simulator
+from ..tasks.hallucinations import _detect_again, _with_verdicts, HallucinationCheck
 from ..tasks.rules import Rules
 from ..tasks.tasks import balance_answers, balance_report, open_task, TASKS
-from .shards import read_dataset, read_shard, shard_paths, write_shards
+from .columns import _read_texts
+from .usage import _kept_by_size, _motion_size, _shard_figures, _stage_figures
+from .shards import read_shard, shard_paths, write_shards
 
 # %% ../../nbs/53_synthesis.ipynb #385089f0
+_Source = Literal["rooms", "photos", "panoramas"]
+
 @dataclass(frozen=True)
 class Scenes(Settings):
-    "Which anchor views, and how large."
-    source: Literal["rooms", "photos"] = "rooms"  # simulated rooms, or pictures of a folder
+    "Which anchor views, and how large; ValueError for shares that do not add up to 1."
+    source: _Source | dict[_Source, Share] = "rooms"  # simulated rooms, pictures of a folder, real places; or shares
     folder: str = ""  # of the pictures, from the root of the repository
-    n: Whole = 100  # number of rooms; upper bound of pictures (0 for all)
-    first: Whole = 0  # index of the first room or picture
-    seed: Seed = 0  # of the rooms
+    panoramas: str = "data/panoramas"  # folder of the panoramas, one <place>.png each
+    places: tuple[str, ...] = TRAINING_PLACES  # names of panoramas
+    n: Whole = 100  # number of scenes; upper bound where there are pictures (0 for all)
+    first: Whole = 0  # index of the first room, picture or view of the panoramas
+    seed: Seed = 0  # of the rooms and of the headings
     size: tuple[Side, Side] = (64, 64)  # width and height, pixels
-    fov_deg: FieldOfView = 90.0  # horizontal field of view in degrees, of rooms and of pictures without a camera
+    fov_deg: FieldOfView = 90.0  # horizontal field of view in degrees, of all but pictures with a camera
     max_pixels: Count = 50_000_000  # refuse larger pictures before decoding
     per_shard: Count = 100  # scenes in one shard
     workers: Workers = 1  # processes
+    executor: Executor = "processes"  # what runs them
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.places: raise ValueError("Scenes.places: empty; name a panorama")
+        if isinstance(self.source, str) or abs(sum(self.source.values()) - 1) <= 1e-6: return
+        raise ValueError(f"Scenes.source: the shares {self.source} do not add up to 1")
 
     @property
-    def total(self) -> int:  # number of scenes
-        "Rooms, or pictures that are there."
-        return self.n if self.source == "rooms" else min(self.n or 10**9, count_photos(self.folder) - self.first)
+    def total(self) -> int: return sum(part.n for part in _parts(self))  # number of scenes
 
     @property
-    def n_shards(self) -> int: return -(-self.total // self.per_shard)
+    def n_shards(self) -> int: return sum(-(-part.n // self.per_shard) for part in _parts(self))
+
+# %% ../../nbs/53_synthesis.ipynb #b9f98a0e
+def _parts(
+    config: Scenes,  # which scenes
+) -> list[Scenes]:  # of one source each, `n` is their number
+    "The sources of `config`; ValueError where their number is not known."
+    shares = {config.source: 1.0} if isinstance(config.source, str) else config.source
+    names, n = [name for name in get_args(_Source) if shares.get(name)], config.n
+    if "photos" in names:
+        bound = int(max(0, count_photos(config.folder) - config.first) / shares["photos"] + 1e-6)
+        n = min(n or bound, bound)
+    elif not n and len(names) > 1: raise ValueError("Scenes.n: 0; give the number of scenes that the sources share")
+    ends = np.rint(n * np.cumsum([shares[name] for name in names])).astype(int)
+    return [replace(config, source=name, n=int(number)) for name, number in zip(names, np.diff(ends, prepend=0))]
+
+# %% ../../nbs/53_synthesis.ipynb #7b746123
+def _place_scenes(
+    config: Scenes,  # of panoramas
+    start: int,  # index of the first view
+    n: int,  # how many
+) -> Iterator[Scene]:  # place by place
+    "The views `start` to `start + n` of all places, which take turns."
+    for i, place in enumerate(config.places):
+        first, end = (-(-(view - i) // len(config.places)) for view in (start, start + n))
+        options = dict(size=config.size, fov_deg=config.fov_deg, folder=config.panoramas, start=first)
+        yield from panorama_scenes([place], end - first, config.seed, **options)
 
 # %% ../../nbs/53_synthesis.ipynb #2bb2fb28
 def shard_scenes(
@@ -63,20 +103,27 @@ def shard_scenes(
     config: Scenes,  # which scenes
 ) -> Iterator[Scene]:  # the scenes of one shard
     "The scenes of shard `index`."
-    start, n = index * config.per_shard, min(config.per_shard, config.total - index * config.per_shard)
-    options = dict(start=config.first + start, n=n, size=config.size, fov_deg=config.fov_deg, reject=reject)
-    if config.source == "photos": return photo_scenes(config.folder, max_pixels=config.max_pixels, **options)
+    part, i = [(part, i) for part in _parts(config) for i in range(-(-part.n // config.per_shard))][index]
+    start, n = config.first + i * config.per_shard, min(config.per_shard, part.n - i * config.per_shard)
+    if part.source == "panoramas": return _place_scenes(part, start, n)
+    options = dict(start=start, n=n, size=config.size, fov_deg=config.fov_deg, reject=reject)
+    if part.source == "photos": return photo_scenes(config.folder, max_pixels=config.max_pixels, **options)
     return room_scenes(seed=config.seed, **options)
 
 # %% ../../nbs/53_synthesis.ipynb #730f943c
 def _folder_state(
     config: Scenes,  # which scenes
-) -> list[str]:  # one digest of a folder of pictures, [] for rooms
+) -> list[str]:  # one digest of the folder of each part, none for rooms
     "What changes when a picture is added, removed or replaced; ValueError when there is none."
-    if config.source == "rooms": return []
-    if config.total < 1: raise ValueError(f"{config.folder}: no picture from scenes.first = {config.first} on")
-    files = sorted((os.fsencode(p), p.stat()) for p in Path(config.folder).rglob("*") if p.is_file())
-    return [hashlib.sha256(repr([(name, s.st_size, s.st_mtime_ns) for name, s in files]).encode()).hexdigest()]
+    digests, folders = [], {"photos": config.folder, "panoramas": config.panoramas}
+    for part in _parts(config):
+        if part.source == "rooms": continue
+        if part.n < 1 and part.source == "photos":
+            raise ValueError(f"{config.folder}: no picture from scenes.first = {config.first} on")
+        files = sorted((os.fsencode(p), p.stat()) for p in Path(folders[part.source]).rglob("*") if p.is_file())
+        state = repr([(name, s.st_size, s.st_mtime_ns) for name, s in files])
+        digests.append(hashlib.sha256(state.encode()).hexdigest())
+    return digests
 
 
 def make_scenes(
@@ -86,8 +133,11 @@ def make_scenes(
     "The stage `scenes`; ValueError when no picture of the folder can be used."
     with atomic_dir(out, fingerprint(config, *_folder_state(config), stage=make_scenes)) as work:
         items = partial(shard_scenes, config=config)
-        stats = write_shards("scenes", work, items, config.n_shards, recipe_of(config), config.workers)
-        if stats["rows"] or config.source == "rooms": return stats
+        how = dict(workers=config.workers, executor=config.executor)
+        stats = write_shards("scenes", work, items, config.n_shards, recipe_of(config), **how)
+        sources = [part.source for part in _parts(config) for _ in range(0, part.n, config.per_shard)]
+        pictures = [shard["rows"] for source, shard in zip(sources, stats["shards"]) if source == "photos"]
+        if not pictures or any(pictures): return stats
         refused = [f"{row['input']}: {row['reason']}" for row in read_jsonl(work / "rejects.jsonl")]
         reasons = "\n  ".join(refused[:10] + [f"... and {len(refused) - 10} others"] * (len(refused) > 10))
         raise ValueError(f"{config.folder}: none of its pictures can be used:\n  {reasons}")
@@ -96,8 +146,9 @@ def make_scenes(
 def stats_summary(
     stats: dict,  # content of stats.json
 ) -> dict:  # for the metrics file
-    "Counts of a data set, without the shards and the settings."
-    return {key: stats[key] for key in ("rows", "scenes", "bytes", "counts", "rejects", "reasons")}
+    "Counts of a data set and the figures of its stage, without the shards and the settings."
+    names = ("rows", "scenes", "bytes", "counts", "rejects", "reasons", "motion_sizes", "views", "agreement")
+    return {name: stats[name] for name in names if name in stats}
 
 # %% ../../nbs/53_synthesis.ipynb #15191698
 _Presets = dict[Annotated[str, PRESETS], Whole]
@@ -109,10 +160,12 @@ class Imagine(Settings):
     ranges: Ranges = Ranges()  # grids of the amounts
     move_step: Annotated[float, ">= 0.01"] = 0.2  # longest step between two frames, metres
     turn_step: Annotated[float, ">= 0.1"] = 5.0  # the same in degrees
+    nominal: bool = False  # also moves from scenes without depth, whose metres nothing measures; the rollouts say so
     seed: Seed = 0  # of the trajectories and of the teacher
     options: TeacherOptions = field(default_factory=dict)  # teacher -> its own settings
     filters: dict[TeacherName, Filter] = field(default_factory=dict)  # teacher -> bounds of its good rollouts
-    workers: Workers = 1  # processes
+    workers: Workers = 1  # processes; of a teacher on GPUs at most one for each
+    executor: Executor = "processes"  # what runs them: "processes" | "ray"
 
 # %% ../../nbs/53_synthesis.ipynb #6fe37210
 def trajectories_of(
@@ -125,6 +178,31 @@ def trajectories_of(
     distinct = {format_actions(actions): actions for actions in samples}
     return [plan(actions, config.move_step, config.turn_step) for actions in distinct.values()]
 
+# %% ../../nbs/53_synthesis.ipynb #a169d294
+def _requested(
+    scene: Scene,  # the anchor
+    config: Imagine,  # which motions
+    reject: Reject,  # called for each trajectory whose lengths nothing measures
+) -> list[Trajectory]:  # to be imagined
+    "The trajectories of `scene` that can be of use."
+    trajectories = trajectories_of(scene.id, config)
+    if scene.depth is not None or config.nominal: return trajectories
+    moves = {t: [a for a in t.actions if not a.is_turn] for t in trajectories}
+    remedy = "give it depth, ask for turns only, or set imagine.nominal"
+    for t in (t for t in trajectories if moves[t]):
+        reason = f"no depth: '{format_actions(moves[t][:1])}' has no length in scene {scene.id}; {remedy}"
+        reject(f"{scene.id}: {format_actions(t.actions)}", reason)
+    return [t for t in trajectories if not moves[t]]
+
+
+def _with_units(
+    scene: Scene,  # the anchor
+    rollout: Rollout,  # imagined from it
+) -> Rollout:  # with `nominal` in its fidelity, unless its teacher says 0
+    "Mark a `rollout` whose metres nothing measures."
+    if scene.depth is not None or all(a.is_turn for a in rollout.actions): return rollout
+    return replace(rollout, fidelity={"nominal": 1.0} | rollout.fidelity)
+
 # %% ../../nbs/53_synthesis.ipynb #7a4b3e1d
 def _shard_rollouts(
     index: int,  # number of the shard
@@ -136,7 +214,8 @@ def _shard_rollouts(
 ) -> Iterator[Rollout]:  # the rollouts of one shard of scenes
     "The rollouts of `teacher` in the scenes of shard `index`."
     for scene in read_shard("scenes", shard_paths("scenes", scenes)[index]):
-        rollouts = teacher.imagine(scene, trajectories_of(scene.id, config), config.seed, reject)
+        rollouts = teacher.imagine(scene, _requested(scene, config, reject), config.seed, reject)
+        rollouts = [_with_units(scene, rollout) for rollout in rollouts]
         yield from filter_rollouts(scene, rollouts, bounds, reject) if bounds else rollouts
 
 # %% ../../nbs/53_synthesis.ipynb #9a3dbb85
@@ -148,10 +227,15 @@ def make_rollouts(
 ) -> dict:  # content of stats.json
     "The stage `imagine` for one teacher."
     model, name = teacher_with_options(teacher, config.options), teacher if isinstance(teacher, str) else teacher.name
-    items = partial(_shard_rollouts, scenes=scenes, teacher=model, config=config, bounds=config.filters.get(name))
+    bounds = config.filters.get(name)
+    items = partial(_shard_rollouts, scenes=scenes, teacher=model, config=config, bounds=bounds)
     with atomic_dir(out, fingerprint(config, scenes, stage=make_rollouts)) as work:
         n_shards, recipe = len(shard_paths("scenes", scenes)), recipe_of(config, teacher=name)
-        return write_shards("rollouts", work, items, n_shards, recipe, config.workers)
+        how = dict(workers=config.workers, executor=config.executor, device=getattr(model, "device", "cpu"))
+        stats = write_shards("rollouts", work, items, n_shards, recipe, **how)
+        stats["motion_sizes"] = rounded(_kept_by_size(work, bounds.min_overlap if bounds else 0.0))
+        write_json(work / "stats.json", stats)
+        return stats
 
 # %% ../../nbs/53_synthesis.ipynb #cee09677
 SPLIT_SHARES = {"train": 0.8, "val": 0.1, "test": 0.1}
@@ -171,6 +255,14 @@ def _split_of(
     edges = np.cumsum([shares[name] for name in names])
     return names[min(int(np.searchsorted(edges, position, side="right")), len(names) - 1)]
 
+# %% ../../nbs/53_synthesis.ipynb #a697060c
+def _split_name(
+    scene: Scene,  # of any origin
+) -> str:  # what decides about its split
+    "The place of a view of a panorama, else the id."
+    place = _place_and_heading(scene)
+    return f"panorama {place[0]}" if place else scene.id
+
 # %% ../../nbs/53_synthesis.ipynb #ef7b7802
 TaskName = Annotated[str, TASKS, "module:NAME"]  # in settings
 
@@ -181,9 +273,11 @@ class Supervise(Settings):
     rules: Rules = Rules()  # bounds of valid questions
     balance: tuple[TaskName, ...] = ("D2",)  # tasks whose opposite answers become equally frequent
     per_scene: NotNegative = 0.0  # upper bound of examples of one task, averaged over the scenes of a shard; 0 for all
+    hallucinations: HallucinationCheck = HallucinationCheck()  # a detector that looks for the objects in the views
     shares: SplitShares = field(default_factory=lambda: dict(SPLIT_SHARES))  # split -> share of the scenes
     seed: Seed = 0  # of wording, balance and subsampling
     workers: Workers = 1  # processes
+    executor: Executor = "processes"  # what runs them: "processes" | "ray"
 
     def __post_init__(self):
         super().__post_init__()
@@ -203,19 +297,41 @@ def subsample(
     return [example for i, example in enumerate(examples) if i in keep]
 
 # %% ../../nbs/53_synthesis.ipynb #36389208
+def _scene_examples(
+    scene: Scene,  # the anchor
+    rollouts: list[Rollout],  # from it
+    config: Supervise,  # which questions
+    tasks: list,  # open
+    rng: np.random.Generator,  # of the wording
+    split: str,  # of the scene
+    count: Counter,  # reasons why nothing was asked
+    verdicts: Counter,  # (task, kind and end of the size, verdict) -> examples
+) -> Iterator[Example]:  # those that no detector contradicts, unless they are to be marked only
+    "The questions of all `tasks` about all transitions of one scene."
+    transitions, check = [t for rollout in rollouts for t in transitions_of(scene, rollout)], config.hallucinations
+    for transition, detected in zip(transitions, _detect_again(transitions, check, config.rules)):
+        for task in tasks:
+            derived = task.derive(transition, rng, config.rules, count, split)
+            for verdict, example in _with_verdicts(derived, detected, check):
+                verdicts[task.name, *_motion_size(transition.actions), verdict] += 1
+                if verdict != "contradicted" or check.contradicted == "mark": yield example
+                else: count[f"{task.name}: contradicted by the detector"] += 1
+
+
 def derive_examples(
     pairs: list[tuple[Scene, list[Rollout]]],  # scenes with their rollouts
     config: Supervise,  # which questions
     name: str,  # of this part, seeds its random numbers
     reject: Reject,  # called with the number of cases left out, for each reason
     split: str | None = None,  # of all scenes; None: by scene
+    verdicts: Counter | None = None,  # counts what the detector says, see `_scene_examples`
 ) -> list[Example]:  # scene by scene
     "The questions of all tasks about all transitions, balanced and subsampled."
     count, rng, tasks, examples = Counter(), rng_for(config.seed, name), [open_task(t) for t in config.tasks], []
     for scene, rollouts in pairs:
-        scene_split = split or _split_of(scene.id, shares=config.shares)
-        for transition in (t for rollout in rollouts for t in transitions_of(scene, rollout)):
-            for task in tasks: examples += task.derive(transition, rng, config.rules, count, scene_split)
+        scene_split = split or _split_of(_split_name(scene), shares=config.shares)
+        counters = count, Counter() if verdicts is None else verdicts
+        examples += _scene_examples(scene, rollouts, config, tasks, rng, scene_split, *counters)
     balanced = balance_answers(examples, rng, config.balance)
     sample = subsample(balanced, round(config.per_scene * len(pairs)), rng) if config.per_scene else balanced
     count["all: dropped for balance"] += len(examples) - len(balanced)
@@ -230,6 +346,7 @@ def _shard_examples(
     scenes: Path | str,  # data set of scenes
     rollouts: Path | str,  # data set of rollouts, with as many shards
     config: Supervise,  # which questions
+    figures: Path,  # folder, gets those of this shard
 ) -> list[Example]:  # the examples of one shard
     "The questions about the rollouts of shard `index`."
     by_scene: dict[str, list[Rollout]] = {}
@@ -237,7 +354,10 @@ def _shard_examples(
         by_scene.setdefault(rollout.scene_id, []).append(rollout)
     anchors = read_shard("scenes", shard_paths("scenes", scenes)[index])
     pairs = [(scene, by_scene[scene.id]) for scene in anchors if scene.id in by_scene]
-    return derive_examples(pairs, config, f"shard {index}", reject)
+    verdicts = Counter()
+    examples = derive_examples(pairs, config, f"shard {index}", reject, verdicts=verdicts)
+    write_json(figures / f"{index:05d}.json", _shard_figures(pairs, examples, verdicts))
+    return examples
 
 # %% ../../nbs/53_synthesis.ipynb #aa1cb573
 def make_questions(
@@ -248,17 +368,21 @@ def make_questions(
 ) -> dict:  # content of stats.json
     "The stage `supervise` for one teacher."
     with atomic_dir(out, fingerprint(config, scenes, rollouts, stage=make_questions)) as work:
-        items = partial(_shard_examples, scenes=scenes, rollouts=rollouts, config=config)
+        items = partial(_shard_examples, scenes=scenes, rollouts=rollouts, config=config, figures=work / "figures")
         n_shards = len(shard_paths("rollouts", rollouts))
-        return write_shards("examples", work, items, n_shards, recipe_of(config), config.workers)
+        how = dict(workers=config.workers, executor=config.executor)
+        stats = write_shards("examples", work, items, n_shards, recipe_of(config), **how)
+        stats |= rounded(_stage_figures(work / "figures"))
+        write_json(work / "stats.json", stats)
+    shutil.rmtree(Path(out) / "figures")
+    return stats
 
 # %% ../../nbs/53_synthesis.ipynb #8ba2ed63
 def answer_counts(
     examples: Path | str,  # data set of examples
 ) -> dict[str, dict[str, int]]:  # task -> answer -> count
-    "Frequency of each right answer; pictures are dropped while reading, so that a large data set fits into memory."
-    texts = [replace(example, images=[]) for example in read_dataset("examples", examples)]
-    return {task: counts["answers"] for task, counts in balance_report(texts).items()}
+    "Frequency of each right answer; no picture is read."
+    return {task: counts["answers"] for task, counts in balance_report(list(_read_texts(examples))).items()}
 
 # %% ../../nbs/53_synthesis.ipynb #4106a630
 @dataclass(frozen=True)

@@ -15,7 +15,19 @@ from typing import Any
 from ..core.records import Example
 from ..core.runs import append_jsonl, read_jsonl
 from ..students.models import example_prompt, Student
-from ..tasks.tasks import open_task
+from ..tasks.tasks import open_task, Task
+
+# %% ../../nbs/71_answering.ipynb #90d3e7b5
+def _evaluated(
+    task: Task,  # of the question
+    response: str,  # what the student wrote
+    example: Example,  # the question
+) -> dict[str, float]:  # overall, format, the parts of the answer type, exact
+    "The score of `response` and whether it is exactly right; a wrong letter has no part in common with the truth here."
+    exact = task.exact(response, example)
+    credit = lambda name: name == "format" or exact or not example.choices
+    score = {name: float(value) * credit(name) for name, value in task.score(response, example).items()}
+    return score | {"exact": float(exact)}
 
 # %% ../../nbs/71_answering.ipynb #613f8cb0
 def answer_row(
@@ -26,7 +38,7 @@ def answer_row(
     "Parse and score one `response`."
     task = open_task(example.task)
     fields = {name: getattr(example, name) for name in ("id", "task", "direction", "phrasing", "scene_id", "question")}
-    answer, score = task.parse(response, example), {k: float(v) for k, v in task.score(response, example).items()}
+    answer, score = task.parse(response, example), _evaluated(task, response, example)
     parsed = None if answer is None else task.answer_type.pack(answer)
     return fields | dict(gold=example.answer, response=response, parsed=parsed, score=score) | extra
 
@@ -67,7 +79,7 @@ def _answers_so_far(
 
 # %% ../../nbs/71_answering.ipynb #380f5371
 def collect_answers(
-    respond: Callable[[list[Any]], list[dict]],  # a batch of questions -> `response` and further fields of each row
+    respond: Callable[[list[Any]], list[dict | None]],  # questions -> `response` and more fields of each row, or None
     questions: list[Any],  # with `id` and `question`: examples, or items of a benchmark
     path: str | Path | None = None,  # answer file to write and resume
     batch_size: int = 16,  # questions per call
@@ -75,7 +87,7 @@ def collect_answers(
     to_row: Callable[..., dict] = answer_row,  # (question, response, ...) -> row of the answer file
     cost: Callable[[Any], tuple] = _example_cost,  # of a question, see `_batches`
 ) -> list[dict]:  # rows in the order of `questions`; those answered now have `seconds`
-    "Answer all `questions`, writing each batch as it is done; asks only what the file at `path` lacks."
+    "Answer `questions`, writing each batch as it is done; asks what the file lacks, and leaves out what is None."
     from tqdm import tqdm
     done = _answers_so_far(Path(path), questions, key) if path else {}
     for batch in tqdm(_batches(questions, batch_size, cost), desc="answers"):
@@ -83,10 +95,11 @@ def collect_answers(
         start = time.perf_counter()
         answers = zip(batch, respond(batch), strict=True)
         seconds = (time.perf_counter() - start) / len(batch)
-        rows = [to_row(question, key=key, **answer) for question, answer in answers if question.id not in done]
+        fresh = [pair for pair in answers if pair[1] is not None and pair[0].id not in done]
+        rows = [to_row(question, key=key, **answer) for question, answer in fresh]
         if path: append_jsonl(path, rows)
         done |= {row["id"]: row | dict(seconds=seconds) for row in rows}
-    return [done[question.id] for question in questions]
+    return [done[question.id] for question in questions if question.id in done]
 
 # %% ../../nbs/71_answering.ipynb #bee261e6
 def answer_examples(

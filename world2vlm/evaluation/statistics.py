@@ -6,7 +6,8 @@
 __all__ = ['wilson_interval', 'score_rows', 'score_runs', 'score_with_interval', 'paired_scores']
 
 # %% ../../nbs/70_statistics.ipynb #5e2d3b25
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
 
@@ -19,10 +20,24 @@ class _Clusters(NamedTuple):
     sums: np.ndarray  # [scenes, tasks] sum of scores
     counts: np.ndarray  # [scenes, tasks] number of questions
 
+# %% ../../nbs/70_statistics.ipynb #d1b7e02c
+def _graded(
+    row: dict,  # an answered question
+) -> float:  # [0, 1]
+    "The graded score of an answer."
+    return row["score"]["overall"]
+
+# %% ../../nbs/70_statistics.ipynb #c6810a87
+def _exact(
+    row: dict,  # an answered question
+) -> float:  # 0 or 1
+    "Whether an answer is exactly right."
+    return row["score"]["exact"]
+
 # %% ../../nbs/70_statistics.ipynb #7548f0ce
 def _fold_by_scene(
     rows: list[dict],  # answered questions: `task`, `scene_id` and what `value` reads
-    value: Callable[[dict], float] = lambda row: row["score"]["overall"],  # the value of a row
+    value: Callable[[dict], float] = _graded,  # the value of a row
 ) -> _Clusters:  # sums and counts per scene and task
     "Fold `rows` into sums and counts per scene and task. Raises ValueError without rows."
     if not rows: raise ValueError("no answered questions to score: the list of rows is empty")
@@ -115,18 +130,20 @@ def _task_score(
     return dict(n=int(n), scenes=scenes, score=float(score), low=low, high=high)
 
 # %% ../../nbs/70_statistics.ipynb #ce1d8740
-def _task_report(
+def _mean(
+    values: Iterable[float],  # at least one
+) -> float:  # their mean
+    "Mean of `values`."
+    return float(np.mean(list(values)))
+
+# %% ../../nbs/70_statistics.ipynb #20b90be4
+def _task_parts(
     rows: list[dict],  # rows of one task
-) -> dict:  # answered share, parts and phrasings with their mean
-    "What stands behind the score of one task: share of parsed answers, mean of each part, mean per phrasing."
-    mean = lambda values: float(np.mean(list(values)))
-    parts = sorted({name for row in rows for name in row["score"]} - {"overall"})
-    phrasings = sorted({row["phrasing"] for row in rows})
-    return dict(
-        answered=mean(row["parsed"] is not None for row in rows),
-        parts={p: mean(row["score"][p] for row in rows if p in row["score"]) for p in parts},
-        phrasings={p: mean(row["score"]["overall"] for row in rows if row["phrasing"] == p) for p in phrasings},
-    )
+) -> dict:  # answered share, parts with their mean
+    "What stands behind the graded score of one task: share of parsed answers, mean of each part."
+    parts = sorted({name for row in rows for name in row["score"]} - {"overall", "exact"})
+    return dict(answered=_mean(row["parsed"] is not None for row in rows),
+                parts={p: _mean(row["score"][p] for row in rows if p in row["score"]) for p in parts})
 
 # %% ../../nbs/70_statistics.ipynb #89dd425c
 def _pooled_score(
@@ -141,25 +158,56 @@ def _pooled_score(
     low, high = _percentile_interval(np.where(present.any(1), totals, np.nan), len(folded.sums))
     return dict(n=int(folded.counts[:, chosen].sum()), score=float(means.mean()), low=low, high=high)
 
-# %% ../../nbs/70_statistics.ipynb #a6070ed8
-def score_rows(
-    rows: list[dict],  # answered questions (see `answer_examples`)
+# %% ../../nbs/70_statistics.ipynb #b90e4d11
+def _by_phrasing(
+    rows: list[dict],  # answered questions
+) -> dict[str, list[dict]]:  # phrasing -> its rows
+    "`rows` by the form of the question."
+    return {p: [row for row in rows if row["phrasing"] == p] for p in sorted({row["phrasing"] for row in rows})}
+
+# %% ../../nbs/70_statistics.ipynb #683d7f60
+def _mean_over_tasks(
+    rows: list[dict],  # answered questions
+    value: Callable[[dict], float],  # `_exact` or `_graded`
     samples: int = 2000,  # bootstrap draws
     seed: int = 0,  # of the draws
-) -> dict:  # n, scenes, mean{n, score, low, high}, directions{...}, tasks{task: {...}}
-    "Score of a run per task, per direction and as mean over tasks, each with n and a 95 % interval clustered by scene."
-    folded = _fold_by_scene(rows)
+) -> dict:  # n, score, low, high
+    "Mean over the tasks of `rows`, each with the same weight, and its 95 % interval."
+    folded = _fold_by_scene(rows, value)
+    return _pooled_score(folded, _bootstrap_means(folded, samples, seed), [True] * len(folded.tasks))
+
+# %% ../../nbs/70_statistics.ipynb #a6070ed8
+def _marks(
+    rows: list[dict],  # answered questions
+    value: Callable[[dict], float],  # `_exact` or `_graded`
+    samples: int = 2000,  # bootstrap draws
+    seed: int = 0,  # of the draws
+) -> dict:  # mean{n, score, low, high}, directions{...}, phrasings{...}, tasks{task: {..., phrasings}}
+    "Means per task, direction and phrasing and over the tasks, each with n and a 95 % interval clustered by scene."
+    folded = _fold_by_scene(rows, value)
     draws = _bootstrap_means(folded, samples, seed)
     tasks, directions = {}, []
     for task, *columns in zip(folded.tasks, folded.sums.T, folded.counts.T, draws.T):
         answers = [row for row in rows if row["task"] == task]
-        binary = {row["score"]["overall"] for row in answers} <= {0.0, 1.0}
-        tasks[task] = _task_score(*columns, binary) | _task_report(answers)
+        phrasings = {p: _mean(value(row) for row in group) for p, group in _by_phrasing(answers).items()}
+        tasks[task] = _task_score(*columns, {value(row) for row in answers} <= {0.0, 1.0}) | dict(phrasings=phrasings)
         directions.append(answers[0]["direction"])
     pooled = lambda chosen: _pooled_score(folded, draws, chosen)
     by_direction = {name: pooled([d == name for d in directions]) for name in sorted(set(directions))}
-    mean = pooled([True] * len(tasks))
-    return dict(n=len(rows), scenes=len(folded.sums), mean=mean, directions=by_direction, tasks=tasks)
+    by_phrasing = {p: _mean_over_tasks(group, value, samples, seed) for p, group in _by_phrasing(rows).items()}
+    return dict(mean=pooled([True] * len(tasks)), directions=by_direction, phrasings=by_phrasing, tasks=tasks)
+
+# %% ../../nbs/70_statistics.ipynb #3f7c25ab
+def score_rows(
+    rows: list[dict],  # answered questions (see `answer_examples`)
+    samples: int = 2000,  # bootstrap draws
+    seed: int = 0,  # of the draws
+) -> dict:  # n, scenes, "exactly right" and "graded" of `_marks`, parts{task: {answered, parts}}
+    "The share of exactly right answers of a run and its graded score, by task, direction and phrasing."
+    tasks = sorted({row["task"] for row in rows})
+    parts = {task: _task_parts([row for row in rows if row["task"] == task]) for task in tasks}
+    marks = {"exactly right": _marks(rows, _exact, samples, seed), "graded": _marks(rows, _graded, samples, seed)}
+    return dict(n=len(rows), scenes=len({row["scene_id"] for row in rows}), **marks, parts=parts)
 
 # %% ../../nbs/70_statistics.ipynb #73d3743b
 def _check_same_questions(
@@ -179,10 +227,10 @@ def _paired_difference(
     samples: int = 2000,  # bootstrap draws
     seed: int = 0,  # of the draws
 ) -> dict:  # n, scenes, difference, low, high, tasks{task: {n, difference, low, high}}
-    "Mean score of `rows_a` minus `rows_b` with its 95 % paired interval. Raises ValueError if the questions differ."
+    "Share exactly right of `rows_a` minus that of `rows_b`, with paired 95 % intervals. ValueError for other questions."
     _check_same_questions(rows_a, rows_b)
-    other = {row["id"]: row["score"]["overall"] for row in rows_b}
-    folded = _fold_by_scene(rows_a, lambda row: row["score"]["overall"] - other[row["id"]])
+    other = {row["id"]: _exact(row) for row in rows_b}
+    folded = _fold_by_scene(rows_a, lambda row: _exact(row) - other[row["id"]])
     draws = _bootstrap_means(folded, samples, seed)
     as_difference = lambda cell: {"difference" if key == "score" else key: value for key, value in cell.items()}
     tasks = {task: as_difference(_task_score(*columns, binary=False))
@@ -194,25 +242,36 @@ def _paired_difference(
 def score_runs(
     runs: dict[str, list[dict] | None],  # name -> rows, or None for a run that does not exist
     reference: str = "base",  # the run that the others are compared with
+    sighted: str = "grpo",  # the student that answers the run "blind" with shuffled images
     samples: int = 2000,  # bootstrap draws
     seed: int = 0,  # of the draws
-) -> dict:  # name -> None, or result of `score_rows` plus `over`: {reference, difference, low, high, ...}
-    "Score every run, and its paired difference to the `reference` if that one exists."
-    scores, base = {}, runs.get(reference)
+) -> dict:  # name -> None, or result of `score_rows` plus `over` and `over blind`: {difference, low, high, tasks}
+    "Score every run, with paired differences of the shares exactly right: to `reference`, of `sighted` to its control."
+    scores = {}
     for name, rows in runs.items():
         scores[name] = None if rows is None else score_rows(rows, samples, seed)
-        if rows is not None and base is not None and name != reference:
-            scores[name]["over"] = _paired_difference(rows, base, samples, seed) | dict(reference=reference)
+        for key, other in (("over", reference), ("over blind", "blind" if name == sighted else "")):
+            if rows is None or runs.get(other) is None or name == other: continue
+            scores[name][key] = _paired_difference(rows, runs[other], samples, seed) | dict(reference=other)
+        if rows is not None and "over blind" in scores[name]:
+            tasks = scores[name]["over blind"]["tasks"]
+            scores[name]["unsolved"] = [task for task, gap in tasks.items() if not gap["low"] > 0]
     return scores
 
 # %% ../../nbs/70_statistics.ipynb #0d4b97fb
+def _group_of(
+    row: dict,  # an answer
+) -> str:  # its scene, or its question without the order of its choices
+    "What an answer must be drawn together with."
+    return row.get("scene_id", row["id"].split("#")[0])
+
+# %% ../../nbs/70_statistics.ipynb #32048710
 def _group_rows(
     rows: list[dict],  # answers
 ) -> list[list[dict]]:  # rows of each group, in an order that depends on the ids only
     "What must be drawn together: questions about one scene, or both orders of one question."
     groups: dict[str, list[dict]] = {}
-    for row in sorted(rows, key=lambda row: row["id"]):
-        groups.setdefault(row.get("scene_id", row["id"].split("#")[0]), []).append(row)
+    for row in sorted(rows, key=lambda row: row["id"]): groups.setdefault(_group_of(row), []).append(row)
     return list(groups.values())
 
 # %% ../../nbs/70_statistics.ipynb #6fda4cfe
@@ -232,7 +291,7 @@ def _overall_scores(
     "One number for each rule."
     return {rule: table["overall"] for rule, table in score(rows).items()}
 
-
+# %% ../../nbs/70_statistics.ipynb #878afe84
 def _bootstrap_scores(
     groups: list[list[dict]],  # of `_group_rows`
     score: Callable[[list[dict]], dict],  # of the benchmark: rows -> rule -> table with "overall"
@@ -244,28 +303,108 @@ def _bootstrap_scores(
     sample_of = lambda counts: [row for i, n in enumerate(counts) for number in range(n) for row in copy(i, number)]
     return [_overall_scores(sample_of(counts), score) for counts in _draw_groups(len(groups), samples, seed)]
 
+# %% ../../nbs/70_statistics.ipynb #b78a6877
+_Mark = tuple[dict, str, float]  # a row of the question, the kind of question, the score by one rule
+_Means = dict[str, np.ndarray]  # kind of question -> mean score in each draw, NaN where there is none
+
+
+def _weighted_means(
+    marks: list[_Mark],  # by one rule
+    groups: dict[str, int],  # group -> column of `weights`
+    weights: np.ndarray,  # [draws, groups]
+) -> tuple[_Means, np.ndarray]:  # of each kind, and [draws] of all questions
+    "Mean scores in each draw."
+    kinds = {kind: i for i, kind in enumerate(dict.fromkeys(kind for _, kind, _ in marks))}
+    cells = np.array([groups[_group_of(row)] * len(kinds) + kinds[kind] for row, kind, _ in marks])
+    fold = lambda values: np.bincount(cells, values, len(groups) * len(kinds)).reshape(len(groups), len(kinds))
+    above, below = weights @ fold(np.array([score for *_, score in marks])), weights @ fold(None)
+    with np.errstate(invalid="ignore"): means, total = above / below, above.sum(1) / below.sum(1)
+    return dict(zip(kinds, means.T)), total
+
+# %% ../../nbs/70_statistics.ipynb #88c9f6eb
+def _mean_of_all(
+    means: _Means,  # of each kind of question
+    total: np.ndarray,  # [draws] of all questions
+) -> _Means:  # with "overall"
+    "The usual table: each kind, and all questions alike."
+    return means | {"overall": total}
+
+# %% ../../nbs/70_statistics.ipynb #74a3d30a
+def _mean_of(
+    columns: list[np.ndarray],  # [draws] each, NaN where there is none
+) -> np.ndarray:  # [draws]
+    "The mean of columns, each with the same weight, of those that a draw has."
+    stacked = np.stack(columns)
+    present = ~np.isnan(stacked)
+    with np.errstate(invalid="ignore"): return np.where(present, stacked, 0).sum(0) / present.sum(0)
+
+# %% ../../nbs/70_statistics.ipynb #a05d2463
+def _mean_of_kinds(
+    means: _Means,  # of each kind of question
+    total: np.ndarray,  # [draws] of all questions
+) -> _Means:  # with "overall"
+    "Each kind, and all kinds alike, however many questions they have."
+    return means | {"overall": _mean_of([*means.values()])}
+
+# %% ../../nbs/70_statistics.ipynb #6e696f02
+@dataclass(frozen=True)
+class _Scorer:
+    "The rules of a benchmark, as a function from rows to one table for each rule."
+    name: str  # of the benchmark, for errors
+    marks: Callable[[list[dict]], dict[str, list[_Mark]]]  # rows -> rule -> marks, the official rule first
+    table: Callable[[_Means, np.ndarray], _Means] = _mean_of_all  # (means of kinds, mean of all) -> with "overall"
+
+    def draws(
+        self,
+        rows: list[dict],  # answers
+        weights: np.ndarray | None = None,  # [draws, groups] of `_group_rows`; None for the answers as they are
+    ) -> dict[str, _Means]:  # rule -> table of each draw
+        "The tables of all draws. ValueError where no answer can be marked."
+        groups = {_group_of(group[0]): i for i, group in enumerate(_group_rows(rows))}
+        weights = np.ones((1, len(groups))) if weights is None else weights.astype(float)
+        by_rule = {rule: marks for rule, marks in self.marks(rows).items() if marks}
+        if not by_rule: raise ValueError(f"{self.name}: no answered question to score")
+        return {rule: self.table(*_weighted_means(marks, groups, weights)) for rule, marks in by_rule.items()}
+
+    def __call__(
+        self,
+        rows: list[dict],  # answers
+    ) -> dict[str, dict[str, float]]:  # rule -> each kind of question and "overall"
+        "One table for each rule."
+        tables = self.draws(rows).items()
+        return {rule: {column: float(values[0]) for column, values in table.items()} for rule, table in tables}
+
 # %% ../../nbs/70_statistics.ipynb #63fcd234
-def _rule_interval(
-    draws: list[dict[str, float]],  # of `_bootstrap_scores`
-    rule: str,  # a rule of the benchmark
-    groups: int,  # number of groups they were drawn from
-) -> dict[str, float]:  # low, high
-    "The 95 % interval by one rule; draws in which the rule does not apply are left out."
-    low, high = _percentile_interval(np.array([draw.get(rule, np.nan) for draw in draws]), groups)
-    return dict(low=low, high=high)
+def _rule_draws(
+    rows: list[dict],  # answers
+    score: Callable[[list[dict]], dict],  # of the benchmark: rows -> rule -> table with "overall"
+    samples: int,  # bootstrap draws of groups
+    seed: int,  # of the draws
+) -> dict[str, np.ndarray]:  # rule -> [samples] overall score, NaN where the rule does not apply
+    "The overall score by each rule in `samples` draws of groups."
+    groups = _group_rows(rows)
+    if isinstance(score, _Scorer):
+        tables = score.draws(rows, _draw_groups(len(groups), samples, seed))
+        return {rule: table["overall"] for rule, table in tables.items()}
+    draws = _bootstrap_scores(groups, score, samples, seed)
+    rules = dict.fromkeys(rule for draw in draws for rule in draw)
+    return {rule: np.array([draw.get(rule, np.nan) for draw in draws]) for rule in rules}
 
-
+# %% ../../nbs/70_statistics.ipynb #e9753d4e
 def score_with_interval(
     rows: list[dict],  # answers
     score: Callable[[list[dict]], dict],  # of the benchmark: rows -> rule -> table with "overall"
     samples: int = 500,  # bootstrap draws of groups
     seed: int = 0,  # of the draws
-) -> dict[str, dict]:  # rule -> overall, low, high, n (questions)
+) -> dict[str, dict]:  # rule -> overall, low, high, n (questions that the rule counts)
     "The overall score by each rule of a benchmark with a 95 % interval."
-    groups, n = _group_rows(rows), len({row["id"].split("#")[0] for row in rows})
-    draws = _bootstrap_scores(groups, score, samples, seed)
-    return {rule: dict(overall=overall, **_rule_interval(draws, rule, len(groups)), n=n)
-            for rule, overall in _overall_scores(rows, score).items()}
+    questions = lambda rows: len({row["id"].split("#")[0] for row in rows})
+    marks = score.marks(rows) if isinstance(score, _Scorer) else {}
+    counts = {rule: questions(row for row, *_ in counted) for rule, counted in marks.items()}
+    draws, groups = _rule_draws(rows, score, samples, seed), len({_group_of(row) for row in rows})
+    interval = lambda rule: dict(zip(("low", "high"), _percentile_interval(draws.get(rule, np.array([])), groups)))
+    scored = lambda rule, value: dict(overall=value, **interval(rule), n=counts.get(rule, questions(rows)))
+    return {rule: scored(rule, value) for rule, value in _overall_scores(rows, score).items()}
 
 # %% ../../nbs/70_statistics.ipynb #a6e97048
 def paired_scores(
@@ -278,7 +417,8 @@ def paired_scores(
     "How much better `rows` are than `others`, with a paired 95 % interval. Raises ValueError if the questions differ."
     _check_same_questions(rows, others)
     minus = lambda a, b: {rule: a[rule] - b[rule] for rule in a if rule in b}
-    a, b = _group_rows(rows), _group_rows(others)
-    draws = [*map(minus, _bootstrap_scores(a, score, samples, seed), _bootstrap_scores(b, score, samples, seed))]
+    draws = minus(*(_rule_draws(answers, score, samples, seed) for answers in (rows, others)))
+    groups = len({_group_of(row) for row in rows})
     differences = minus(_overall_scores(rows, score), _overall_scores(others, score))
-    return {rule: dict(difference=d, **_rule_interval(draws, rule, len(a))) for rule, d in differences.items()}
+    interval = lambda rule: dict(zip(("low", "high"), _percentile_interval(draws.get(rule, np.array([])), groups)))
+    return {rule: dict(difference=difference, **interval(rule)) for rule, difference in differences.items()}

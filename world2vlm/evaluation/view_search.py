@@ -7,25 +7,27 @@ __all__ = ['ViewSearch', 'ask_with_search', 'search_cost']
 
 # %% ../../nbs/80_view_search.ipynb #a1beea8c
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 
-from ..core.config import Count, FieldOfView, Positive, Seed, Settings
+from ..core.config import Count, FieldOfView, Positive, Seed, Settings, Share, Whole
 from ..core.actions import format_actions, merge_actions, plan, Trajectory
 from ..core.camera import Action, intrinsics, OPPOSITE_KIND
 from ..core.records import Scene
 from ..core.runs import rng_for
 from ..teachers.base import WorldModel
-from ..students.models import load_piece, Prompt, Student
+from ..students.models import load_piece, Prompt, Reply, Student
+from ..students.static_forms import _scoring_pieces
 from .answering import collect_answers
 from ..tasks.answers import final_answer
-from .benchmarks.base import Benchmark, Item, open_benchmark
+from .benchmarks.base import _loader, Benchmark, Item, open_benchmark
+from .search_log import _Call, _write_calls
 
 # %% ../../nbs/80_view_search.ipynb #eaa013e5
 _Score = Annotated[int, ">= 0", "<= 9"]
@@ -48,6 +50,10 @@ class ViewSearch(Settings):
     batch_paths: bool = True  # all paths of a step in one call of the world model, which may pack them
     score_tokens: Count = 64  # longest list of scores
     fov_deg: FieldOfView = 54.0  # horizontal field of view of pictures without a camera
+    pitch_deg: Annotated[float, ">= -89", "<= 89"] = 0.0  # of pictures without a camera; below 0 they look down
+    start: Share = 1.0  # frame of a video that the search starts from: 0 is the first, 1 the last
+    kinds: tuple[str, ...] = ()  # of the questions that are searched, () for all; others are answered without views
+    keep: Whole = 10  # questions whose prompts, replies and views are kept for inspection
     seed: Seed = 0  # of the world model and of guessed scores
 
 # %% ../../nbs/80_view_search.ipynb #1a68bc67
@@ -56,9 +62,6 @@ class _ImaginedView:
     "What the camera would see after some actions."
     actions: tuple[Action, ...]  # from the first picture, in order
     image: np.ndarray  # uint8 [H, W, 3]
-
-    @property
-    def pose(self) -> np.ndarray: return plan(self.actions).poses[-1]  # [4, 4] in the frame of the first picture
 
     @property
     def caption(self) -> str: return format_actions(merge_actions(self.actions)).replace("; ", ", and then ")
@@ -86,41 +89,61 @@ def _path_steps(
     *history, last = path
     return [(*history, Action(last.kind, last.amount * k / views)) for k in range(1, views + 1)]
 
+# %% ../../nbs/80_view_search.ipynb #b990634d
+def _tilt_poses(
+    poses: np.ndarray,  # [F, 4, 4] of a level camera, relative to the first
+    pitch_deg: float,  # below 0 it looks down
+) -> np.ndarray:  # [F, 4, 4] relative to the first
+    "The same level motions of a camera that looks up or down."
+    if not pitch_deg: return poses
+    c, s, tilt = np.cos(np.radians(pitch_deg)), np.sin(np.radians(pitch_deg)), np.eye(4)
+    tilt[1:3, 1:3] = (c, -s), (s, c)
+    tilted = tilt.T @ poses @ tilt
+    tilted[0] = np.eye(4)
+    return tilted
+
 # %% ../../nbs/80_view_search.ipynb #372e68d3
 def _path_trajectory(
     path: tuple[Action, ...],  # at least one action
     views: int,  # along the last one
+    pitch_deg: float = 0.0,  # of the camera; below 0 it looks down, and still moves level
 ) -> Trajectory:  # its keyframes are these views
     "The trajectory of `path`, viewed along its last action."
     *history, last = path
     whole = plan([*history, *[Action(last.kind, last.amount / views)] * views])
-    return Trajectory(whole.actions, whole.poses, whole.keyframes[-views:])
+    return Trajectory(whole.actions, _tilt_poses(whole.poses, pitch_deg), whole.keyframes[-views:])
 
 # %% ../../nbs/80_view_search.ipynb #364b288f
 def _scene_of_item(
-    item: Item,  # with a first picture
-    fov_deg: float,  # horizontal field of view where the camera is unknown
-) -> Scene:  # its first picture
-    "Where the world model starts. Raises ValueError for a question about a video."
+    item: Item,  # with a first picture, or a video
+    config: ViewSearch,  # field of view where the camera is unknown, and which frame of a video
+    load: Callable[[Any], Any] = load_piece,  # how files are opened
+) -> Scene:  # its first picture, or that frame
+    "Where the world model starts. ValueError for a question without a picture or a video."
     if item.scene is not None: return item.scene
-    if not item.images: raise ValueError(f"{item.id}: no picture to start from; view search does not take videos")
-    image = load_piece(Path(item.images[0]) if isinstance(item.images[0], str) else item.images[0])
-    return Scene(item.id, image, intrinsics(image.shape[1], image.shape[0], fov_deg))
+    if not item.images and not item.video: raise ValueError(f"{item.id}: neither a picture nor a video to start from")
+    file = item.images[0] if item.images else Path(item.video)
+    image = load(Path(file) if isinstance(file, str) else file)
+    if image.ndim == 4: image = np.asarray(image[round(config.start * (len(image) - 1))])  # [F, H, W, 3]
+    return Scene(item.id, image, intrinsics(image.shape[1], image.shape[0], config.fov_deg))
 
 # %% ../../nbs/80_view_search.ipynb #624dfb7c
 @dataclass
 class _Search:
     "The search for one question: its student, its world model, and its cost so far."
     item: Item  # the question
-    student: Student  # scores views and answers
+    student: Student  # answers
     worldmodel: WorldModel  # imagines views
     config: ViewSearch = ViewSearch()  # settings
+    scorer: Student | None = None  # scores views; None for the student
+    load: Callable[[Any], Any] = load_piece  # how files are opened
     cost: Counter = field(default_factory=Counter)  # rollouts, views, rejected, steps, calls, tokens ...
+    calls: list[_Call] = field(default_factory=list)  # all that was asked and answered
 
     def __post_init__(self): self.rng = rng_for(self.config.seed, self.item.id)  # of guessed scores
 
     @cached_property
-    def scene(self) -> Scene: return _scene_of_item(self.item, self.config.fov_deg)  # where the search starts
+    def scene(self) -> Scene: return _scene_of_item(self.item, self.config, self.load)  # where the search starts
 
 # %% ../../nbs/80_view_search.ipynb #b3b2e7aa
 def _imagine_paths(
@@ -128,7 +151,8 @@ def _imagine_paths(
     paths: list[tuple[Action, ...]],  # to imagine
 ) -> list[_ImaginedView]:  # in order, without the paths that the world model rejects
     "The views along the last action of each path."
-    config, trajectories = search.config, [_path_trajectory(path, search.config.views_per_action) for path in paths]
+    config, pitch = search.config, search.config.pitch_deg if search.item.scene is None else 0.0
+    trajectories = [_path_trajectory(path, config.views_per_action, pitch) for path in paths]
     calls = [trajectories] if config.batch_paths else [[trajectory] for trajectory in trajectories]
     rollouts = {r.actions: r for call in calls for r in search.worldmodel.imagine(search.scene, call, config.seed)}
     accepted = [(path, rollouts[t.actions]) for path, t in zip(paths, trajectories) if t.actions in rollouts]
@@ -138,28 +162,17 @@ def _imagine_paths(
     return views
 
 # %% ../../nbs/80_view_search.ipynb #baea61bc
-_CRITERIA = {
-    "exploration": ("Score every imagined image from 0 to 9: how suitable is this place for exploring further, "
-                    "so that the question can be answered?"),
-    "helpful": ("Score every imagined image from 0 to 9: how helpful is it for answering the question? "
-                "An image that only rules out a wrong answer is helpful too. An image of poor quality is not."),
-}
-_SCORER_SYSTEM = ("You are an AI assistant that analyzes and scores imagined images of a 3D indoor scene. {criterion} "
-                  "Answer with whole numbers separated by commas, one for each image.\n\n")
-
-
 def _scoring_prompt(
     item: Item,  # the question
     views: list[_ImaginedView],  # to be scored
     criterion: str,  # "exploration" or "helpful"
+    load: Callable[[Any], Any] = load_piece,  # how files are opened
 ) -> Prompt:  # question, views, request for scores
     "The question, and all views with their captions."
-    pictures = [load_piece(Path(image) if isinstance(image, str) else image) for image in item.images]
-    question = f"\nQuestion: {item.question}\n" + "".join(f"  - {choice}\n" for choice in item.choices)
-    captions = [f"Imagined image of index {k} if you {view.caption}:\n" for k, view in enumerate(views)]
-    candidates = [piece for caption, view in zip(captions, views) for piece in (caption, view.image)]
-    return Prompt([*pictures, question, "Below are the imagined views after taking actions.\n", *candidates,
-                   "Output a list of scores.\nOutput: "], _SCORER_SYSTEM.format(criterion=_CRITERIA[criterion]))
+    files = [*item.images, *[Path(item.video)] * bool(item.video)]
+    pictures = [load(Path(file) if isinstance(file, str) else file) for file in files]
+    captioned = [(view.caption, view.image) for view in views]
+    return _scoring_pieces(pictures, item.question, item.choices, captioned, criterion)
 
 # %% ../../nbs/80_view_search.ipynb #65417809
 def _read_scores(
@@ -177,11 +190,15 @@ def _ask(
     search: _Search,  # gains calls, tokens
     prompt: Prompt,  # texts and pictures
     max_new_tokens: int,  # longest reply
-) -> str:  # the reply
-    "One call of the student."
-    reply = search.student.reply([prompt], max_new_tokens)[0]
+    purpose: str = "answer",  # or the criterion of the scores
+    first_words: tuple[str, ...] = (),  # whose probabilities are wanted
+) -> Reply:  # of the student, or of the scorer
+    "One call."
+    asked = search.student if purpose == "answer" else search.scorer or search.student
+    reply = asked.reply([prompt], max_new_tokens, *([first_words] if first_words else []))[0]
     search.cost.update(calls=1, tokens=reply.tokens)
-    return reply.text
+    search.calls.append(_Call(purpose, prompt, reply.text))
+    return reply
 
 # %% ../../nbs/80_view_search.ipynb #965c78bc
 def _score_views(
@@ -190,9 +207,9 @@ def _score_views(
     criterion: str,  # "exploration" or "helpful"
 ) -> list[int]:  # one score for each view
     "The student's scores of the views; random ones where its reply holds none."
-    prompt, config = _scoring_prompt(search.item, views, criterion), search.config
+    prompt, config = _scoring_prompt(search.item, views, criterion, search.load), search.config
     for _ in range(config.max_tries):
-        scores = _read_scores(_ask(search, prompt, config.score_tokens), len(views))
+        scores = _read_scores(_ask(search, prompt, config.score_tokens, criterion).text, len(views))
         if scores is not None: return scores
     search.cost.update(guessed=1)
     return search.rng.integers(config.guessed_range[0], config.guessed_range[1] + 1, len(views)).tolist()
@@ -235,9 +252,10 @@ def _evidence_prompt(
     item: Item,  # the question
     benchmark: Benchmark,  # gives its prompt
     evidence: list[_ImaginedView],  # views to add
+    load: Callable[[Any], Any] = load_piece,  # how files are opened
 ) -> Prompt:  # texts and pictures in order
     "The benchmark's prompt with the evidence before its last piece."
-    *pieces, last = [load_piece(piece) for piece in benchmark.prompt(item)]
+    *pieces, last = [load(piece) for piece in benchmark.prompt(item)]
     added = [piece for view in evidence for piece in (f"Action: {view.caption}\n", view.image)]
     if added: added = ["Below are the imagined views after taking actions.\n", *added]
     return Prompt([*pieces, *added, last], benchmark.system(item) + _RULES * bool(added))
@@ -262,25 +280,37 @@ def _answer_with_search(
     benchmark: Benchmark,  # that it belongs to
 ) -> dict:  # response, evidence (captions) and cost
     "Answer one question with the world model at test time."
-    with _count_evaluations(search.worldmodel, search.cost): evidence = _search_views(search)
-    prompt = _evidence_prompt(search.item, benchmark, evidence)
-    response = _ask(search, prompt, benchmark.max_new_tokens)
-    return dict(response=response, evidence=[view.caption for view in evidence], **search.cost)
+    asked = not search.config.kinds or search.item.kind in search.config.kinds
+    with _count_evaluations(search.worldmodel, search.cost): evidence = _search_views(search) if asked else []
+    prompt, words = _evidence_prompt(search.item, benchmark, evidence, search.load), benchmark.first_words
+    reply = _ask(search, prompt, benchmark.max_new_tokens, first_words=words)
+    chances = {"probabilities": dict(zip(words, reply.probabilities))} if words else {}
+    return dict(response=reply.text, evidence=[view.caption for view in evidence], **chances, **search.cost)
 
 # %% ../../nbs/80_view_search.ipynb #0a11547d
 def ask_with_search(
-    student: Student,  # scores and answers
+    student: Student,  # answers
     worldmodel: WorldModel,  # imagines
     name: str | Benchmark,  # of the benchmark, see `open_benchmark`
     items: list[Item],  # its questions
     path: str | Path | None = None,  # answer file to write and resume
     config: ViewSearch = ViewSearch(),  # how the world model is searched
+    scorer: Student | None = None,  # scores views; None for `student`
+    frames: int = 32,  # of a video, unless the benchmark says how many for each second
+    calls: str | Path | None = None,  # folder that gets the calls of the first `config.keep` questions
 ) -> list[dict]:  # rows of `Benchmark.row` with the cost of each
     "Ask a student a benchmark with the world model at test time."
-    benchmark = open_benchmark(name)
-    key = student.key(dict(benchmark=str(name), worldmodel=worldmodel.name, view_search=asdict(config)))
-    answer = lambda item: _answer_with_search(_Search(item, student, worldmodel, config), benchmark)
-    return collect_answers(lambda batch: [*map(answer, batch)], items, path, 1, key, benchmark.row)
+    benchmark, kept = open_benchmark(name), {item.id for item in items[:config.keep]} if calls else ()
+    load, settings = _loader(benchmark, frames), dict(view_search=asdict(replace(config, keep=0)), frames=frames)
+    settings |= dict(benchmark=str(name), worldmodel=worldmodel.name) | ({"scorer": scorer.key({})} if scorer else {})
+    key = student.key(settings)
+    def answer(item):
+        search = _Search(item, student, worldmodel, config, scorer, load)
+        row = _answer_with_search(search, benchmark)
+        if item.id in kept: _write_calls(calls, benchmark.row(item, row["response"]), search.calls)
+        return row
+    cost = lambda item: (-len(item.images), item.place, -len(item.question))  # each video is decoded once
+    return collect_answers(lambda batch: [*map(answer, batch)], items, path, 1, key, benchmark.row, cost)
 
 # %% ../../nbs/80_view_search.ipynb #04967418
 def search_cost(

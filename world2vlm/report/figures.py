@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Groups', 'ViewPair', 'imagined_figure', 'AnsweredQuestion', 'question_figure', 'stated_in_question',
            'answered_question', 'headline_figure', 'answers_figure', 'balance_figure', 'run_colours', 'run_names',
-           'limits_in_points', 'task_figure', 'mean_figure']
+           'exactly_right', 'task_figure', 'mean_figure']
 
 # %% ../../nbs/85_figures.ipynb #0a2a253c
 import re
@@ -242,7 +242,7 @@ def _write_question(
 ) -> None:
     "The question, the right answer and the answers of `names` as text."
     axes.axis("off")
-    text = textwrap.fill(re.sub(r"^Boxes are .*? 1000\. ", "", answered.question.split("\n")[0]), width)
+    text = textwrap.fill(re.sub(r"^Boxes: .*? thousandths\. ", "", answered.question.split("\n")[0]), width)
     axes.text(0, 1, text, va="top", fontsize=10.5, transform=axes.transAxes)
     lines = [("right answer", answered.gold, TRUTH_COLOUR)]
     lines += [(name, answered.answers[run][0], _answer_colour(answered.answers[run][1])) for run, name in names.items()]
@@ -338,8 +338,16 @@ def run_names(
     named = [(key, name, heading) for heading, runs in groups.items() for key, name in runs.items() if results.get(key)]
     return {key: f"{name} ({heading})" if shared[name] > 1 else name for key, name, heading in named}
 
+# %% ../../nbs/85_figures.ipynb #2fd0c6b7
+def exactly_right(
+    result: dict,  # of `evaluation.statistics.score_rows`
+) -> dict:  # mean, directions, phrasings, tasks; empty where it was not measured
+    "The shares of exactly right answers in a `result`."
+    nothing = dict(mean=dict(score=None, low=None, high=None), directions={}, phrasings={}, tasks={})
+    return result.get("exactly right", nothing)
+
 # %% ../../nbs/85_figures.ipynb #a8615e49
-def limits_in_points(
+def _limits_in_points(
     result: dict,  # score, low and high in [0, 1]; a limit that does not exist is None
 ) -> np.ndarray:  # [3] score, low, high in points of 100, NaN for None
     "A score and its interval as numbers to draw."
@@ -351,7 +359,7 @@ def _task_bars(
     tasks: list[str],  # in order
 ) -> np.ndarray:  # [4, n] place of the task, score, low, high
     "The bars of one run, one for each task that it answered."
-    bars = [(place, *limits_in_points(by_task[task])) for place, task in enumerate(tasks) if task in by_task]
+    bars = [(place, *_limits_in_points(by_task[task])) for place, task in enumerate(tasks) if task in by_task]
     return np.array(bars).reshape(-1, 4).T
 
 # %% ../../nbs/85_figures.ipynb #d027c1ab
@@ -360,17 +368,17 @@ def task_figure(
     results: dict[str, dict | None],  # key -> result of `evaluation.statistics.score_rows`
     groups: Groups,  # the runs in order
 ) -> "Figure":  # bars per task, one colour per run
-    "Score per task with 95 % intervals."
+    "Share of exactly right answers per task with 95 % intervals."
     names, colours = run_names(groups, results), run_colours(groups)
-    tasks = sorted({task for key in names for task in results[key]["tasks"]})
+    tasks = sorted({task for key in names for task in exactly_right(results[key])["tasks"]})
     figure, axes = canvas(size=(8.8, 3.0))
     width = 0.8 / max(1, len(names))
     for i, (key, name) in enumerate(names.items()):
-        place, y, low, high = _task_bars(results[key]["tasks"], tasks)
+        place, y, low, high = _task_bars(exactly_right(results[key])["tasks"], tasks)
         x = place + (i - (len(names) - 1) / 2) * width
         axes.bar(x, y, 0.92 * width, color=colours[key], label=name)
         axes.errorbar(x, y, [y - low, high - y], fmt="none", ecolor=axes.xaxis.label.get_color(), elinewidth=0.9)
-    axes.set(xticks=range(len(tasks)), xticklabels=tasks, ylim=(0, 100), ylabel="score")
+    axes.set(xticks=range(len(tasks)), xticklabels=tasks, ylim=(0, 100), ylabel="exactly right, %")
     axes.grid(axis="y")
     axes.set_axisbelow(True)
     figure.legend(loc="outside upper left", ncols=min(6, len(names)), fontsize=8)
@@ -382,15 +390,15 @@ def mean_figure(
     results: dict[str, dict | None],  # key -> result of `evaluation.statistics.score_rows`
     groups: Groups,  # the runs in order
 ) -> "Figure":  # one dot with its interval per run
-    "Mean score over the tasks, all runs below each other."
+    "Share of exactly right answers, mean over the tasks, all runs below each other."
     names, colours = run_names(groups, results), run_colours(groups)
     figure, axes = canvas(size=(6.4, 0.3 * len(names) + 0.7))
     for line, key in enumerate(names):
-        score, low, high = limits_in_points(results[key]["mean"])
+        score, low, high = _limits_in_points(exactly_right(results[key])["mean"])
         axes.plot([low, high], [line, line], color=colours[key], linewidth=3, solid_capstyle="butt", alpha=0.55)
         axes.plot(score, line, "o", color=colours[key], markersize=6)
         axes.annotate(f"{score:.1f}", (score, line), (0, 5), textcoords="offset points", ha="center", fontsize=8)
     axes.set_yticks(range(len(names)), list(names.values()))
-    axes.set(xlabel="mean score over the tasks, 95 % interval", ylim=(len(names) - 0.4, -0.8))
+    axes.set(xlabel="exactly right, mean over the tasks in %, with 95 % interval", ylim=(len(names) - 0.4, -0.8))
     axes.grid(axis="x")
     return figure

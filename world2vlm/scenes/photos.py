@@ -8,7 +8,6 @@ __all__ = ['inside_folder', 'photo_scenes', 'count_photos']
 # %% ../../nbs/14_photos.ipynb #e9584f66
 import hashlib
 import json
-import math
 import os
 import re
 import warnings
@@ -368,7 +367,7 @@ def _photo_scene(
     except Exception as error: raise ValueError(f"damaged picture: {error}") from None
     own, labels = (image.shape[1], image.shape[0]), entry.get("labels")
     digest = hashlib.sha256(f"{own}".encode() + image.tobytes()).hexdigest()
-    K, origin = photo_camera(folder, path, picture, own, entry, fov_deg)
+    K, evidence, origin = photo_camera(folder, path, picture, own, entry, fov_deg)
     if "depth" in entry:
         depth = _read_named(_read_depth, inside_folder(folder, entry["depth"]), own, entry.get("depth_scale"))
     if "ids" in entry: ids = _read_named(_read_instances, inside_folder(folder, entry["ids"]), labels, own)
@@ -377,8 +376,8 @@ def _photo_scene(
         depth, ids = (m if m is None else _resize_map(m, size) for m in (depth, ids))
     objects = None if ids is None else _instances_of(ids, labels)
     source = entry.get("source", "photo") + (f"; K from {origin}" if origin else "")
-    about = {"source": source, "licence": entry.get("licence", "unknown")}
-    return Scene(entry.get("id", _entry_name(entry)), image, K, depth, objects, **about), digest
+    about = dict(licence=entry.get("licence", "unknown"), K_evidence=evidence, depth_evidence="measured")
+    return Scene(entry.get("id", _entry_name(entry)), image, K, depth, objects, source, **about), digest
 
 # %% ../../nbs/14_photos.ipynb #5d5664c6
 def _check_new(

@@ -14,8 +14,8 @@ import numpy as np
 from ..core.camera import check_pose, intrinsics, move, yaw
 from ..core.records import Instance, RoomPose, Scene
 from ..core.runs import Reject, seed_for
-from .furniture import decorate, furnish, palette, ROLES, shell
-from .rendering import (build_solids, cast_pixels, compile_model, light_hits, light_map, paint_hits,
+from .furniture import _decorate, furnish, palette, ROLES, _shell
+from .rendering import (_build_solids, cast_pixels, _compile_model, _light_hits, _light_map, _paint_hits,
                                         pixel_centres)
 
 # %% ../../nbs/13_room.ipynb #1dd2fed2
@@ -65,10 +65,10 @@ class Room:
         self.seed, self.size = seed, tuple(size or random_size)
         self.items = furnish(rng, self.size)
         roles, floor, wall = palette(rng)
-        items = [(0, item) for item in shell(self.size) + decorate(rng, self.size)] + list(enumerate(self.items, 1))
-        self.solids = build_solids(items, ROLES | roles, {"floor": floor, "wall": wall})
-        self.model = compile_model(self.solids)
-        self.light = light_map(self.model, self.solids, self.size[2])
+        items = [(0, item) for item in _shell(self.size) + _decorate(rng, self.size)] + list(enumerate(self.items, 1))
+        self.solids = _build_solids(items, ROLES | roles, {"floor": floor, "wall": wall})
+        self.model = _compile_model(self.solids)
+        self.light = _light_map(self.model, self.solids, self.size[2])
         self.instances = {i: item.label for i, item in enumerate(self.items, 1)}
 
     def render(
@@ -80,7 +80,7 @@ class Room:
     ) -> _RenderedView:  # image, depth, ids
         "What a camera sees from `pose`; raises ValueError outside of the room."
         pose, shape = check_pose(pose, "camera pose"), size[::-1]
-        def colours(hits): return light_hits(self.light, self.solids, hits, paint_hits(self.solids, hits, K[0, 0]))
+        def colours(hits): return _light_hits(self.light, self.solids, hits, _paint_hits(self.solids, hits, K[0, 0]))
         hits = cast_pixels(self.model, pose, K, pixel_centres(size))
         rgb, ids = colours(hits).reshape(*shape, 3), self.solids.owner[hits.geom].reshape(shape)
         if supersample: rgb = _smooth_edges(rgb, lambda pixels: colours(cast_pixels(self.model, pose, K, pixels)))
@@ -180,7 +180,7 @@ def _scene_at(
     masks = {i: view.ids == i for i in room.instances}
     objects = [Instance(int(i), room.instances[i], mask) for i, mask in masks.items() if mask.any()]
     about = dict(source="room", licence="Apache-2.0", room=RoomPose(room.seed, pose))
-    return Scene(id, view.image, K, view.depth, objects, **about)
+    return Scene(id, view.image, K, view.depth, objects, K_evidence="exact", depth_evidence="exact", **about)
 
 # %% ../../nbs/13_room.ipynb #6c7efd32
 def _room_scene(

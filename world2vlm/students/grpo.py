@@ -10,21 +10,22 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from ..core.config import Count, LearningRate, NotNegative, Positive, Share, Whole
 from ..core.records import Example
 from ..dataset.schema import row_example
 from .models import load_student
-from .training import live_callback, prepare_model, run_trainer, trainer_arguments
+from .training import _lora_config, _remember_pictures, live_callback, prepare_model, run_trainer, trainer_arguments
 from .training import Training, training_row, training_rows
 from ..tasks.answers import convert_boxes
-from ..tasks.tasks import open_task
+from ..tasks.rewards import MAX_ANSWER_CHARS, paper_reward
+from ..tasks.tasks import Task, open_task
 
-# %% ../../nbs/64_grpo.ipynb #641fcbda
+# %% ../../nbs/64_grpo.ipynb #961b8ee4
 @dataclass(frozen=True)
 class GRPO(Training):
-    "How a student is trained with GRPO; the defaults are the paper's."
+    "How a student is trained with GRPO; what the paper gives is the default, but for `reward`."
     limit: Whole = 1000  # questions at most, 0 for all
     batch_size: Count = 2  # answers in one forward pass
     gradient_accumulation_steps: Count = 4  # forward passes per step; a step has k * `num_generations` answers
@@ -35,43 +36,68 @@ class GRPO(Training):
     temperature: Positive = 1.0  # of the answers
     beta: NotNegative = 0.01  # weight of the KL term (low-variance estimate)
     max_completion_length: Count = 256  # tokens of one answer
-    format_weight: Share = 0.1  # of the part "format" in the reward; the task's own score has the rest
+    reward: Literal["tasks", "paper"] = "tasks"  # the tasks' scores, or the paper's, -1 for over 200 characters
+    format_weight: Share = 0.1  # of the part "format" in the reward of the tasks
+    exact_weight: Share = 0.0  # of the part "exact", 1 for an exactly right answer; the task's own score has the rest
+    vllm: Literal["off", "colocate", "server"] = "off"  # samples in place of transformers, on the same GPUs or others
+    vllm_memory: Share = 0.3  # of each GPU, for vLLM's weights and cache ("colocate")
+    vllm_server: str = "http://localhost:8000"  # where `vllm serve` listens ("server")
 
-# %% ../../nbs/64_grpo.ipynb #792d4fb5
-_REWARD_PARTS = ("overall", "format", "action", "order", "number", "iou", "center", "accuracy")
+# %% ../../nbs/64_grpo.ipynb #35f7e622
+_REWARD_PARTS = {
+    "tasks": ("overall", "format", "exact", "action", "order", "number", "iou", "center", "accuracy"),
+    "paper": ("overall", "format", "action", "order", "numeric", "validity", "geometry", "accuracy")}
 
+# %% ../../nbs/64_grpo.ipynb #9ec7c743
+def _paper_score(
+    task: Task,  # of the question
+    text: str,  # what the student wrote, boxes in norm1000
+    question: Example,  # whose answer is scored
+) -> dict[str, float]:  # "overall" in [-1, 1] and the named parts
+    "The paper's reward of `text`, whatever the phrasing of `question`."
+    kind = task.answer_type
+    if question.phrasing != "direct" and len(text.strip()) <= MAX_ANSWER_CHARS:
+        answer = task.parse(text, question)
+        text = "" if answer is None else kind.write(answer)
+    return paper_reward(question.task, kind.write(kind.unpack(question.target[kind.name])), text)
 
+# %% ../../nbs/64_grpo.ipynb #3547c882
 def _score_completions(
     completions: list,  # TRL's chats: one list with one message for each answer
     example: list[str],  # the question's example as JSON, without pictures
     size: list,  # width and height of the picture as the student sees it
     box_format: list[str],  # how the student writes boxes
-) -> list[dict]:  # named parts in [0, 1], "overall" among them
-    "The task's score of each answer."
+    reward: str = "tasks",  # see `GRPO.reward`
+) -> list[dict]:  # named parts, "overall" among them
+    "The score of each answer."
     scores = []
     for chat, line, wh, name in zip(completions, example, size, box_format):
         question = Example(**json.loads(line), images=[])
-        text = convert_boxes(chat[0]["content"], name, tuple(wh), back=True)
-        scores.append(open_task(question.task).score(text, question))
+        text, task = convert_boxes(chat[0]["content"], name, tuple(wh), back=True), open_task(question.task)
+        if reward == "paper": scores.append(_paper_score(task, text, question))
+        else: scores.append(task.score(text, question) | {"exact": float(task.exact(text, question))})
     return scores
 
-# %% ../../nbs/64_grpo.ipynb #4886cc6c
+# %% ../../nbs/64_grpo.ipynb #e5007efd
 def _reward_function(
     part: str,  # one of `_REWARD_PARTS`
+    reward: str = "tasks",  # see `GRPO.reward`
 ) -> Callable:  # (completions, example, size, box_format, ...) -> one float or None for each answer
     "The reward function of one `part`."
     def score(completions, example, size, box_format, **_):
-        return [parts.get(part) for parts in _score_completions(completions, example, size, box_format)]
+        return [parts.get(part) for parts in _score_completions(completions, example, size, box_format, reward)]
     score.__name__ = part
     return score
 
-# %% ../../nbs/64_grpo.ipynb #051577c1
+# %% ../../nbs/64_grpo.ipynb #3f01a5cc
 def _reward_weights(
-    config: GRPO,  # `format_weight`
+    config: GRPO,  # `reward`, `format_weight`, `exact_weight`
 ) -> list[float]:  # one for each of `_REWARD_PARTS`
-    "How much each part counts; those with weight 0 are only logged."
-    weights = {"overall": 1 - config.format_weight, "format": config.format_weight}
-    return [weights.get(part, 0.0) for part in _REWARD_PARTS]
+    "How much each part counts; those with weight 0 are only logged. ValueError where they exceed 1."
+    weights = {"format": config.format_weight, "exact": config.exact_weight} if config.reward == "tasks" else {}
+    weights["overall"] = 1 - sum(weights.values())
+    if weights["overall"] < 0: raise ValueError("GRPO.exact_weight: with format_weight it exceeds 1; lower one of them")
+    return [weights.get(part, 0.0) for part in _REWARD_PARTS[config.reward]]
 
 # %% ../../nbs/64_grpo.ipynb #9e04bf2b
 def _question_row(
@@ -85,6 +111,16 @@ def _question_row(
     row, size = training_row(example, box_format, size), list(size or example["images"][0].size)
     return dict(prompt=row["prompt"], images=row["images"], example=line, size=size, box_format=box_format)
 
+# %% ../../nbs/64_grpo.ipynb #9253cf2b
+def _vllm_arguments(
+    config: GRPO,  # `vllm`, `vllm_memory`, `vllm_server`
+) -> dict:  # keyword arguments of TRL
+    "What TRL has to know about vLLM."
+    if config.vllm == "off": return {}
+    colocate = dict(vllm_gpu_memory_utilization=config.vllm_memory, vllm_enable_sleep_mode=True)
+    where = colocate if config.vllm == "colocate" else dict(vllm_server_base_url=config.vllm_server)
+    return dict(use_vllm=True, vllm_mode=config.vllm, **where)
+
 # %% ../../nbs/64_grpo.ipynb #97a584d7
 def _grpo_arguments(
     config: GRPO,  # how to train
@@ -95,7 +131,24 @@ def _grpo_arguments(
     return GRPOConfig(
         num_generations=config.num_generations, temperature=config.temperature, beta=config.beta,
         max_completion_length=config.max_completion_length, reward_weights=_reward_weights(config), loss_type="grpo",
-        shuffle_dataset=False, **trainer_arguments(config, out))
+        shuffle_dataset=False, **_vllm_arguments(config), **trainer_arguments(config, out))
+
+# %% ../../nbs/64_grpo.ipynb #df5cb214
+def _trainer_class(
+    processor: "ProcessorMixin",  # of the student
+) -> type:  # of trainer
+    "TRL's trainer; for a student that must be given the number of pictures of each question, one that gives it."
+    from trl import GRPOTrainer
+    if "batch_num_images" not in processor.image_processor.model_input_names: return GRPOTrainer
+    class CountingTrainer(GRPOTrainer):
+        def _get_per_token_logps_and_entropies(self, model, *args, num_images=None, batch_num_images=None, **kwargs):
+            counts = iter(num_images)  # one for each question, in order
+            def count(module, positional, inputs):
+                return positional, inputs | {"batch_num_images": [next(counts) for _ in inputs["input_ids"]]}
+            hook = model.register_forward_pre_hook(count, with_kwargs=True)
+            try: return super()._get_per_token_logps_and_entropies(model, *args, num_images=num_images, **kwargs)
+            finally: hook.remove()
+    return CountingTrainer
 
 # %% ../../nbs/64_grpo.ipynb #1d34c06f
 def train_grpo(
@@ -105,13 +158,16 @@ def train_grpo(
     out: str | Path,  # folder of the new checkpoint
 ) -> Path:  # `out`, which `load_student` opens
     "Train `student` with GRPO on the questions of `examples`; a killed run resumes from the last checkpoint."
-    from trl import GRPOTrainer
-    model, processor = load_student(str(student), config.attention, "float32", config.max_pixels or None)
-    processor.tokenizer.padding_side = "left"  # TRL pads prompts there but finds the pictures where the processor pads
-    data = training_rows(examples, config, processor, _question_row, str(Path(out) / "cache"))
+    import torch
     arguments = _grpo_arguments(config, out)
-    trainer = GRPOTrainer(
-        model=prepare_model(model, config), reward_funcs=[_reward_function(part) for part in _REWARD_PARTS],
-        args=arguments, train_dataset=data, processing_class=processor,
+    model, processor = load_student(str(student), config.attention, max_pixels=config.max_pixels or None)
+    processor.tokenizer.padding_side = "left"  # TRL pads prompts there but finds the pictures where the processor pads
+    data = training_rows(examples, config, processor, _question_row, str(Path(out) / "cache"), for_grpo=True)
+    if model.config.dtype != torch.float32: arguments.model_init_kwargs = dict(dtype="auto")  # of the reference
+    parts = _REWARD_PARTS[config.reward]
+    trainer = _trainer_class(processor)(
+        model=prepare_model(model, config), reward_funcs=[_reward_function(part, config.reward) for part in parts],
+        args=arguments, train_dataset=data, processing_class=processor, peft_config=_lora_config(model, config),
         callbacks=[] if arguments.process_index else [live_callback(out)])
-    return run_trainer(trainer, processor, out)
+    if config.remember_pictures and trainer.ref_model is not None: _remember_pictures(trainer.ref_model)
+    return run_trainer(trainer, processor, out, config.skip_prompts)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ENGINES', 'Engine', 'BoxFormat', 'Attention', 'MiniConfig', 'mini_student', 'load_student', 'Prompt', 'Reply',
            'Student', 'example_prompt', 'model_picture_size', 'HFStudent', 'VLLMStudent', 'open_student',
-           'StudentConfig', 'load_piece']
+           'StudentConfig']
 
 # %% ../../nbs/60_models.ipynb #523415be
 import hashlib
@@ -16,9 +16,10 @@ from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
-from ..core.config import Count, import_named, Settings
+from ..core.config import Count, import_named, Positive, Settings
 from ..core.records import Example
 from ..core.runs import _check_keys, _check_stored, _opening
+from .media import load_piece
 from ..tasks.answers import convert_boxes
 
 # %% ../../nbs/60_models.ipynb #21a7df20
@@ -33,6 +34,7 @@ class MiniConfig(Settings):
     vision_layers: Count = 3  # blocks of the vision tower
     text_layers: Count = 4  # blocks of the language model
     vocabulary: Annotated[int, ">= 264"] = 1280  # tokens, the 256 bytes and the special ones included
+    embedding_scale: Positive = 0.5  # standard deviation of the initial embeddings: large, so that words stay apart
 
 # %% ../../nbs/60_models.ipynb #23028171
 _SPECIAL_TOKENS = (
@@ -43,8 +45,9 @@ _SPECIAL_TOKENS = (
 # %% ../../nbs/60_models.ipynb #668a640e
 def _train_tokenizer(
     texts: list[str],  # sentences to learn the merges from
-    size: int = 1024,  # tokens in all
-) -> "Qwen2Tokenizer":  # splits text as Qwen2 does, each digit by itself
+    size: int = 1024,  # tokens in all, without those of `numbers`
+    numbers: int = 64,  # the largest number that is one token: coordinates are; 9 adds none
+) -> "Qwen2Tokenizer":  # splits text as Qwen2 does, but for numbers
     "Learn a small byte-level BPE `Qwen2Tokenizer` of `size` tokens from `texts`."
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import Qwen2Tokenizer
@@ -54,10 +57,12 @@ def _train_tokenizer(
         vocab_size=size, special_tokens=list(_SPECIAL_TOKENS), show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
     learned = json.loads(bpe.to_str())["model"]
-    return Qwen2Tokenizer(
+    tokenizer = Qwen2Tokenizer(
         vocab=learned["vocab"], merges=[tuple(pair) for pair in learned["merges"]], model_max_length=1024,
         eos_token="<|im_end|>", pad_token="<|endoftext|>", unk_token="<|endoftext|>",
         additional_special_tokens=list(_SPECIAL_TOKENS[1:]))
+    tokenizer.add_tokens([", ", *(str(number) for number in range(10, numbers + 1))])
+    return tokenizer
 
 # %% ../../nbs/60_models.ipynb #d2b637ed
 _CHAT_TEMPLATE = """{% for message in messages %}<|im_start|>{{ message['role'] }}
@@ -93,7 +98,7 @@ def _mini_model_config(
     text = dict(
         vocab_size=len(tokenizer), hidden_size=config.hidden_size, intermediate_size=4 * config.hidden_size,
         num_hidden_layers=config.text_layers, num_attention_heads=heads, num_key_value_heads=heads,
-        max_position_embeddings=1024, tie_word_embeddings=True,
+        max_position_embeddings=1024, tie_word_embeddings=False,
         bos_token_id=None, eos_token_id=ids["<|im_end|>"], pad_token_id=ids["<|endoftext|>"],
         rope_parameters=dict(rope_type="default", rope_theta=1e4,
                              mrope_section=[half - 3 * eighth, 3 * eighth // 2, 3 * eighth - 3 * eighth // 2]))
@@ -103,7 +108,7 @@ def _mini_model_config(
         window_size=config.image_size, out_hidden_size=config.hidden_size,
         fullatt_block_indexes=list(range(config.vision_layers)))
     return Qwen2_5_VLConfig(
-        text_config=text, vision_config=vision, tie_word_embeddings=True,
+        text_config=text, vision_config=vision, tie_word_embeddings=False,
         image_token_id=ids["<|image_pad|>"], video_token_id=ids["<|video_pad|>"],
         vision_start_token_id=ids["<|vision_start|>"], vision_end_token_id=ids["<|vision_end|>"])
 
@@ -116,10 +121,12 @@ def mini_student(
     "Build a small, untrained Qwen2.5-VL with its own tokenizer and processor."
     import torch
     from transformers import Qwen2_5_VLForConditionalGeneration
-    words = _train_tokenizer(texts, config.vocabulary)
+    words = _train_tokenizer(texts, config.vocabulary, config.image_size)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen2_5_VLForConditionalGeneration(_mini_model_config(words, config))
+        torch.nn.init.normal_(model.get_input_embeddings().weight, std=config.embedding_scale)
+        torch.nn.init.normal_(model.lm_head.weight, std=config.hidden_size**-.5)
     model.generation_config.eos_token_id = words.eos_token_id
     model.generation_config.pad_token_id = words.pad_token_id
     return model.eval(), _mini_processor(words, config)
@@ -135,7 +142,7 @@ def _qwen_processor(
     raise ValueError(f"{setting} needs an image processor of the Qwen-VL family, this student has {type(images).__name__}; "
                      "leave box_format at norm1000 and max_pixels at 0")
 
-
+# %% ../../nbs/60_models.ipynb #fb809737
 def _load_processor(
     checkpoint: str,  # a folder, or the name of a model on the hub
     max_pixels: int | None = None,  # largest picture it keeps, pixels; None leaves the student's own
@@ -174,29 +181,26 @@ class Prompt(NamedTuple):
     pieces: list[str | np.ndarray]  # texts, pictures uint8 [H, W, 3], videos uint8 [F, H, W, 3], in reading order
     system: str = ""  # system message, "" for none
 
-
+# %% ../../nbs/60_models.ipynb #61ea0e3c
 class Reply(NamedTuple):
     "What a student answered."
     text: str  # boxes in norm1000
     tokens: int  # read and written
+    probabilities: tuple[float, ...] = ()  # of the first words that were asked for
 
-
+# %% ../../nbs/60_models.ipynb #efe1ab63
 class Student(Protocol):
     "Anything that answers a batch of prompts and identifies itself by a key."
     def reply(
         self,
         prompts: list[Prompt],  # one batch
         max_new_tokens: int,  # longest answer
+        first_words: tuple[str, ...] = (),  # whose probabilities at the start of the answer go into the replies
     ) -> list[Reply]:  # one for each prompt
         "The answers to `prompts`."
-        ...
 
-    def key(
-        self,
-        settings: dict,  # what else decides the answers
-    ) -> str:  # stored with the answers
+    def key(self, settings: dict) -> str:  # what else decides the answers -> stored with the answers
         "A digest of the student and of `settings`."
-        ...
 
 # %% ../../nbs/60_models.ipynb #9b3383fe
 def example_prompt(
@@ -222,7 +226,7 @@ def _chat_text(
     "`prompt` in the student's chat template."
     return processor.apply_chat_template(_chat_messages(prompt), add_generation_prompt=True, tokenize=False)
 
-
+# %% ../../nbs/60_models.ipynb #e3f40b52
 def _arrays(
     prompt: Prompt,  # texts, pictures and videos
     ndim: int,  # 3 for pictures, 4 for videos
@@ -266,6 +270,14 @@ def _for_student(
     return prompt._replace(pieces=[texts(piece) for piece in prompt.pieces])
 
 # %% ../../nbs/60_models.ipynb #1400dc4a
+def _video_settings(
+    videos: list[np.ndarray],  # uint8 [F, H, W, 3] each, from `load_piece` with their times
+) -> dict:  # for the processor
+    "Videos are cut into frames already, and their frames were taken at known times."
+    times = [getattr(video, "times", None) for video in videos]
+    return dict(do_sample_frames=False, **({"video_metadata": times} if all(times) else {})) if videos else {}
+
+# %% ../../nbs/60_models.ipynb #eeefa323
 def _batch_inputs(
     processor: Any,  # of the student
     prompts: list[Prompt],  # one batch
@@ -274,7 +286,8 @@ def _batch_inputs(
     chats = [_chat_text(processor, prompt) for prompt in prompts]
     images, videos = [_arrays(p, 3) for p in prompts], [video for p in prompts for video in _arrays(p, 4)]
     media = {name: arrays for name, arrays in (("images", images), ("videos", videos)) if any(map(len, arrays))}
-    return processor(text=chats, **media, padding=True, padding_side="left", return_tensors="pt")
+    settings = _video_settings(videos) | dict(padding=True, padding_side="left", return_tensors="pt")
+    return processor(text=chats, **media, **settings)
 
 # %% ../../nbs/60_models.ipynb #ae1c11ed
 def _model_digest(
@@ -288,9 +301,18 @@ def _model_digest(
         digest.update(name.encode() + sample.float().cpu().numpy().tobytes())
     return digest.hexdigest()[:12]
 
+# %% ../../nbs/60_models.ipynb #fb6f7f29
+def _first_tokens(
+    tokenizer: Any,  # of the student
+    words: tuple[str, ...],  # that an answer may start with
+) -> list[int]:  # one token for each
+    "The tokens that `words` start with. ValueError where two start alike."
+    tokens = [tokenizer.encode(word, add_special_tokens=False)[0] for word in words]
+    if len(set(tokens)) == len(tokens): return tokens
+    raise ValueError(f"{', '.join(words)}: two of them start with the same token; this student cannot tell them apart")
+
 # %% ../../nbs/60_models.ipynb #ecd9d10c
 _GREEDY = dict(do_sample=False, temperature=None, top_p=None, top_k=None, repetition_penalty=1.0)  # greedy
-
 
 @dataclass(frozen=True)
 class HFStudent:
@@ -313,17 +335,20 @@ class HFStudent:
         self,
         prompts: list[Prompt],  # one batch
         max_new_tokens: int,  # longest answer
+        first_words: tuple[str, ...] = (),  # whose probabilities at the start of the answer go into the replies
     ) -> list[Reply]:  # one for each prompt
         "Greedy answers to one batch in one forward pass."
         import torch
         inputs = _batch_inputs(self.processor, [_for_student(p, self.box_format, self.processor) for p in prompts])
-        inputs = inputs.to(self.model.device)
-        with torch.inference_mode(): tokens = self.model.generate(**inputs, max_new_tokens=max_new_tokens, **_GREEDY)
-        written, pad = tokens[:, inputs["input_ids"].shape[1]:], self.processor.tokenizer.pad_token_id
+        inputs, starts = inputs.to(self.model.device), _first_tokens(self.processor.tokenizer, first_words)
+        options = dict(max_new_tokens=max_new_tokens, output_logits=bool(starts), return_dict_in_generate=True)
+        with torch.inference_mode(): output = self.model.generate(**inputs, **options, **_GREEDY)
+        shares = output.logits[0].float().softmax(-1)[:, starts].tolist() if starts else [()] * len(prompts)
+        written, pad = output.sequences[:, inputs["input_ids"].shape[1]:], self.processor.tokenizer.pad_token_id
         counts = inputs["attention_mask"].sum(1) + (written != pad).sum(1)
         texts = self.processor.batch_decode(written, skip_special_tokens=True)
-        return [Reply(_in_box_format(text, self.box_format, self.processor, prompt, back=True), int(n))
-                for text, prompt, n in zip(texts, prompts, counts)]
+        return [Reply(_in_box_format(text, self.box_format, self.processor, prompt, back=True), int(n), tuple(share))
+                for text, prompt, n, share in zip(texts, prompts, counts, shares)]
 
 # %% ../../nbs/60_models.ipynb #609b38ae
 def _vllm_request(
@@ -332,7 +357,10 @@ def _vllm_request(
 ) -> dict:  # prompt and multi_modal_data
     "`prompt` as vLLM takes it."
     from PIL import Image
-    media = {"image": [Image.fromarray(image) for image in _arrays(prompt, 3)], "video": _arrays(prompt, 4)}
+    def timed(video):
+        times = getattr(video, "times", None)
+        return (np.asarray(video), times | dict(do_sample_frames=False)) if times else video
+    media = {"image": [*map(Image.fromarray, _arrays(prompt, 3))], "video": [*map(timed, _arrays(prompt, 4))]}
     media = {kind: arrays for kind, arrays in media.items() if arrays}
     return dict(prompt=_chat_text(processor, prompt), multi_modal_data=media)
 
@@ -357,17 +385,24 @@ class VLLMStudent:
         self,
         prompts: list[Prompt],  # any number; vLLM makes its own batches
         max_new_tokens: int,  # longest answer
+        first_words: tuple[str, ...] = (),  # whose probabilities at the start of the answer go into the replies
     ) -> list[Reply]:  # one for each prompt
-        "Greedy answers."
+        "Greedy answers. A first word that is not among vLLM's twenty likeliest has the probability 0."
         from vllm import SamplingParams
         requests = [_vllm_request(self.processor, _for_student(p, self.box_format, self.processor)) for p in prompts]
-        sampling = SamplingParams(temperature=0.0, max_tokens=max_new_tokens)
+        likeliest = {"logprobs": 20} if first_words else {}
+        sampling = SamplingParams(temperature=0.0, max_tokens=max_new_tokens, **likeliest)
         outputs = self.llm.generate(requests, sampling, use_tqdm=False)
-        return [Reply(_in_box_format(o.outputs[0].text, self.box_format, self.processor, prompt, back=True),
-                      len(o.prompt_token_ids) + len(o.outputs[0].token_ids)) for o, prompt in zip(outputs, prompts)]
+        starts = _first_tokens(self.processor.tokenizer, first_words)
+        share = lambda likely, token: float(np.exp(likely[token].logprob)) if token in likely else 0.0
+        text = lambda answer, prompt: _in_box_format(answer.text, self.box_format, self.processor, prompt, back=True)
+        return [Reply(text(answer, prompt), len(output.prompt_token_ids) + len(answer.token_ids),
+                      tuple(share(answer.logprobs[0], token) for token in starts))
+                for output, prompt in zip(outputs, prompts) for answer in output.outputs[:1]]
 
 # %% ../../nbs/60_models.ipynb #834a2ebd
 ENGINES = {engine: f"world2vlm.students.models:_open_{engine}" for engine in ("transformers", "vllm")}
+ENGINES["openai"] = "world2vlm.students.server:_open_openai"
 Engine = Annotated[str, ENGINES, "module:Class"]  # in settings
 BoxFormat = Literal["norm1000", "pixels"]
 Attention = Literal["eager", "sdpa", "flash_attention_2"]  # of the language model
@@ -384,7 +419,7 @@ def _open_transformers(
     model, processor = load_student(checkpoint, attention, max_pixels=max_pixels or None)
     return HFStudent(model.to("cuda" if torch.cuda.is_available() else "cpu"), processor, box_format)
 
-
+# %% ../../nbs/60_models.ipynb #9855176f
 def _open_vllm(
     checkpoint: str,  # a folder, or the name of a model on the hub
     box_format: str = "norm1000",  # how it reads and writes boxes, or "pixels"
@@ -411,39 +446,3 @@ def open_student(
 class StudentConfig(Settings):
     "The student of a run."
     checkpoint: str = "data/base"  # that every arm starts from: a folder, or the name of a model on the hub
-
-# %% ../../nbs/60_models.ipynb #98bd9ffb
-def _video_frames(
-    path: str | Path,  # a video
-    max_frames: int = 32,  # to take
-) -> np.ndarray:  # uint8 [F, H, W, 3], an even number of frames
-    "Evenly spaced frames, the first and the last among them. ValueError for a video that cannot be read."
-    import cv2
-    video = cv2.VideoCapture(str(path))
-    total = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
-    n = max(2, min(max_frames, total) // 2 * 2)
-    picked, frames = set(np.linspace(0, total - 1, n).round().astype(int).tolist()) if total > 0 else set(), []
-    lost = 0
-    for number in range(total):
-        good, frame = video.read()
-        if good and number in picked: frames.append(frame[..., ::-1])
-        lost += not good
-        if lost > 100: break  # a header may promise any number of frames
-    if len(frames) < max(1, len(picked)):
-        raise ValueError(f"{path}: {len(frames)} of {len(picked)} frames can be read; fetch the video again")
-    return np.stack(frames)
-
-# %% ../../nbs/60_models.ipynb #cf2b6d77
-def load_piece(
-    piece: str | Path | np.ndarray,  # text, picture or video
-    frames: int = 32,  # of a video
-) -> str | np.ndarray:  # text, uint8 [H, W, 3], or [F, H, W, 3] for a video
-    "A piece of a prompt as the student gets it. ValueError for a file that cannot be read."
-    from PIL import Image
-    if isinstance(piece, str): return piece
-    if isinstance(piece, Path) and piece.suffix == ".mp4": piece = _video_frames(piece, frames)
-    elif isinstance(piece, Path):
-        try: piece = np.asarray(Image.open(piece).convert("RGB"))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
-            raise ValueError(f"{piece}: not a readable picture ({e}); fetch it again") from None
-    return piece

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MOVE_FORM', 'TURN_FORM', 'ONE_SENTENCE', 'MOTION_ANSWER', 'BOX_ANSWER', 'YES_NO', 'TRUE_FALSE', 'BOX_FORMATS',
-           'final_answer', 'canonical_motion', 'end_pose', 'ends_differ', 'to_norm1000', 'format_box',
-           'read_answer_box', 'AnswerType', 'letter_options', 'convert_boxes']
+           'final_answer', 'canonical_motion', 'end_pose', 'ends_differ', 'to_norm1000', 'format_box', 'AnswerType',
+           'letter_options', 'convert_boxes']
 
 # %% ../../nbs/43_answers.ipynb #d8b8e7c7
 import math
@@ -19,7 +19,7 @@ import numpy as np
 from ..core.camera import Action
 from ..core.actions import format_actions, merge_actions, parse_actions
 from .rules import Rules
-from ..core.records import Box
+from ..core.records import Box, iou
 from .rewards import ACTION_PATTERN, BOX_PATTERN, box_terms, kind_overlap, normalise_answer, read_bool, read_box_text
 
 # %% ../../nbs/43_answers.ipynb #e98ea6e6
@@ -122,6 +122,16 @@ def _score_motion(
     overall = sum(0.4 + 0.6 * x for x in numbers) / n
     return {"overall": overall, "action": kinds, "order": len(numbers) / n, "number": sum(numbers) / n}
 
+# %% ../../nbs/43_answers.ipynb #41c07ad9
+def _exact_motion(
+    answer: tuple[Action, ...],  # canonical
+    truth: tuple[Action, ...],  # canonical, not empty
+    rules: Rules = Rules(),  # gives `tolerance`
+) -> bool:  # whether nothing is missing, added or too far off
+    "Whether `answer` has the kinds of `truth` in their order, each amount within `rules.tolerance`."
+    same = [a.kind for a in answer] == [t.kind for t in truth]
+    return same and all(abs(a.amount - t.amount) <= rules.tolerance[t.is_turn] + 1e-6 for a, t in zip(answer, truth))
+
 # %% ../../nbs/43_answers.ipynb #f238f5f8
 def _motion_phrase(
     actions: tuple[Action, ...],  # canonical
@@ -144,7 +154,7 @@ def format_box(
     return "[" + ", ".join(str(round(v * 1000)) for v in box) + "]"
 
 # %% ../../nbs/43_answers.ipynb #c2d73dad
-def read_answer_box(
+def _read_answer_box(
     text: str,  # what the student wrote
 ) -> Box | None:  # clipped, None where there is none or its corners are not in order
     "The last box in `text`."
@@ -162,12 +172,30 @@ def _score_box(
     terms = box_terms([1000 * v for v in answer], [1000 * v for v in truth])
     return {"overall": terms["iou"], "iou": terms["iou"], "center": terms["center"]}
 
+# %% ../../nbs/43_answers.ipynb #8b1f6c33
+_TRUTH = r"(?:yes|no|true|false)\b"
+_VERDICT = re.compile(  # "..., so the claim is false.", "...: no, it stays."; not "so it is not true"
+    r"(?:(?:(?:^|[,.;!?])\s{0,3}so|\b(?:thus|hence|therefore))\b(?:(?!\bnot\b|n't)[^.;:\n]){0,60}?|:)"
+    rf"[\s*]{{0,4}}\b({_TRUTH})"
+    rf"(?=[\s*\"']{{0,4}}(?:[.;!]|$|,(?!\s{{0,4}}(?:or |and )?{_TRUTH})))")
+
+# %% ../../nbs/43_answers.ipynb #6ed2b180
+def _exact_box(
+    answer: Box,  # as shares of width and height
+    truth: Box,  # as shares of width and height
+    rules: Rules = Rules(),  # gives `min_iou`
+) -> bool:  # whether it is the place
+    "Whether the IoU of `answer` and `truth` is at least `rules.min_iou`."
+    return iou(answer, truth) >= rules.min_iou
+
 # %% ../../nbs/43_answers.ipynb #8bd24e4a
 def _read_yes(
     text: str,  # what the student wrote
 ) -> bool | None:  # None where it is not clear
-    "Yes/no or true/false as `text` states it."
-    words = re.findall(r"[a-z']+", final_answer(text).lower())
+    "The verdict of `text`, yes/no or true/false: what it concludes, else its first word, else its only such word."
+    text = final_answer(text).lower()
+    if verdicts := _VERDICT.findall(text): return read_bool(verdicts[-1])
+    words = re.findall(r"[a-z']+", text)
     if words and (first := read_bool(words[0])) is not None: return first
     values = {read_bool(w) for w in words} - {None}
     negated = any(w == "not" or w.endswith("n't") for w in words)
@@ -197,6 +225,7 @@ class AnswerType:
     instruction: str  # asks for the bare form
     sentence_instruction: str  # asks for a sentence
     sentences: tuple[str, ...]  # the answer as a sentence; two of them for yes and no
+    exact: Callable[[object, object, Rules], bool] = lambda answer, truth, rules: answer == truth  # wholly right or not
 
     def target(
         self,
@@ -214,23 +243,23 @@ def _bare_motion(
     return text != "" and "; ".join(m[0] for m in ACTION_PATTERN.finditer(text)) == text
 
 # %% ../../nbs/43_answers.ipynb #1175c6d8
-MOVE_FORM, TURN_FORM = "move <forward|backward|left|right> <number> meters", "turn <left|right> <number> degrees"
-ONE_SENTENCE = "Answer in one short sentence."
+MOVE_FORM, TURN_FORM = "move forward|backward|left|right N meters", "turn left|right N degrees"
+ONE_SENTENCE = "Answer in a sentence."
 
 MOTION_ANSWER = AnswerType(
     "actions", ("action", "order", "number"), _read_motion, format_actions, _bare_motion, _score_motion,
     pack=lambda actions: [{"kind": a.kind, "amount": a.amount} for a in actions],
     unpack=lambda stored: tuple(Action(a["kind"], a["amount"]) for a in stored),
     phrase=_motion_phrase,
-    instruction=f'List the actions in order, separated by ";". Allowed are: {MOVE_FORM}, {TURN_FORM}.',
-    sentence_instruction=ONE_SENTENCE, sentences=("The camera {answer}.",))
+    instruction=f"Answer as: {MOVE_FORM}; {TURN_FORM}.",
+    sentence_instruction=ONE_SENTENCE, sentences=("The camera {answer}.",), exact=_exact_motion)
 
 BOX_ANSWER = AnswerType(
-    "box", ("iou", "center"), read_answer_box, format_box, lambda text: read_box_text(text)[1] == 1.0, _score_box,
+    "box", ("iou", "center"), _read_answer_box, format_box, lambda text: read_box_text(text)[1] == 1.0, _score_box,
     pack=list, unpack=tuple, phrase=format_box,
-    instruction="Answer with the box [x1, y1, x2, y2] only.",
-    sentence_instruction="Answer in one short sentence that gives the box.",
-    sentences=("The {label} will be at {answer}.",))
+    instruction="Answer with its box.",
+    sentence_instruction="State its box in a sentence.",
+    sentences=("It is then at {answer}.",), exact=_exact_box)
 
 # %% ../../nbs/43_answers.ipynb #0e5c40f6
 def _truth_answer(
@@ -243,7 +272,7 @@ def _truth_answer(
         "yes", ("accuracy",), _read_yes, write, lambda text: read_bool(text) is not None, _score_yes,
         pack=bool, unpack=bool, phrase=write,
         instruction=f"Answer {yes} or {no}.",
-        sentence_instruction=f"Answer in one short sentence that starts with {yes} or {no}.",
+        sentence_instruction=f"Answer in a sentence with {yes} or {no}.",
         sentences=(f"{yes.capitalize()}, that is so.", f"{no.capitalize()}, that is not so."))
 
 
@@ -251,8 +280,8 @@ YES_NO, TRUE_FALSE = _truth_answer("yes", "no"), _truth_answer("true", "false")
 
 # %% ../../nbs/43_answers.ipynb #6757fe0c
 BOX_FORMATS = {
-    "norm1000": "Boxes are [x1, y1, x2, y2] in thousandths of the picture, whole numbers from 0 to 1000.",
-    "pixels": "Boxes are [x1, y1, x2, y2] in pixels of the picture, which is {width} wide and {height} high."}
+    "norm1000": "Boxes: [left, top, right, bottom] in thousandths.",
+    "pixels": "Boxes: [left, top, right, bottom] in pixels."}
 
 
 def letter_options(
@@ -274,7 +303,7 @@ def convert_boxes(
     if box_format not in BOX_FORMATS: raise ValueError(f"box format {box_format!r}: choose {' or '.join(BOX_FORMATS)}")
     if box_format == "norm1000": return text
     ratio = [1000 / side if back else side / 1000 for side in (*size, *size)]
-    lines = BOX_FORMATS["norm1000"], BOX_FORMATS[box_format].format(width=size[0], height=size[1])
+    lines = BOX_FORMATS["norm1000"], BOX_FORMATS[box_format]
     def converted(m):
         numbers = [float(v) * r for v, r in zip(m.groups(), ratio)]
         if not all(map(math.isfinite, numbers)): return m[0]  # no picture has such a box, and no reader takes it

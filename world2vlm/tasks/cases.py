@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..core.camera import Action
+from ..core.camera import Action, unproject
 from ..core.actions import format_actions, parse_actions
 from ..core.records import Box, Example, Instance, iou, Scene, Transition
 from .rules import is_large, Rules, visibility_state
-from .visibility import candidates, mask_box, Visibility, visibility_of
+from .visibility import _is_traceable, candidates, mask_box, Visibility, visibility_of
 from .rewards import ACTION_PATTERN, BOX_PATTERN
 from .answers import canonical_motion, end_pose, format_box, MOTION_ANSWER, to_norm1000
 from .distractors import false_claim
@@ -56,15 +56,16 @@ def _referring_phrase(
     scene: Scene,  # the first view
 ) -> str:  # "the red chair" or "the red chair at [x1, y1, x2, y2]"
     "Words that mean this `instance` and no other."
-    unique = sum(i.label == instance.label for i in scene.instances) == 1
-    return f"the {instance.label}" + ("" if unique else f" at {format_box(_box_before(instance))}")
+    names = [name.lower() for name in (*(i.label for i in scene.instances), *scene.other_labels)]
+    is_unique = sum(name.endswith(instance.label.lower()) for name in names) == 1  # an armchair is a chair too
+    return f"the {instance.label}" + ("" if is_unique else f" at {format_box(_box_before(instance))}")
 
 # %% ../../nbs/45_cases.ipynb #c19b7cff
 @dataclass(frozen=True)
 class Case:
     "A question before it is put into words."
     truth: object  # typed answer
-    words: dict[str, str] = field(default_factory=dict)  # fill the templates of question and sentence
+    words: dict[str, str] = field(default_factory=dict)  # fill the templates; some the sentence only
     object_id: str = ""  # of the object, "" where the question is about the whole view
     box_before: Box | None = None  # of the object, where the answer is a box
 
@@ -98,7 +99,7 @@ def claim_cases(
     truth, is_true = canonical_motion(transition.actions), bool(rng.integers(2))
     claim = truth if is_true else false_claim(truth, rng, rules)
     if claim is None: skip("no false claim"); return []
-    return [Case(is_true, {"motion": format_actions(claim)})]
+    return [Case(is_true, {"motion": format_actions(claim), "truth": MOTION_ANSWER.phrase(truth)})]
 
 # %% ../../nbs/45_cases.ipynb #25605312
 def object_visibility(
@@ -106,8 +107,8 @@ def object_visibility(
     rng: np.random.Generator,  # order
     rules: Rules,  # smallest and largest area
 ) -> list[tuple[Instance, Visibility]]:  # objects of the first view and their visibility in the second
-    "The objects worth asking about, in random order."
-    objects = candidates(transition.scene, rules.area)
+    "The objects worth asking about, in random order; none where a move has no depth to follow them."
+    objects = candidates(transition.scene, rules.area) if _is_traceable(transition) else []
     return [(objects[j], visibility_of(transition, objects[j].id)) for j in rng.permutation(len(objects))]
 
 
@@ -136,6 +137,38 @@ def box_cases(
         else: cases.append(Case(box, object_words(transition, instance), str(instance.id), _box_before(instance)))
     return cases
 
+# %% ../../nbs/45_cases.ipynb #3a7d10e2
+def _place_when_gone(
+    transition: Transition,  # gives camera and anchor
+    instance: Instance,  # an object that is not visible after the motion
+) -> str:  # "left of the view", ..., "hidden"; "out of view" where its points are in different places
+    "Where the surface of an object that the first view shows is after the motion, if the view does not show it."
+    scene, flat = transition.scene, np.ones(instance.mask.shape)
+    depth = scene.depth if scene.depth is not None else flat  # a turn needs no depth, and a move has some
+    points = unproject(depth, scene.K)[instance.mask & (depth > 0)]
+    x, y, z = ((points - transition.pose[:3, 3]) @ transition.pose[:3, :3]).T
+    u, v = (np.divide(side, z, where=z > 0, out=np.full_like(z, np.nan)) for side in (x, y))
+    (w, h), K = scene.size, scene.K
+    u, v = u * K[0, 0] + K[0, 2], v * K[1, 1] + K[1, 2]
+    places = {"behind the camera": (z < 0) & (abs(x) < -z), "left of the view": (x < 0) & ~(u >= 0),
+              "right of the view": (x > 0) & ~(u < w), "above the view": v < 0, "below the view": v >= h,
+              "hidden": (u >= 0) & (u < w) & (v >= 0) & (v < h)}
+    first = np.select([*places.values()], range(len(places)), -1)
+    shares = np.bincount(first[first >= 0], minlength=len(places)) / max(1, len(first))
+    return [*places][int(shares.argmax())] if shares.max() >= 0.8 else "out of view"
+
+# %% ../../nbs/45_cases.ipynb #5c0e92b4
+def _place_after(
+    transition: Transition,  # gives the evidence
+    instance: Instance,  # the object
+    result: Visibility,  # of it
+    rules: Rules,  # visibility and size
+) -> str:  # "at [0, 250, 120, 500]", "in view", or where it is when it is gone
+    "Where an object is after the motion, in words, as far as the evidence fixes it."
+    if visibility_state(result.visible_share, rules) == "gone": return _place_when_gone(transition, instance)
+    box, _ = box_after(transition, result, rules)
+    return f"at {format_box(box)}" if box else "in view"
+
 # %% ../../nbs/45_cases.ipynb #af28de24
 def disappearance_cases(
     transition: Transition,  # any
@@ -148,7 +181,9 @@ def disappearance_cases(
     for instance, result in object_visibility(transition, rng, rules):
         state = visibility_state(result.visible_share, rules)
         if state == "ambiguous": skip("ambiguous after the motion")
-        else: cases.append(Case(state == "gone", object_words(transition, instance), str(instance.id)))
+        else:
+            place = _place_after(transition, instance, result, rules)
+            cases.append(Case(state == "gone", object_words(transition, instance, place=place), str(instance.id)))
     return cases
 
 # %% ../../nbs/45_cases.ipynb #0e1ad363
@@ -202,7 +237,8 @@ def same_object_cases(
         if not others: skip(reason or "no other of its class in the second view"); continue
         same = bool(rng.integers(2))
         after = box if same else others[rng.integers(len(others))]
-        cases.append(Case(same, object_words(transition, instance, after=format_box(after)), str(instance.id)))
+        boxes = dict(after=format_box(after), there=format_box(box))
+        cases.append(Case(same, object_words(transition, instance, **boxes), str(instance.id)))
     return cases
 
 # %% ../../nbs/45_cases.ipynb #f10c6404

@@ -30,7 +30,10 @@ class Rules(Settings):
     turn_gap: NotNegative = 20.0  # smallest error of a false claim, degrees
     relative_gap: NotNegative = 0.3  # the same for large amounts, as a share of the amount
     min_difference: tuple[NotNegative, NotNegative] = (0.1, 5.0)  # metres, degrees between the ends of two motions
+    tolerance: tuple[NotNegative, NotNegative] = (0.1, 10.0)  # metres, degrees: one step of the grids, still exactly right
+    min_iou: Share = 0.5  # IoU from which a box is exactly right
     phrasings: tuple[_Phrasing, ...] = ("direct", "choice", "sentence")  # forms of a question
+    nominal: bool = False  # also ask about moves whose metres nothing has measured; their evidence says so
 
     def __post_init__(self):
         super().__post_init__()

@@ -30,7 +30,7 @@ from .cases import (Audit, audit_box, audit_claim, audit_disappearance, audit_mo
 # %% ../../nbs/46_tasks.ipynb #f2c8e925
 @dataclass(frozen=True)
 class Task:
-    "A type of question; its methods `derive`, `ask`, `parse` and `score` follow below."
+    "A type of question; its methods `derive`, `ask`, `parse`, `score` and `exact` follow below."
     name: str  # "A1"; `open_task` gives a user's task the name `module:NAME`
     answer_type: AnswerType  # how answers are read, written, scored and stored
     cases: Callable[[Transition, np.random.Generator, Rules, Skip], list[Case]]  # what can be asked about a transition
@@ -89,10 +89,10 @@ def _ask(
         options = _answer_options(task, case, rng, rules)
         if options is None: return None
         choices, answer = letter_options(options, rng)
-        instruction = "\n".join(["", *(f"{k}. {v}" for k, v in choices.items()), "Answer with the letter only."])
+        instruction = "\n".join(["", *(f"{k}. {v}" for k, v in choices.items()), "Answer with a letter."])
     else: raise ValueError(f"phrasing {phrasing!r}: choose direct, choice or sentence")
     question = f"{question} {instruction}".replace(" \n", "\n")
-    has_boxes = task.answer_type is BOX_ANSWER or BOX_PATTERN.search(question)
+    has_boxes = BOX_PATTERN.search(question) or re.search(r"\bbox\b", instruction)
     return (f"{BOX_FORMATS['norm1000']} {question}" if has_boxes else question), answer, choices
 
 Task.ask = _ask
@@ -151,7 +151,7 @@ def _well_formed(
     text = text.strip()
     if len(text) > MAX_ANSWER_CHARS: return False
     if example.phrasing == "choice":
-        forms = [(k, f"({k})", f"{k}. {v}", f"{k}) {v}", f"{k} {v}") for k, v in example.choices.items()]
+        forms = [(k, f"({k})", f"{k}. {v}", f"{k}) {v}", f"{k} {v}", v) for k, v in example.choices.items()]
         return normalise_answer(text) in {normalise_answer(form) for option in forms for form in option}
     if example.phrasing == "direct": return answer_type.is_bare(text)
     return answer_type.read(text) is not None and not answer_type.is_bare(text) and len(text.split()) >= 3
@@ -171,6 +171,21 @@ def _score(
 
 Task.score = _score
 
+# %% ../../nbs/46_tasks.ipynb #a81d5c60
+def _exact(
+    task: Task,  # gives the type of answer
+    response: str,  # what the student wrote
+    example: Example,  # the question
+    rules: Rules = Rules(),  # what counts as exactly right
+) -> bool:  # False where nothing can be read
+    "Whether `response` is exactly right: the motion, the place, the letter, yes or no."
+    answer, answer_type = task.parse(response, example), task.answer_type
+    truth = answer_type.unpack(example.target[answer_type.name])
+    if answer is None: return False
+    return answer == truth if example.choices else bool(answer_type.exact(answer, truth, rules))
+
+Task.exact = _exact
+
 # %% ../../nbs/46_tasks.ipynb #4bb27430
 def _example_id(
     transition: Transition,  # gives scene, teacher and motion
@@ -183,14 +198,22 @@ def _example_id(
     parts = [transition.scene.id, rollout.teacher, path, str(transition.index), task.name, case.object_id]
     return "/".join(part for part in parts if part)
 
+# %% ../../nbs/46_tasks.ipynb #088dbdeb
+def _is_nominal(
+    transition: Transition,  # of any teacher
+) -> bool:  # False for turns, which are in degrees whatever the scale
+    "Whether nothing has set the scale of the metres of `transition`."
+    moves = [action for action in transition.actions if not action.is_turn]
+    return bool(moves and transition.rollout.fidelity.get("nominal"))
+
 # %% ../../nbs/46_tasks.ipynb #72fed042
 def _skip_reason(
     transition: Transition,  # of any teacher
+    rules: Rules = Rules(),  # whether lengths may be nominal
 ) -> str:  # "" where questions may be asked
     "Why no task asks about `transition`: no motion, or lengths that are not metric."
     if not canonical_motion(transition.actions): return "no motion"
-    nominal = transition.rollout.fidelity.get("nominal") and not all(a.is_turn for a in transition.actions)
-    return "lengths are nominal" if nominal else ""
+    return "lengths are nominal" if _is_nominal(transition) and not rules.nominal else ""
 
 # %% ../../nbs/46_tasks.ipynb #464c1fe3
 def _derive(
@@ -203,7 +226,8 @@ def _derive(
 ) -> list[Example]:  # at most `rules.max_examples`
     "The examples of `task` in `transition`; the same `rng` state gives the same examples."
     skip = lambda reason: None if skipped is None else skipped.update([f"{task.name}: {reason}"])
-    if reason := _skip_reason(transition): skip(reason); return []
+    if reason := _skip_reason(transition, rules): skip(reason); return []
+    evidence = transition.evidence + ", nominal" * _is_nominal(transition)
     images, examples = [transition.image_before, transition.image_after][: task.n_images], []
     for case in task.cases(transition, rng, rules, skip)[: rules.max_examples]:
         phrasing = rules.phrasings[rng.integers(len(rules.phrasings))]
@@ -212,77 +236,71 @@ def _derive(
         examples.append(Example(
             _example_id(transition, task, case), task.name, task.direction, images, question, answer,
             task.answer_type.target(case.truth), transition.scene.id, transition.rollout.teacher, split,
-            transition.evidence, phrasing, choices))
+            evidence, phrasing, choices))
     return examples
 
 Task.derive = _derive
 
 # %% ../../nbs/46_tasks.ipynb #d9538219
 _A1 = Task("A1", MOTION_ANSWER, partial(motion_cases, lengths=(1,), turn=False), (
-    "The camera moved along a straight line between the first and the second picture. Which way did it move, "
-    "and how many meters?",
-    "Compare the two pictures. Which single move of the camera, without any turn, leads from the first view to "
-    "the second?",
-    "The second picture shows what the camera saw after one move. What was the move?"),
+    "Which single move leads from the first view to the second?",
+    "The camera moved between the pictures without turning. Which way, and how far?",
+    "What one move did the camera make between the two pictures?"),
     "inverse", instruction=f"Answer as: {MOVE_FORM}.", title="which move", audit=audit_motion)
 
 # %% ../../nbs/46_tasks.ipynb #7d1ea974
 _A2 = Task("A2", MOTION_ANSWER, partial(motion_cases, lengths=(1,), turn=True), (
-    "The camera turned on the spot between the first and the second picture. Which way did it turn, "
-    "and how many degrees?",
-    "Compare the two pictures. Which single turn of the camera leads from the first view to the second?",
-    "The second picture shows what the camera saw after one turn on the spot. What was the turn?"),
+    "Which single turn leads from the first view to the second?",
+    "The camera turned on the spot between the pictures. Which way, and how far?",
+    "What one turn did the camera make between the two pictures?"),
     "inverse", instruction=f"Answer as: {TURN_FORM}.", title="which turn", audit=audit_motion)
 
 # %% ../../nbs/46_tasks.ipynb #e89918de
 _A3 = Task("A3", MOTION_ANSWER, partial(motion_cases, lengths=(2, 3)), (
-    "Between the first and the second picture the camera made two or three actions, one after the other. "
-    "Which ones?",
-    "Compare the two pictures. Which sequence of two or three camera actions leads from the first view to "
-    "the second?",
-    "Write down the two or three actions that take the camera from the first view to the second."),
+    "Which two or three actions lead from the first view to the second, in order?",
+    "The camera made two or three actions between the pictures. Which ones, in order?",
+    "List the two or three actions of the camera between the two pictures in order."),
     "inverse", title="which sequence", audit=audit_motion)
 
 # %% ../../nbs/46_tasks.ipynb #703c2f7f
 _A4 = Task("A4", TRUE_FALSE, claim_cases, (
-    "Claim: between the first and the second picture the camera did this: {motion}. Is the claim true or false?",
-    'True or false: "{motion}" takes the camera from the first view to the second.',
-    "Someone says that the camera's motion from the first picture to the second was: {motion}. "
-    "Is that true or false?"),
-    sentences=("True, the camera did exactly that.", "False, the camera did something else."),
+    "Claim: between the pictures the camera did this: {motion}.",
+    "Claim: {motion} leads from the first view to the second.",
+    "Claim about the camera between the two pictures: {motion}."),
+    sentence_instruction="State the motion, then true or false.",
+    sentences=("The camera {truth}, so the claim is {answer}.",),
     title="is the motion true", audit=audit_claim)
 
 # %% ../../nbs/46_tasks.ipynb #ff7c8e21
 _D1 = Task("D1", BOX_ANSWER, box_cases, (
-    "This is the view before the camera moves. Then it does this: {motion}. Where is {object} in the view "
-    "afterwards?",
-    "Imagine the camera does this: {motion}. At which box will {object} be seen then?",
-    "Predict the box of {object} after this motion of the camera: {motion}."),
+    "The camera does this: {motion}. Where is {object} then?",
+    "Imagine this camera motion: {motion}. Where will {object} be?",
+    "Where is {object} after this camera motion: {motion}?"),
     n_images=1, title="where will it be", audit=audit_box)
 
 # %% ../../nbs/46_tasks.ipynb #cc046d39
 _D2 = Task("D2", YES_NO, disappearance_cases, (
-    "This is the view before the camera moves. Then it does this: {motion}. Does {object} disappear from view?",
-    "Imagine the camera does this: {motion}. Will {object} be out of sight then?",
-    "After this motion of the camera, is {object} no longer visible? Motion: {motion}."),
-    n_images=1, sentences=("Yes, the {label} disappears from view.", "No, the {label} stays in view."),
+    "The camera does this: {motion}. Does {object} disappear from view?",
+    "Imagine this camera motion: {motion}. Will {object} be out of sight?",
+    "Is {object} out of view after this camera motion: {motion}?"),
+    n_images=1, sentence_instruction="State its place or box, then yes or no.",
+    sentences=("It is then {place}, so {answer}.",),
     title="will it be gone", audit=audit_disappearance)
 
 # %% ../../nbs/46_tasks.ipynb #f8f82721
 _D3 = Task("D3", MOTION_ANSWER, path_cases, (
-    "The {class} at {before} in the first picture and the {class} at {after} in the second are the same object. "
-    "Which one to three actions did the camera make in between?",
-    "In the first picture the {label} is at {before}, in the second it is at {after}. What did the camera do, "
-    "in one to three actions?"),
+    "The {class} at {before} is at {after} in the second picture. What did the camera do?",
+    "What camera motion takes the {class} from {before} to {after}?",
+    "Which one to three camera actions take the {class} from {before} to {after}?"),
     "inverse", title="motion from boxes", audit=audit_motion)
 
 # %% ../../nbs/46_tasks.ipynb #eb5e0cd1
 _D4 = Task("D4", YES_NO, same_object_cases, (
-    "Between the two pictures the camera does this: {motion}. Is the {class} at {before} in the first picture "
-    "the same physical object as the {class} at {after} in the second?",
-    "The first picture has a {class} at {before}. After this motion of the camera: {motion}, the second picture "
-    "has a {class} at {after}. Are they one and the same object?"),
-    sentences=("Yes, it is the same {class}.", "No, it is another {class}."),
+    "The camera did this: {motion}. Is the {class} at {before} the one at {after} in the second picture?",
+    "Is the {class} at {before} in the first picture at {after} after this camera motion: {motion}?",
+    "Camera motion: {motion}. Are the {class} at {before} and then at {after} the same?"),
+    sentence_instruction="State its box, then yes or no.",
+    sentences=("It is then at {there}, so {answer}.",),
     title="same object", audit=audit_same_object)
 
 # %% ../../nbs/46_tasks.ipynb #03ccf756
@@ -324,7 +342,7 @@ def balance_answers(
     "Drop examples of `tasks` so that each answer is as frequent as its opposite, for each evidence and split."
     groups = {}
     for i, e in enumerate(examples):
-        key = (e.task, e.evidence, e.split, _answer_class(e))
+        key = (e.task, e.evidence.split(",")[0], e.split, _answer_class(e))  # a remark does not part two answers
         if e.task in tasks and key[-1] in _OPPOSITE_ANSWER: groups.setdefault(key, []).append(i)
     dropped = set()
     for (*key, answer), indices in sorted(groups.items()):

@@ -69,6 +69,14 @@ def _surface_angles(
     if is_pure_turn(pose): return _pixel_angles(scene.K, scene.size)
     return _tile_angles(_required_depth(scene), scene.K, pose[:3, 3])
 
+# %% ../../nbs/41_visibility.ipynb #6b93ee58
+def _is_traceable(
+    transition: Transition,  # of any teacher
+) -> bool:  # whether `visibility_of` has an answer
+    "Whether true ids, a pure turn or depth tell where the objects of the anchor are in `transition`."
+    known = transition.ids_after is not None or transition.scene.depth is not None
+    return known or is_pure_turn(transition.pose)
+
 # %% ../../nbs/41_visibility.ipynb #def281f0
 def candidates(
     scene: Scene,  # the anchor

@@ -6,12 +6,15 @@
 __all__ = ['TEACHERS', 'TeacherName', 'TeacherOptions', 'WorldModel', 'collect_rollouts', 'load_teacher', 'teacher_with_options']
 
 # %% ../../nbs/20_base.ipynb #098b6f14
+import json
 from collections.abc import Callable, Mapping
-from inspect import signature
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Any, Protocol
 
-from ..core.config import ConfigError, import_named
-from ..core.actions import format_actions, Trajectory
+from ..core.config import _build_named, ConfigError
+from ..core.actions import format_actions, plan, Trajectory
+from ..core.camera import Action
 from ..core.records import Rollout, Scene
 from ..core.runs import Reject
 
@@ -50,29 +53,98 @@ def collect_rollouts(
             reject(f"{scene.id}: {format_actions(t.actions)}", result)
     return rollouts
 
+# %% ../../nbs/20_base.ipynb #a54a8507
+def _read_gains(
+    path: str,  # of `calibrate_teacher`
+) -> dict[str, float]:  # yaw, scale: shown amount as a share of the requested; 1 where it was not measured
+    "The gains in the file at `path`. ConfigError where there are none that can be undone."
+    def wrong(reason): return ConfigError(f"calibration {path!r}: {reason}")
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        gains = {kind: float(data[kind]["gain"]) if kind in data else 1.0 for kind in ("yaw", "scale")}
+    except OSError as error: raise wrong(f"cannot be read ({error})") from None
+    except (KeyError, TypeError, ValueError): raise wrong("no gains; write it with `calibrate_teacher`") from None
+    for kind, gain in gains.items():
+        if not 0.1 <= gain <= 10: raise wrong(f"a {kind} gain of {gain:g} is no error of size; repair the adapter")
+    return gains
+
+# %% ../../nbs/20_base.ipynb #5ba67c82
+def _commanded(
+    trajectory: Trajectory,  # that the views shall show
+    gains: dict[str, float],  # of `_read_gains`
+) -> Trajectory:  # that the teacher is asked for
+    "The `trajectory` with each amount divided by the gain of its kind."
+    scaled = lambda a: Action(a.kind, round(a.amount / gains["yaw" if a.is_turn else "scale"], 6))
+    return plan([scaled(a) for a in trajectory.actions])
+
+# %% ../../nbs/20_base.ipynb #b158fff2
+def _as_planned(
+    rollout: Rollout,  # of the commanded motion
+    trajectory: Trajectory,  # the planned one
+    gains: dict[str, float],  # of `_read_gains`
+    applied: bool,  # whether they were taken out of the motion
+) -> Rollout:  # with the same pictures
+    "The `rollout` as one of `trajectory`, with a note of the `gains`."
+    note = {f"{kind}_gain": gain for kind, gain in gains.items()} | {"calibrated": float(applied)}
+    own = dict(actions=trajectory.actions, poses=trajectory.poses, keyframes=trajectory.keyframes)
+    return replace(rollout, **own, fidelity=rollout.fidelity | note)
+
+# %% ../../nbs/20_base.ipynb #4b1f8924
+@dataclass(frozen=True)
+class _Calibrated:
+    "A `teacher` whose `gains` are taken out of its motion, or only recorded."
+    teacher: WorldModel  # as it is
+    gains: dict[str, float]  # of `_read_gains`
+    applied: bool = True  # false: recorded only
+
+    @property
+    def name(self) -> str: return self.teacher.name
+    @property
+    def exact(self) -> bool: return self.teacher.exact
+
+    def imagine(
+        self,
+        scene: Scene,  # the anchor view
+        trajectories: list[Trajectory],  # planned motions
+        seed: int = 0,  # of the stage
+        reject: Reject | None = None,  # called with the planned motion, not with the one that is commanded
+    ) -> list[Rollout]:  # of the planned motions
+        "Ask the teacher for motions whose views show `trajectories`."
+        commanded = [_commanded(t, self.gains) if self.applied else t for t in trajectories]
+        planned = {tuple(a.actions): t for a, t in zip(commanded, trajectories)}
+        names = {format_actions(a.actions): format_actions(t.actions) for a, t in zip(commanded, trajectories)}
+        def passed(key, reason):
+            motion = key.removeprefix(f"{scene.id}: ")
+            reject(f"{scene.id}: {names.get(motion, motion)}", reason)
+        rollouts = self.teacher.imagine(scene, commanded, seed, passed if reject else None)
+        return [_as_planned(r, planned[tuple(r.actions)], self.gains, self.applied) for r in rollouts]
+
 # %% ../../nbs/20_base.ipynb #04468ccd
 TEACHERS = {  # name -> module:class
     "simulator": "world2vlm.teachers.simulator:Simulator",
     "reprojection": "world2vlm.teachers.reprojection:Reprojection",
+    "smoothed": "world2vlm.teachers.reprojection:Smoothed",
     "svc": "world2vlm.teachers.svc.teacher:SVC",
+    "panorama": "world2vlm.teachers.panorama:Panorama",
+    "sana_wm": "world2vlm.teachers.sana_wm:SanaWM",
+    "cosmos3": "world2vlm.teachers.cosmos3:Cosmos3",
+    "worldplay": "world2vlm.teachers.worldplay:WorldPlay",
 }
+
+# %% ../../nbs/20_base.ipynb #6757e763
 TeacherName = Annotated[str, TEACHERS, "module:Class"]  # in settings
 TeacherOptions = dict[TeacherName, dict[str, int | float | bool | str]]  # teacher -> arguments of its class
 
 # %% ../../nbs/20_base.ipynb #14bfd9d6
 def load_teacher(
     name: str,  # a key of TEACHERS, or `module:Class` of a user's code
+    calibration: str = "",  # file of its gains, of `calibrate_teacher`; "" for none
+    calibrated: bool = True,  # take the gains out of its motion; false: only record them in its rollouts
     **options: Any,  # arguments of the teacher's class
 ) -> WorldModel:  # ready to imagine
     "The teacher called `name` with `options`; ConfigError for a wrong name, a wrong option, or no teacher."
-    cls = import_named(name, TEACHERS, "teacher")
-    try: signature(cls).bind(**options)
-    except TypeError as e:
-        raise ConfigError(f"teacher {name!r}: {e}; its options are: {', '.join(signature(cls).parameters)}") from None
-    teacher = cls(**options)
-    if missing := [part for part in ("name", "exact", "imagine") if not hasattr(teacher, part)]:
-        raise ConfigError(f"teacher {name!r}: {cls.__name__} has no {', '.join(missing)}; see `WorldModel`")
-    return teacher
+    teacher = _build_named(name, TEACHERS, "teacher", options, "name", "exact", "imagine")
+    return _Calibrated(teacher, _read_gains(calibration), calibrated) if calibration else teacher
 
 # %% ../../nbs/20_base.ipynb #2e830653
 def teacher_with_options(

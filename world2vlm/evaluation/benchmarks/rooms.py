@@ -22,8 +22,10 @@ from ...core.stages import atomic_dir, fingerprint, recipe_of
 from ...dataset.shards import read_dataset, write_shards
 from ...dataset.synthesis import (
     Imagine, Scenes, Supervise, derive_examples, exact_rollouts, shard_scenes, subsample)
+from ..answering import answer_row
 from .base import Benchmark, Item, check_count
 from .sat import SAT_SYSTEM, prompt_sat, sat_verdict
+from ..statistics import _Mark, _mean_of_kinds, _Scorer
 from ...tasks.answers import canonical_motion
 from ...tasks.cases import box_after
 from ...tasks.rules import Rules
@@ -78,7 +80,8 @@ def _camera_questions(
     "How the camera moved or turned."
     actions = canonical_motion(transition.actions)
     if len(actions) != 1: return []
-    side, (verb, past) = actions[0].kind.removeprefix("turn_"), ("turn", "turned") if actions[0].is_turn else ("move", "moved")
+    side = actions[0].kind.removeprefix("turn_")
+    verb, past = ("turn", "turned") if actions[0].is_turn else ("move", "moved")
     question = f"How did the camera {verb} between the first image and the second?"
     return [_TwoChoice("camera", question, f"{past} {side}", f"{past} {_OPPOSITE[side]}")]
 
@@ -222,7 +225,8 @@ def load_rooms(
     examples = [e for e in read_dataset("examples", Path(source) / "examples") if e.split == split]
     check_count(len(examples), expected or None, str(source))
     choices = lambda e: tuple((e.choices or {}).values())
-    return [Item(e.id, e.task, e.question, choices(e), e.answer, tuple(e.images), "", scenes[e.scene_id], e) for e in examples]
+    item = lambda e: Item(e.id, e.task, e.question, choices(e), e.answer, tuple(e.images), "", scenes[e.scene_id], e)
+    return [*map(item, examples)]
 
 # %% ../../../nbs/79_rooms.ipynb #5120103f
 def _prompt_rooms(
@@ -237,23 +241,20 @@ def _score_rooms_answer(
     response: str,  # what the student wrote, boxes in norm1000
 ) -> float:  # [0, 1]
     "The score of one answer."
-    if item.kind in TASKS: return float(TASKS[item.kind].score(response, item.example)["overall"])
+    if item.kind in TASKS: return answer_row(item.example, response)["score"]["overall"]
     return float(sat_verdict(response, list(item.choices), item.gold) == "correct")
 
 # %% ../../../nbs/79_rooms.ipynb #b580a8d6
-def _score_rooms(
+def _room_marks(
     rows: list[dict],  # answers: kind and score
-) -> dict[str, dict[str, float]]:  # rule -> kinds and "overall"
-    "Mean scores: of all kinds, of the eight tasks, of the four kinds of SAT. ValueError without rows."
-    if not rows: raise ValueError("rooms: no answered question to score")
-    scores: dict[str, list[float]] = {}
-    for row in rows: scores.setdefault(row["kind"], []).append(row["score"])
-    means = {kind: float(np.mean(scores[kind])) for kind in sorted(scores)}
-    ours, theirs = [kind for kind in means if kind in TASKS], [kind for kind in means if kind not in TASKS]
-    families = {"all kinds": list(means), "eight tasks": ours, "as SAT": theirs}
-    table = lambda kinds: {kind: means[kind] for kind in kinds}
-    overall = lambda kinds: {"overall": float(np.mean([means[kind] for kind in kinds]))}
-    return {rule: table(kinds) | overall(kinds) for rule, kinds in families.items() if kinds}
+) -> dict[str, list[_Mark]]:  # rule -> marks
+    "Scores of all kinds, of the eight tasks, of the four kinds of SAT."
+    marks = [(row, row["kind"], row["score"]) for row in sorted(rows, key=lambda row: row["kind"])]
+    return {"all kinds": marks, "eight tasks": [mark for mark in marks if mark[1] in TASKS],
+            "as SAT": [mark for mark in marks if mark[1] not in TASKS]}
+
+
+_score_rooms = _Scorer("rooms", _room_marks, _mean_of_kinds)
 
 # %% ../../../nbs/79_rooms.ipynb #63d21398
 BENCHMARK = Benchmark(load_rooms, _prompt_rooms, _score_rooms, ("test",), 48, score_answer=_score_rooms_answer,

@@ -6,9 +6,11 @@
 __all__ = ['SVC', 'views_at', 'packing_gain']
 
 # %% ../../../nbs/35_svc_teacher.ipynb #f7e38750
+import logging
 import time
 from dataclasses import dataclass, replace
 from functools import cached_property
+from importlib.resources import files
 from pathlib import Path
 from typing import ClassVar
 
@@ -17,8 +19,9 @@ import numpy as np
 from ...core.config import ConfigError, repo_root
 from ...core.actions import Trajectory
 from ...core.records import keyframe_poses, Rollout, Scene
-from ...core.runs import _check_keys, _check_stored, _opening, Reject
+from ...core.runs import Reject
 from ..base import collect_rollouts
+from ..checkpoints import _open_checkpoint
 from ..reprojection import collision_in_depth, fill_mirror, fill_smooth, reproject
 
 # %% ../../../nbs/35_svc_teacher.ipynb #0841b78e
@@ -58,32 +61,27 @@ def _resize(
     import cv2
     return image if image.shape[1::-1] == tuple(size) else cv2.resize(image, size, interpolation=cv2.INTER_AREA)
 
-# %% ../../../nbs/35_svc_teacher.ipynb #266827b2
-def _check_weights(
-    folder: Path,  # of one network in a checkpoint; not checked where it has no weights, as a name on the hub
-    network: "torch.nn.Module | None",  # as opened
-) -> None:
-    "ValueError that names the weights in which file and network differ: diffusers fills them with random numbers."
-    stored = _check_stored(folder, 0)
-    needed = set(network.state_dict()) if stored else set()
-    _check_keys(folder, needed - stored, stored - needed)
-
 # %% ../../../nbs/35_svc_teacher.ipynb #0c50a679
-def _shipped_checkpoint() -> Path:  # folder
-    "The small model of the repository. ConfigError outside of a checkout."
-    try: return repo_root() / "data/teacher"
-    except ConfigError:
-        raise ConfigError("teacher 'svc': no checkpoint; pass the folder of one as checkpoint=..., "
-                          "or run inside a checkout of the repository, which has data/teacher") from None
+def _shipped_checkpoint() -> str:  # folder
+    "The small model of the repository, whatever the working directory. ConfigError where there is no checkout."
+    package = Path(str(files("world2vlm"))).parent  # a checkout, unless the package was installed from a wheel
+    try: roots = [repo_root(), package]
+    except ConfigError: roots = [package]
+    for folder in (root / "data/teacher" for root in roots):
+        if (folder / "model_index.json").is_file(): return str(folder)
+    raise ConfigError("teacher 'svc': no checkpoint. The small model is data/teacher of a checkout of the repository: "
+                      "give its path as checkpoint=...; or the folder, or the name on the hub with its commit as "
+                      "revision=..., of a converted model: the released weights are stabilityai/stable-virtual-camera "
+                      "(gated, not for commercial use), convert them as nbs/33_svc_convert.ipynb does")
 
 @dataclass(frozen=True)
 class SVC:
     "Generative teacher: imagines the end points of all trajectories of a scene together."
 
-    checkpoint: str = ""  # folder of a `StableVirtualCameraPipeline`; "" for data/teacher
+    checkpoint: str = ""  # folder of a `StableVirtualCameraPipeline`, or name on the hub; "" for data/teacher
     depth_units: float = 2.0  # median depth of the anchor, see `_units_per_metre`
     short_side: int = 0  # shorter side of the images in the model, pixels; 0 for that of the scene
-    max_views: int = 20  # target views in a window
+    max_views: int = 20  # target views in a window; halved for a scene whose windows do not fit into memory
     num_inference_steps: int | None = None  # None: the default of the checkpoint
     guider: int = 1  # see `_guidance_scales`
     cfg: float | None = None  # largest guidance scale; None: the default of the checkpoint
@@ -93,6 +91,7 @@ class SVC:
     radius: float = 0.2  # smallest distance of the path from the surface, metres
     device: str = "cpu"  # or "cuda"
     bf16: bool = False  # autocast to bfloat16
+    revision: str = ""  # commit on the hub; "" for the newest
     name: ClassVar[str] = "svc"  # in every rollout
     exact: ClassVar[bool] = False  # no ids
 
@@ -100,12 +99,12 @@ class SVC:
     def pipeline(self) -> "StableVirtualCameraPipeline":  # ready to be called
         "The opened checkpoint. ValueError if it is damaged or a weight is missing."
         from world2vlm.teachers.svc.pipeline import StableVirtualCameraPipeline
-        checkpoint = self.checkpoint or _shipped_checkpoint()
-        with _opening(checkpoint): pipe = StableVirtualCameraPipeline.from_pretrained(checkpoint, use_safetensors=True)
-        for part in ("unet", "vae"): _check_weights(Path(checkpoint) / part, getattr(pipe, part, None))
-        pipe = pipe.to(self.device)
+        checkpoint, networks = self.checkpoint or _shipped_checkpoint(), ("unet", "vae")
+        pipe = _open_checkpoint("svc", StableVirtualCameraPipeline, checkpoint, self.revision, networks).to(self.device)
         pipe.unet.eval()
         return pipe
+
+    def __getstate__(self): return {name: value for name, value in vars(self).items() if name != "pipeline"}  # settings
 
 # %% ../../../nbs/35_svc_teacher.ipynb #bf12c8de
 def _size_multiple(
@@ -181,11 +180,20 @@ def views_at(
     scene: Scene,  # the anchor
     poses: np.ndarray,  # [N, 4, 4] in the anchor's frame, metres; N > 0
     seed: int = 0,  # of the stage
+    max_views: int | None = None,  # target views in a window; None: those of the teacher
 ) -> np.ndarray:  # uint8 [N, H, W, 3]
-    "The views of `scene` at `poses`, in packed windows."
-    windows = enumerate(_pack_windows(len(poses), teacher.max_views))
-    return np.concatenate([_sample_window(teacher, scene, poses[indices], _rollout_seed(seed, scene.id, number))
-                           for number, indices in windows])
+    "The views of `scene` at `poses`, in packed windows, and in smaller ones where the memory does not suffice."
+    import torch
+    limit = min(max_views or teacher.max_views, len(poses))
+    windows = enumerate(_pack_windows(len(poses), limit))
+    try: return np.concatenate([_sample_window(teacher, scene, poses[indices], _rollout_seed(seed, scene.id, number))
+                                for number, indices in windows])
+    except torch.OutOfMemoryError:
+        if limit == 1: raise
+    half, text = -(-limit // 2), "%s: out of memory with %d views in a window, tried again with %d; lower max_views"
+    logging.warning(text, scene.id, limit, half)
+    torch.cuda.empty_cache()
+    return views_at(teacher, scene, poses, seed, half)
 
 # %% ../../../nbs/35_svc_teacher.ipynb #de507a31
 def _rejection(
@@ -222,7 +230,7 @@ def _imagine(
     paths = [keyframe_poses(t) for t, reason in zip(moving, reasons) if not reason]
     views = iter(_imagine_together(self, scene, paths, seed))
     units, nominal = _units_per_metre(scene, self.pipeline.config.units_per_metre, self.depth_units)
-    fidelity = {"units_per_metre": units} | ({"nominal": 1.0} if nominal else {})
+    fidelity = {"units_per_metre": units} | ({"nominal": float(nominal)} if nominal or scene.depth is None else {})
     results = iter([reason or dict(images=next(views), fidelity=dict(fidelity)) for reason in reasons])
     return collect_rollouts(self, scene, trajectories, lambda t: next(results), seed, reject)
 

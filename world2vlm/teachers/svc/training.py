@@ -42,6 +42,9 @@ class SVCTraining(Settings):
     warmup_ratio: Share = 0.02  # share of the steps with a rising learning rate
     weight_decay: NotNegative = 0.01  # of AdamW
     cfg_dropout: Share = 0.1  # share of the windows without input view, for guidance
+    first_step: Share = 0.5  # share of the windows as they are at the first step of a sample, with its temperature
+    dense_weight: NotNegative = 0.05  # of class and depth of each patch in the loss, see `_dense_loss`
+    sharpness_weight: NotNegative = 0.01  # of fine detail in the loss, see `_sharpness_loss`
     ema_decay: Share = 0.999  # of the averaged weights, which become the checkpoint
     bf16: bool = True  # autocast to bfloat16
     workers: Workers = 1  # processes that render rooms
@@ -69,14 +72,16 @@ def _draw_poses(
         poses = [np.eye(4), *(pose for pose in candidates if room.clear(start @ pose))][:config.views]
         if len(poses) == config.views: return room, start, np.stack(poses)
 
+# %% ../../../nbs/36_svc_training.ipynb #0cfd8875
 def _training_window(
     number: int,  # of the window
     config: SVCTraining,  # size, max_turn, max_move, views
     views: int = 0,  # how many of its views; 0 for all
-) -> dict[str, np.ndarray]:  # uint8 images and warped [T, H, W, 3], bool unseen [T, H, W], poses [T, 4, 4]
+) -> dict[str, np.ndarray]:  # uint8 images and warped [T, H, W, 3], bool unseen [T, H, W], poses [T, 4, 4], targets
     "Views of a room, and the first view warped to each of them; poses are relative to the first."
     from world2vlm.core.camera import intrinsics
     from world2vlm.teachers.reprojection import reproject, fill_smooth
+    from world2vlm.teachers.svc.dense import _dense_targets
     rng, K = rng_for(config.seed, number), intrinsics(*config.size, config.fov_deg)
     room, start, poses = _draw_poses(rng, K, config)
     poses = poses[:views or None]
@@ -84,25 +89,34 @@ def _training_window(
     anchor = renders[0]
     warped, unseen = zip(*[reproject(anchor.image, K, pose, anchor.depth, fill_smooth) for pose in poses])
     images = np.stack([render.image for render in renders])
-    return dict(images=images, warped=np.stack(warped), unseen=np.stack(unseen), poses=poses)
+    targets = _dense_targets(renders, room.instances, config.patch_size)
+    return dict(images=images, warped=np.stack(warped), unseen=np.stack(unseen), poses=poses, targets=targets)
+
+# %% ../../../nbs/36_svc_training.ipynb #50bcb669
+def _unit_intrinsics(
+    config: SVCTraining,  # size, fov_deg
+) -> np.ndarray:  # [3, 3] for images of width and height 1
+    "The camera of all windows."
+    from world2vlm.core.camera import intrinsics
+    w, h = config.size
+    return np.diag([1 / w, 1 / h, 1]) @ intrinsics(w, h, config.fov_deg)
 
 # %% ../../../nbs/36_svc_training.ipynb #f2bd799f
 def _to_tensors(
     windows: list[dict],  # of `_training_window`
     config: SVCTraining,  # size, fov_deg, patch_size, units_per_metre
-) -> tuple["torch.Tensor", ...]:  # images [B, T, 3, H, W], conditioning [B, T, 4, H, W], rays [B, T, 6, h, w]
+) -> tuple["torch.Tensor", ...]:  # of `_Batch`: images, conditioning, rays, targets
     "Windows as tensors for the network."
     import torch
-    from world2vlm.core.camera import intrinsics
     from world2vlm.teachers.svc.cameras import pluecker
     from world2vlm.teachers.svc.pipeline import conditioning_of
     (w, h), scale = config.size, np.array([1, 1, 1, config.units_per_metre])
-    K = np.diag([1 / w, 1 / h, 1]) @ intrinsics(w, h, config.fov_deg)
     images = np.stack([window["images"] for window in windows]).transpose(0, 1, 4, 2, 3)  # [B, T, 3, H, W]
     grid = h // config.patch_size, w // config.patch_size
-    rays = np.stack([pluecker(window["poses"] * scale, K, *grid) for window in windows])
+    rays = np.stack([pluecker(window["poses"] * scale, _unit_intrinsics(config), *grid) for window in windows])
     conditioning = torch.stack([conditioning_of(window["warped"], window["unseen"]) for window in windows])
-    return torch.from_numpy(images).float() / 127.5 - 1, conditioning, torch.from_numpy(rays)
+    targets = torch.from_numpy(np.stack([window["targets"] for window in windows]))
+    return torch.from_numpy(images).float() / 127.5 - 1, conditioning, torch.from_numpy(rays), targets
 
 # %% ../../../nbs/36_svc_training.ipynb #d22e989c
 def _small_scheduler(
@@ -118,32 +132,25 @@ class _Batch(NamedTuple):
     images: "torch.Tensor"  # [B, T, 3, H, W] in [-1, 1]
     conditioning: "torch.Tensor"  # [B, T, 4, H, W] the warped anchor and the mask of its filled pixels
     rays: "torch.Tensor"  # [B, T, 6, h, w]
+    targets: "torch.Tensor"  # [B, T, 2, h, w] of `_dense_targets`
     noise: "torch.Tensor"  # [B, T, C, h, w] standard normal
     level: "torch.Tensor"  # int64 [B]
     has_input: "torch.Tensor"  # bool [B] False: the first view is noisy too
+    starts: "torch.Tensor"  # bool [B] True: as at the first step of a sample
 
-def _loss(
-    unet: "MultiViewUNet",  # predicts the clean views, or the noise
+# %% ../../../nbs/36_svc_training.ipynb #7c6244d1
+def _noisy_views(
+    clean: "torch.Tensor",  # [N, C, h, w]
+    batch: _Batch,  # flat, [N, ...]
     scheduler: "SVCScheduler",  # its levels
-    batch: _Batch,  # windows and noise
-    config: SVCTraining,  # patch_size, residual_scale
-) -> "torch.Tensor":  # []
-    "Mean squared error of the prediction, over all views but the input views."
+    temperature: float,  # of a sample
+) -> tuple["torch.Tensor", "torch.Tensor"]:  # [N, C, h, w], level int64 [N]
+    "The views with noise of their level; where a sample starts, noise of the largest level alone."
     import torch
-    from world2vlm.teachers.svc.pipeline import residual_of
-    images, conditioning, rays, noise = (t.flatten(0, 1) for t in batch[:4])  # [B T, ...]
-    views = batch.images.shape[1]
-    level, has_input = (t.repeat_interleave(views) for t in batch[4:])  # [B T]
-    is_input = (torch.arange(len(images), device=level.device) % views == 0) & has_input
-    is_input, has_input = (t[:, None, None, None] for t in (is_input, has_input))  # [B T, 1, 1, 1]
-    clean, conditioning = residual_of(images, conditioning, config.patch_size, config.residual_scale)  # [B T, C, h, w]
-    x = torch.where(is_input, clean, scheduler.add_noise(clean, noise, level))  # [B T, C, h, w]
-    mask = is_input.to(x.dtype).expand(-1, -1, *x.shape[-2:])  # [B T, 1, h, w]
-    inputs = torch.cat([scheduler.scale_model_input(x, level), mask, rays, conditioning * has_input], 1)
-    context = x.new_zeros(len(x), 1, unet.config.cross_attention_dim)  # no image embedding
-    output = unet(inputs, level, context, rays, views)  # [B T, C, h, w]
-    error = ((output - scheduler.target(clean, noise)) ** 2).mean((1, 2, 3))  # [B T]
-    return error[~is_input.flatten()].mean()
+    scheduler.set_timesteps(1)
+    start = temperature * scheduler.init_noise_sigma * batch.noise
+    level = torch.where(batch.starts, int(scheduler.timesteps[0]), batch.level)
+    return torch.where(batch.starts[:, None, None, None], start, scheduler.add_noise(clean, batch.noise, level)), level
 
 # %% ../../../nbs/36_svc_training.ipynb #6acecdd5
 def _small_unet(
@@ -159,6 +166,62 @@ def _small_unet(
         torch.manual_seed(config.seed)
         return MultiViewUNet(in_channels=channels + 7 + conditioning, out_channels=channels, cross_attention_dim=8,
                              joint_levels=config.attention_levels, **sizes)
+
+# %% ../../../nbs/36_svc_training.ipynb #97aa923a
+def _small_heads(
+    config: SVCTraining,  # block_out_channels, seed
+) -> "_DenseHeads":  # untrained
+    "Heads for the network of `_small_unet`."
+    import torch
+    from world2vlm.teachers.svc.dense import _DenseHeads
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        return _DenseHeads(config.block_out_channels[0])
+
+# %% ../../../nbs/36_svc_training.ipynb #c1a6cb1c
+def _further_losses(
+    clean: "torch.Tensor",  # [N, C, h, w] predicted
+    features: "torch.Tensor",  # [N, C0, h, w] before the last layer
+    batch: _Batch,  # flat, [N, ...]
+    heads: "_DenseHeads",  # in training
+    config: SVCTraining,  # patch_size, residual_scale, weights
+) -> "torch.Tensor":  # []
+    "The weighted losses of class, depth and sharpness."
+    import torch.nn.functional as F
+    from world2vlm.teachers.svc.dense import _dense_loss, _sharpness_loss
+    views = F.pixel_shuffle(clean.float(), config.patch_size)
+    if config.residual_scale: views = views / config.residual_scale + batch.conditioning[:, :3]
+    loss = config.dense_weight * _dense_loss(heads, features, batch.targets).mean()
+    return loss + config.sharpness_weight * _sharpness_loss(views, batch.images, batch.conditioning[:, 3:])
+
+# %% ../../../nbs/36_svc_training.ipynb #31769e60
+def _loss(
+    unet: "MultiViewUNet",  # predicts the clean views, or the noise
+    scheduler: "SVCScheduler",  # its levels
+    batch: _Batch,  # windows and noise
+    config: SVCTraining,  # patch_size, residual_scale, temperature, weights
+    heads: "_DenseHeads | None" = None,  # None: views alone
+) -> "torch.Tensor":  # []
+    "Mean squared error of the prediction, over all views but the input views, and `_further_losses` of the same."
+    import torch
+    from world2vlm.teachers.svc.dense import _output_and_features
+    from world2vlm.teachers.svc.pipeline import residual_of
+    views, flat = batch.images.shape[1], [t.flatten(0, 1) for t in batch[:5]]  # [B T, ...]
+    batch = _Batch(*flat, *(t.repeat_interleave(views) for t in batch[5:]))
+    is_input = (torch.arange(len(batch.images), device=batch.level.device) % views == 0) & batch.has_input
+    given, has_input = (t[:, None, None, None] for t in (is_input, batch.has_input))  # [B T, 1, 1, 1]
+    scaling = config.patch_size, config.residual_scale
+    clean, conditioning = residual_of(batch.images, batch.conditioning, *scaling)  # [B T, C, h, w]
+    noisy, level = _noisy_views(clean, batch, scheduler, config.temperature)
+    x = torch.where(given, clean, noisy)  # [B T, C, h, w]
+    mask = given.to(x.dtype).expand(-1, -1, *x.shape[-2:])  # [B T, 1, h, w]
+    inputs = torch.cat([scheduler.scale_model_input(x, level), mask, batch.rays, conditioning * has_input], 1)
+    context = x.new_zeros(len(x), 1, unet.config.cross_attention_dim)  # no image embedding
+    output, features = _output_and_features(unet, inputs, level, context, batch.rays, views)  # [B T, C, h, w]
+    error = ((output - scheduler.target(clean, batch.noise)) ** 2).mean((1, 2, 3))[~is_input].mean()
+    if heads is None: return error
+    predicted, batch = scheduler.denoised(output, level, x)[~is_input], _Batch(*(t[~is_input] for t in batch))
+    return error + _further_losses(predicted, features[~is_input], batch, heads, config)
 
 # %% ../../../nbs/36_svc_training.ipynb #583ae227
 def _small_pipeline(
@@ -177,26 +240,43 @@ _FIRST_VALIDATION_WINDOW = 10**9  # training windows have smaller numbers
 def _sample_windows(
     unet: "MultiViewUNet",  # to be validated
     config: SVCTraining,  # rooms, steps and guidance of a sample
-) -> np.ndarray:  # uint8 [rooms, 3, T, H, W, 3] truth, warped anchor, samples
-    "Windows of validation rooms, and the samples of `unet` from their first views."
-    from world2vlm.core.camera import intrinsics
-    pipe, (w, h), scale = _small_pipeline(unet, config), config.size, np.array([1, 1, 1, config.units_per_metre])
-    K, results = np.diag([1 / w, 1 / h, 1]) @ intrinsics(w, h, config.fov_deg), []
+) -> tuple[np.ndarray, np.ndarray]:  # uint8 [rooms, 3, T, H, W, 3]; bool [rooms, T, H, W] unseen
+    "Windows of validation rooms: truth, warped anchor, and the samples of `unet` from the first views."
+    pipe, K, results, masks = _small_pipeline(unet, config), _unit_intrinsics(config), [], []
+    scale = np.array([1, 1, 1, config.units_per_metre])
     for number in range(_FIRST_VALIDATION_WINDOW, _FIRST_VALIDATION_WINDOW + config.check_rooms):
-        truth, warped, unseen, poses = _training_window(number, config).values()
+        truth, warped, unseen, poses, _ = _training_window(number, config).values()
         samples = pipe(truth[0], poses[1:] * scale, K, seed=number, warped=(warped[1:], unseen[1:]))
         results.append([truth, warped, np.concatenate([truth[:1], samples])])
-    return np.array(results)
+        masks.append(unseen)
+    return np.array(results), np.array(masks)
+
+# %% ../../../nbs/36_svc_training.ipynb #6e4681ed
+def _detail(
+    views: np.ndarray,  # uint8 [N, H, W, 3]
+    unseen: np.ndarray,  # bool [N, H, W]
+) -> float:  # sum over blocks, see `_detail_energy`
+    "Energy of the fine detail in the unseen part of `views`."
+    import torch
+    from world2vlm.teachers.svc.dense import _detail_energy
+    images = torch.from_numpy(views.transpose(0, 3, 1, 2) / 127.5 - 1).float()
+    energy, counts = _detail_energy(images, torch.from_numpy(unseen)[:, None].float())
+    return float(energy[counts].sum())
 
 # %% ../../../nbs/36_svc_training.ipynb #3d65b78a
-def _psnr_ssim(
+def _sample_scores(
     samples: np.ndarray,  # uint8 [rooms, 3, T, H, W, 3] of `_sample_windows`
-) -> dict[str, float]:  # means over the target views: psnr in dB and ssim of the samples, psnr of the warped anchor
-    "Distance of the samples from the truth."
+    unseen: np.ndarray,  # bool [rooms, T, H, W]
+) -> dict[str, float]:  # psnr, ssim, unseen (PSNR), sharpness (share of the truth's); _warped: of the warped anchor
+    "Distance of the samples from the truth, over all target views; without what cannot be measured."
     from world2vlm.teachers.filters import psnr, ssim
-    views = [view for room in samples for view in zip(*room[:, 1:])]  # (truth, warped, sample)
-    def mean(metric, which): return float(np.mean([metric(view[0], view[which]) for view in views]))
-    return dict(psnr=mean(psnr, 2), ssim=mean(ssim, 2), psnr_warped=mean(psnr, 1))
+    truth, warped, drawn = samples[:, :, 1:].swapaxes(0, 1).reshape(3, -1, *samples.shape[3:])  # [N, H, W, 3]
+    masks = unseen[:, 1:].reshape(-1, *unseen.shape[2:])
+    mean = lambda metric, views, *more: float(np.nanmean([metric(*parts) for parts in zip(views, truth, *more)]))
+    whole = dict(psnr=mean(psnr, drawn), ssim=mean(ssim, drawn), psnr_warped=mean(psnr, warped))
+    hole = dict(unseen=mean(psnr, drawn, masks), unseen_warped=mean(psnr, warped, masks))
+    scores = whole | hole | dict(sharpness=_detail(drawn, masks) / max(_detail(truth, masks), 1e-9))
+    return {name: value for name, value in scores.items() if np.isfinite(value)}
 
 # %% ../../../nbs/36_svc_training.ipynb #793a1633
 def _sample_grid(
@@ -212,7 +292,7 @@ class _WindowDataset:
     "The windows of each step, by number; torch's `DataLoader` reads it."
     def __init__(self, config: SVCTraining): self.config, self.last = config, (-1, ())
     def __len__(self) -> int: return self.config.steps
-    def __getitem__(self, step: int) -> tuple:  # images, conditioning, rays, and the seed of the step
+    def __getitem__(self, step: int) -> tuple:  # images, conditioning, rays, targets, and the seed of the step
         "Windows of equal size for number `step`, drawn anew every `data_echo` steps."
         config, number = self.config, step // self.config.data_echo
         if self.last[0] != number:
@@ -225,15 +305,17 @@ class _WindowDataset:
 # %% ../../../nbs/36_svc_training.ipynb #8c0fd9eb
 def _training_noise(
     seed: int,  # of the step
-    config: SVCTraining,  # patch_size, cfg_dropout
+    config: SVCTraining,  # patch_size, cfg_dropout, first_step
     shape: tuple[int, ...],  # of the images, [B, T, 3, H, W]
-) -> tuple["torch.Tensor", "torch.Tensor", "torch.Tensor"]:  # noise [B, T, C, h, w], level [B], has_input [B]
+) -> tuple["torch.Tensor", ...]:  # noise [B, T, C, h, w], level [B], has_input [B], starts [B]
     "Random numbers of a step, drawn on the CPU so that they are the same on every device."
     import torch
     rng, (B, T, _, H, W), p = torch.Generator().manual_seed(seed), shape, config.patch_size
     noise = torch.randn(B, T, 3 * p * p, H // p, W // p, generator=rng)
     level = torch.randint(1000, (B,), generator=rng)
-    return noise, level, torch.rand(B, generator=rng) >= config.cfg_dropout
+    first = config.first_step * (config.prediction_type == "sample")  # a sample may start without noise to predict
+    dropped, starts = (torch.rand(B, generator=rng) < share for share in (config.cfg_dropout, first))
+    return noise, level, ~dropped, starts
 
 # %% ../../../nbs/36_svc_training.ipynb #518ef835
 def _resume_state(
@@ -267,13 +349,14 @@ def _validate(
     config: SVCTraining,  # rooms
     out: Path,  # folder for the picture
     step: int,  # for its name
-) -> dict[str, float]:  # see `_psnr_ssim`
-    "`_psnr_ssim` of the averaged weights; writes `samples-STEP.png`."
+) -> dict[str, float]:  # see `_sample_scores`
+    "`_sample_scores` of the averaged weights; writes `samples-STEP.png` and removes the older ones."
     average.store(unet.parameters()), average.copy_to(unet.parameters())
-    samples = _sample_windows(unet, config)
+    samples, unseen = _sample_windows(unet, config)
     average.restore(unet.parameters()), unet.train(), out.mkdir(parents=True, exist_ok=True)
+    for older in out.glob("samples-*.png"): older.unlink()
     _sample_grid(samples).save(out / f"samples-{step}.png")
-    return _psnr_ssim(samples)
+    return _sample_scores(samples, unseen)
 
 # %% ../../../nbs/36_svc_training.ipynb #d85867ec
 def _finish_training(
@@ -290,44 +373,57 @@ def _finish_training(
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
     return out
 
+# %% ../../../nbs/36_svc_training.ipynb #c2882dbd
+def _small_optimizer(
+    weights: list,  # to be trained
+    config: SVCTraining,  # learning_rate, weight_decay, warmup_ratio, steps
+) -> tuple["torch.optim.Optimizer", "torch.optim.lr_scheduler.LRScheduler"]:  # before the first step
+    "AdamW, with a learning rate that rises and then falls along a cosine."
+    import torch
+    from diffusers.optimization import get_cosine_schedule_with_warmup
+    optimizer = torch.optim.AdamW(weights, config.learning_rate, weight_decay=config.weight_decay)
+    warmup = round(config.warmup_ratio * config.steps)
+    return optimizer, get_cosine_schedule_with_warmup(optimizer, warmup, config.steps)
+
 # %% ../../../nbs/36_svc_training.ipynb #a59c426d
 class _Trainer(NamedTuple):
     "The parts of a training that change from step to step."
     accelerator: "Accelerator"  # device, precision, checkpoints
     unet: "MultiViewUNet"  # in training
+    heads: "_DenseHeads"  # trained with it, and thrown away
     optimizer: "torch.optim.Optimizer"  # AdamW
     schedule: "torch.optim.lr_scheduler.LRScheduler"  # of the learning rate
     average: "EMAModel"  # averaged weights
 
+# %% ../../../nbs/36_svc_training.ipynb #75716aef
 def _make_trainer(
     config: SVCTraining,  # of the training
 ) -> _Trainer:  # before the first step
     "The network with its optimizer."
-    import torch
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
-    from diffusers.optimization import get_cosine_schedule_with_warmup
     from diffusers.training_utils import EMAModel
     AcceleratorState._reset_state()  # an earlier training in the same process may have had another precision
     accelerator, unet = Accelerator(mixed_precision="bf16" if config.bf16 else "no"), _small_unet(config)
-    optimizer = torch.optim.AdamW(unet.parameters(), config.learning_rate, weight_decay=config.weight_decay)
-    schedule = get_cosine_schedule_with_warmup(optimizer, round(config.warmup_ratio * config.steps), config.steps)
-    unet, optimizer = accelerator.prepare(unet, optimizer)
+    heads = _small_heads(config)
+    optimizer, schedule = _small_optimizer([*unet.parameters(), *heads.parameters()], config)
+    unet, heads, optimizer = accelerator.prepare(unet, heads, optimizer)
     average = EMAModel(unet.parameters(), config.ema_decay, use_ema_warmup=True, power=.75)
     accelerator.register_for_checkpointing(schedule, average)
-    return _Trainer(accelerator, unet, optimizer, schedule, average)
+    return _Trainer(accelerator, unet, heads, optimizer, schedule, average)
 
+# %% ../../../nbs/36_svc_training.ipynb #77c2b0df
 def _training_step(
     trainer: _Trainer,  # changed by the step
     batch: _Batch,  # windows and noise
     config: SVCTraining,  # patch_size, residual_scale
 ) -> float:  # loss
     "Update the weights once."
-    accelerator, unet, optimizer, schedule, average = trainer
+    accelerator, unet, heads, optimizer, schedule, average = trainer
     batch = _Batch(*(t.to(accelerator.device) for t in batch))
-    with accelerator.autocast(): loss = _loss(unet, _small_scheduler(config), batch, config)
+    with accelerator.autocast(): loss = _loss(unet, _small_scheduler(config), batch, config, heads)
     accelerator.backward(loss)
-    accelerator.clip_grad_norm_(unet.parameters(), 1.0)
+    accelerator.clip_grad_norm_([*unet.parameters(), *heads.parameters()], 1.0)
     optimizer.step(), schedule.step(), optimizer.zero_grad(), average.step(unet.parameters())
     return loss.item()
 
