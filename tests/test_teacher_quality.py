@@ -116,7 +116,8 @@ def test_tables_read_the_tracked_metrics():
     lines = quality_table(rows).splitlines()
     assert len(lines) == len(rows) + 2 and {line.count("|") for line in lines} == {14}
     one_view = replace(CONFIG, scenes=replace(CONFIG.scenes, n=1, per_shard=1), turns=(), moves=(0.5,), poses=True)
-    assert rows[0].keys() <= scores_by_motion_size(_evaluate_shard(0, "reprojection", one_view))[0].keys()
+    of_every_view = {key for key in rows[0] if not key.startswith("continued")}  # an object that crosses the old border is not in every view
+    assert of_every_view <= scores_by_motion_size(_evaluate_shard(0, "reprojection", one_view))[0].keys()
 
 
 # Scores of parts of a view
