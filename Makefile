@@ -37,7 +37,7 @@ base: .venv/installed  ## train the shipped base student again (three hours on t
 	mkdir -p data/$(SIZE)/notebooks
 	$(NOTEBOOK) -p out data/base nbs/pipeline/base.ipynb data/$(SIZE)/notebooks/base.ipynb
 
-teacher: .venv/installed  ## train the shipped generative teacher again (under three hours on two cores, a second call resumes; PROFILE=gpu on one GPU)
+teacher: .venv/installed  ## train a small generative teacher with the settings of params.yaml in place of the shipped one, whose own are in data/teacher/made.json (hours on two cores, a second call resumes; PROFILE=gpu on one GPU)
 	mkdir -p data/$(SIZE)/notebooks
 	$(NOTEBOOK) -p out data/teacher nbs/pipeline/teacher.ipynb data/$(SIZE)/notebooks/teacher.ipynb
 
