@@ -1,6 +1,6 @@
 # The first use of any target makes .venv from requirements.lock. `profile` in params.yaml says how large a run is.
 .DEFAULT_GOAL := help
-.PHONY: help repro ablation comparison benchmarks quality photos annotation-errors base teacher svc plan proofs rehearsal release push gpu-check gpu-wheels test fuzz sync notebooks docs lab lock
+.PHONY: help repro ablation comparison sweep benchmarks quality photos annotation-errors base teacher svc plan proofs rehearsal release push gpu-check gpu-wheels test fuzz sync notebooks docs lab lock
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export OMP_NUM_THREADS ?= 2
 # glibc gives large arrays back to the kernel and asks for them again at each step of a training, which costs more than the arithmetic; here it keeps them
@@ -19,6 +19,9 @@ ablation: .venv/installed  ## every arm, and the table that compares them
 
 comparison: .venv/installed  ## the main arm alone and against a world model at test time, on all benchmarks at hand
 	dvc repro comparison@bidirectional
+
+sweep: .venv/installed  ## the students that a training kept on its way, each on the held-out questions: make sweep ARM=bidirectional (needs snapshot_every)
+	python -m world2vlm.report.sweep $(or $(ARM),bidirectional) --profile $(SIZE)
 
 benchmarks: .venv/installed  ## the students of the arms on every public benchmark whose folder is there
 	dvc repro benchmarks

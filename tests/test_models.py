@@ -9,8 +9,9 @@ from toy_training import TINY, colour_examples
 from world2vlm.core.config import ConfigError, repo_root
 from world2vlm.dataset.export import to_messages
 from world2vlm.students import media, models
-from world2vlm.students.models import HFStudent, Prompt, Reply, VLLMStudent
+from world2vlm.students.models import HFStudent, Prompt, Reply
 from world2vlm.students.models import example_prompt, load_student, mini_student, model_picture_size, open_student
+from world2vlm.students.vllm import VLLMStudent
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +45,25 @@ def test_boxes_are_read_and_written_in_the_format_of_the_student(student, monkey
     monkeypatch.setattr(student.processor, "batch_decode", lambda tokens, **options: ["[32, 0, 64, 16]"] * len(tokens))
     assert student.reply([prompt], 2)[0].text == "[500, 0, 1000, 250]"
     assert HFStudent(student.model, student.processor).reply([prompt], 2)[0].text == "[32, 0, 64, 16]"
+
+
+def test_the_likelier_text_is_chosen(student, prompts):
+    "Summed over its tokens and the end, one question at a time without any padding: the same figures as in a batch of unlike lengths."
+    import torch
+    choices = [("red chair", "blue table"), ("chair [0, 0, 500, 500]", "nothing", "a"), ("yes", "no")]
+    tokenizer, replies = student.processor.tokenizer, student.choose(prompts, choices)
+    for prompt, own, reply in zip(prompts, choices, replies):
+        inputs, logs = models._batch_inputs(student.processor, [models._for_student(prompt, "pixels", student.processor)]), []
+        for text in own:
+            in_pixels = text.replace("500, 500", "32, 32")
+            answer = torch.tensor([[*tokenizer.encode(in_pixels, add_special_tokens=False), tokenizer.eos_token_id]])
+            longer = lambda value: torch.full_like(answer, value)
+            more = {"input_ids": answer, "attention_mask": longer(1), "mm_token_type_ids": longer(0)}
+            joined = {name: torch.cat([part, more[name]], 1) if name in more else part for name, part in inputs.items()}
+            with torch.inference_mode(): logits = student.model(**joined).logits[:, -answer.shape[1] - 1:-1]
+            logs.append(float(logits.log_softmax(-1).gather(-1, answer[..., None]).sum()))
+        np.testing.assert_allclose(reply.probabilities, np.exp(logs) / np.exp(logs).sum(), atol=1e-4)
+        assert reply.text == own[int(np.argmax(logs))] and reply.tokens > len(own) * inputs["input_ids"].shape[1]
 
 
 @pytest.mark.parametrize("size", [(64, 64), (200, 96), (33, 70), (1008, 560), (17, 16)])

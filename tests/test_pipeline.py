@@ -206,7 +206,7 @@ def test_smoke_makes_report_and_metrics(clone):
     page = (clone / f"data/smoke/report/{ARM}/index.html").read_text()
     assert page.startswith("<!DOCTYPE html>") and "Not part of this run" not in page
     expected = {"scenes", "annotate", f"imagine-{TEACHER}", f"supervise-{TEACHER}", "held_out", "label_audit", "rooms_benchmark", "real_turns",
-                f"sft-{ARM}", f"grpo-{ARM}", "evaluate_base", f"evaluate-{ARM}", f"transfer-{ARM}"}
+                f"sft-{ARM}", f"grpo-{ARM}", "evaluate_base", f"evaluate-{ARM}", "transfer_base", f"transfer-{ARM}"}
     assert {p.stem for p in (clone / "data/smoke/metrics").glob("*.json")} == expected
     assert {p.stem for p in (clone / "data/smoke/costs").glob("*.json")} == expected | {f"report-{ARM}"}
     assert all(figures(clone, name, "costs")["seconds"] > 0 for name in expected)

@@ -70,6 +70,25 @@ def test_motions_in_prompts_know_nothing_of_the_views():
     assert captions([FIRST, SECOND]) == captions([FIRST, FIRST]) != []
 
 
+def test_choices_know_nothing_of_motion_but_its_spelling():
+    "Two choices are static; words of motion are repeated, whatever the views are."
+    asked = [static_forms._static_choice(FIRST, SECOND, np.random.default_rng(k)) for k in range(300)]
+    spelled = [texts for texts in filter(None, asked) if MOTION.search(" ".join(texts))]
+    assert spelled and all(question == f"Repeat: {right}." for question, right, _ in spelled)
+    copied = lambda objects: [static_forms._copied_choice(objects, np.random.default_rng(k)) for k in range(30)]
+    assert copied(FIRST) == copied([]) and {wrong for *_, wrong in copied([])} >= {"turned left", "turned right"}
+
+
+def test_sides_are_true():
+    "The red box is left of the middle, the blue ball too; five columns of sixteen to the right bring both near the middle or past it."
+    for k in range(200):
+        if not (asked := static_forms._side_choice(FIRST, np.random.default_rng(k))): continue
+        question, right, wrong = asked
+        x = .2 if "red box" in question else .35
+        if shift := re.search(r"shifts (left|right) (\d+)", question): x += (1 if shift[1] == "right" else -1) * int(shift[2]) / 16
+        assert ("left" in right) == (x < .5) and ("left" in wrong) == (x > .5)
+
+
 def test_answers_are_true(rows):
     "Boxes belong to their objects, absent objects are absent, claims are judged by what is visible."
     for seed in range(30):

@@ -53,7 +53,7 @@ def full(results) -> ArmReport:
              "views": {"plain pictures": dict(imagined=40, used=38, share=.95)},
              "agreement": {"tasks": {"D1": dict(n=60, confirmed=.9)}, "motion_sizes": [dict(kind="sequence", up_to=0, n=60, confirmed=.9)]}}
     return ArmReport("smoke", "one & only", results, pairs=[ViewPair(view(), view(), view(), "move forward 0.5 meters")] * 2, questions=[asked],
-                     errors=[asked], motions=motions, as_sat=results, real_turns={"grpo": {"all places": motions["grpo"] | {"exactly right": shares}}}, usage=usage,
+                     errors=[asked], motions=motions, as_sat={"as SAT": results}, real_turns={"grpo": {"all places": motions["grpo"] | {"exactly right": shares}}}, usage=usage,
                      balance={"D2": {"yes": 3, "no": 4}}, curves={"sft": log, "grpo": log}, checks=checks, scenes=scenes)
 
 

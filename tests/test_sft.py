@@ -85,6 +85,30 @@ def test_frozen_vision_and_lora(home):
     assert set(before) == set(after) and changed and not any("visual" in name for name in changed)
 
 
+@pytest.mark.parametrize("lora", [{}, dict(lora_rank=2, lora_alpha=4, freeze_vision=True)], ids=["all weights", "lora"])
+def test_to_watch_a_training_changes_nothing(home, tmp_path, lora):
+    "Students of the way, curves for TensorBoard: the weights are those of a run without them, and each student opens."
+    plain, watching = replace(PLAIN, validation=.25, **lora), dict(snapshot_every=2, tensorboard=True)
+    quiet, watched = (train_sft(config, home / "start", home / "examples", tmp_path / name)
+                      for name, config in (("quiet", plain), ("watched", replace(plain, **watching))))
+    a, b = weights(quiet), weights(watched)
+    assert all((a[name] == b[name]).all() for name in a) and curve(quiet) == curve(watched)
+    assert curve(quiet, "eval_loss") and curve(quiet, "eval_mean_token_accuracy")
+    steps = [weights(path) for path in sorted((watched / "snapshots").iterdir())]
+    assert len(steps) == 3 and set(steps[0]) == set(a) and any((steps[0][name] != a[name]).any() for name in a)
+    assert all((steps[-1][name] == a[name]).all() for name in a), "the last step is the result"
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    events = EventAccumulator(str(watched / "tensorboard")).Reload()
+    assert [round(e.value, 3) for e in events.Scalars("train/loss")] == pytest.approx([round(v, 3) for v in curve(quiet)], abs=2e-3)
+
+
+def test_the_loss_of_unseen_scenes_is_that_of_answers_too(home, tmp_path):
+    "`answers_alike` measures scenes that are set aside as it trains: here each answer is one token and the end."
+    losses = [curve(train_sft(replace(PLAIN, validation=.25, answers_alike=alike), home / "start", home / "examples", tmp_path / str(alike)), "eval_loss")
+              for alike in (False, True)]
+    np.testing.assert_allclose(*losses, rtol=2e-3)
+
+
 FAST = dict(freeze_vision=True, remember_pictures=True, skip_prompts=True, bf16=True)
 
 

@@ -54,6 +54,15 @@ def test_both_directions_or_one(home, tmp_path):
     assert len(training_rows(home / "examples", replace(PLAIN, limit=10), cache=str(tmp_path))) == 10
 
 
+def test_scenes_that_are_set_aside_are_not_trained_on(home):
+    config = replace(PLAIN, validation=.25)
+    read = lambda **options: {row["images"][0].tobytes() + row["completion"][0]["content"].encode() for row in rows(**options)}
+    rows = lambda **options: training_rows(home / "examples", config, to_row=lambda e, *_: training_row({**e, "answer": e["scene_id"]}), **options)
+    unread, trained = read(validation=True), read()
+    assert (len(unread), len(trained)) == (16, 48) and not unread & trained
+    assert len(training_rows(home / "examples", replace(config, epochs=2))) == 96 and len(training_rows(home / "examples", config, validation=True)) == 16
+
+
 def test_chosen_tasks(tmp_path):
     examples = [replace(example, task=f"D{1 + k % 3}") for k, example in enumerate(colour_examples(9))]
     write_shards("examples", tmp_path / "examples", lambda shard, reject: examples)

@@ -44,10 +44,20 @@ def test_goes_on_after_a_kill_with_the_same_bytes(home, tmp_path, monkeypatch):
     for out in ("killed", "whole"): ask_transfer(config, students, home / "rooms", home / "turns", tmp_path / out)
     files = {path.relative_to(tmp_path / "whole"): path.read_bytes() for path in (tmp_path / "whole").rglob("*.jsonl")}
     assert files == {path.relative_to(tmp_path / "killed"): path.read_bytes() for path in (tmp_path / "killed").rglob("*.jsonl")}
-    assert len(files) == 9 and (tmp_path / "killed/as_sat/base.jsonl").read_bytes() == answered
+    assert len(files) == 13 and (tmp_path / "killed/as_sat/base.jsonl").read_bytes() == answered
     runs = read_transfer(tmp_path / "whole")
-    assert {exam: {*by_run} - {"base", "grpo", "blind", "random"} for exam, by_run in runs.items()} == {"as SAT": set(), "real turns": {"majority"}}
+    assert {exam: {*by_run} - {"base", "grpo", "blind", "random"} for exam, by_run in runs.items()} == \
+        {"as SAT": set(), "as SAT, likelier choice": set(), "real turns": {"majority"}}
+    assert all(row["response"] in row["choices"] for row in runs["as SAT, likelier choice"]["grpo"]), "a choice is never a text of one's own"
     assert set(score_runs(runs["as SAT"])["grpo"]["exactly right"]["tasks"]) == {"camera", "consequence", "aim", "perspective"}
+
+
+def test_the_base_student_is_asked_once_for_all_arms(home, tmp_path):
+    config = Evaluate(batch_size=4, max_new_tokens=2)
+    ask_transfer(config, {"base": home / "student"}, home / "rooms", home / "turns", tmp_path / "base", controls=False)
+    ask_transfer(config, {"grpo": home / "student"}, home / "rooms", home / "turns", tmp_path / "arm")
+    assert {*read_transfer(tmp_path / "base", tmp_path / "arm")["as SAT"]} == {"base", "grpo", "blind", "random"}
+    assert {path.stem for path in (tmp_path / "base").rglob("*.jsonl")} == {"base"}
 
 
 @pytest.mark.parametrize("said,direction,metres", [("move left 0.4 meters", 1, 0.2), ("The camera moved left 0.5 meters.", 1, 0.3),
@@ -87,7 +97,7 @@ def answers(home):
             pick = lambda examples: [answer_row(e, e.answer if rng.random() < share else "") for e in examples]
             as_sat = [rooms.row(item, item.gold if rng.random() < share else "") for item in items]
             parts = {f"answers/{'base' if run == 'base' else arm}": questions, f"transfer/{arm}/real_turns": [e for e in questions if e.task == "A2"]}
-            for folder, rows in ({name: pick(examples) for name, examples in parts.items()} | {f"transfer/{arm}/as_sat": as_sat}).items():
+            for folder, rows in ({name: pick(examples) for name, examples in parts.items()} | dict.fromkeys((f"transfer/{arm}/{exam}" for exam in ("as_sat", "as_sat_chosen")), as_sat)).items():
                 write_text(home / f"run/{folder}/{run}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     return home / "run", list(skills)
 

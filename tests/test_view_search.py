@@ -176,6 +176,17 @@ def test_killed_and_resumed(items, truth, tmp_path):
     assert without_time(again) == without_time(whole) and path.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 
+def test_the_answer_may_be_the_likelier_choice(items, truth):
+    class Chooses(Scripted):
+        def choose(self, prompts, choices):
+            self.offered = choices
+            return [Reply(own[1], 1, (.2, .8)) for own in choices]
+    student, items = Chooses(), [item for item in items if item.choices][:2]
+    rows = ask_with_search(student, truth, "rooms", items, config=ViewSearch(depth=1), choose=True)
+    assert [row["response"] for row in rows] == [item.choices[1] for item in items] and rows[0]["probabilities"][items[0].choices[1]] == .8
+    with pytest.raises(ValueError, match="take the engine transformers"): ask_with_search(Scripted(), truth, "rooms", items, choose=True)
+
+
 def test_the_cost_of_a_question(items, truth):
     config = ViewSearch(depth=1, guessed_range=(0, 9))
     searched = ask_with_search(Prose(), truth, "rooms", items[:3], config=config)

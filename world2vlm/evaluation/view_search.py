@@ -26,7 +26,7 @@ from ..students.models import load_piece, Prompt, Reply, Student
 from ..students.static_forms import _scoring_pieces
 from .answering import collect_answers
 from ..tasks.answers import final_answer
-from .benchmarks.base import _loader, Benchmark, Item, open_benchmark
+from .benchmarks.base import _check_choices, _loader, Benchmark, Item, open_benchmark
 from .search_log import _Call, _write_calls
 
 # %% ../../nbs/80_view_search.ipynb #eaa013e5
@@ -136,6 +136,7 @@ class _Search:
     worldmodel: WorldModel  # imagines views
     config: ViewSearch = ViewSearch()  # settings
     scorer: Student | None = None  # scores views; None for the student
+    choose: bool = False  # the answer is the likeliest choice, not what the student writes
     load: Callable[[Any], Any] = load_piece  # how files are opened
     cost: Counter = field(default_factory=Counter)  # rollouts, views, rejected, steps, calls, tokens ...
     calls: list[_Call] = field(default_factory=list)  # all that was asked and answered
@@ -192,10 +193,12 @@ def _ask(
     max_new_tokens: int,  # longest reply
     purpose: str = "answer",  # or the criterion of the scores
     first_words: tuple[str, ...] = (),  # whose probabilities are wanted
+    choices: tuple[str, ...] = (),  # one of them is the answer; () where the student writes it
 ) -> Reply:  # of the student, or of the scorer
     "One call."
     asked = search.student if purpose == "answer" else search.scorer or search.student
-    reply = asked.reply([prompt], max_new_tokens, *([first_words] if first_words else []))[0]
+    if choices: reply = asked.choose([prompt], [choices])[0]
+    else: reply = asked.reply([prompt], max_new_tokens, *([first_words] if first_words else []))[0]
     search.cost.update(calls=1, tokens=reply.tokens)
     search.calls.append(_Call(purpose, prompt, reply.text))
     return reply
@@ -282,8 +285,9 @@ def _answer_with_search(
     "Answer one question with the world model at test time."
     asked = not search.config.kinds or search.item.kind in search.config.kinds
     with _count_evaluations(search.worldmodel, search.cost): evidence = _search_views(search) if asked else []
-    prompt, words = _evidence_prompt(search.item, benchmark, evidence, search.load), benchmark.first_words
-    reply = _ask(search, prompt, benchmark.max_new_tokens, first_words=words)
+    prompt, choices = _evidence_prompt(search.item, benchmark, evidence, search.load), search.item.choices * search.choose
+    words = choices or benchmark.first_words
+    reply = _ask(search, prompt, benchmark.max_new_tokens, first_words=words, choices=choices)
     chances = {"probabilities": dict(zip(words, reply.probabilities))} if words else {}
     return dict(response=reply.text, evidence=[view.caption for view in evidence], **chances, **search.cost)
 
@@ -298,14 +302,17 @@ def ask_with_search(
     scorer: Student | None = None,  # scores views; None for `student`
     frames: int = 32,  # of a video, unless the benchmark says how many for each second
     calls: str | Path | None = None,  # folder that gets the calls of the first `config.keep` questions
+    choose: bool = False,  # as in `ask_benchmark`
 ) -> list[dict]:  # rows of `Benchmark.row` with the cost of each
     "Ask a student a benchmark with the world model at test time."
     benchmark, kept = open_benchmark(name), {item.id for item in items[:config.keep]} if calls else ()
     load, settings = _loader(benchmark, frames), dict(view_search=asdict(replace(config, keep=0)), frames=frames)
     settings |= dict(benchmark=str(name), worldmodel=worldmodel.name) | ({"scorer": scorer.key({})} if scorer else {})
+    settings |= {"choose": True} if choose else {}
     key = student.key(settings)
+    if choose: _check_choices(student, items)
     def answer(item):
-        search = _Search(item, student, worldmodel, config, scorer, load)
+        search = _Search(item, student, worldmodel, config, scorer, choose, load)
         row = _answer_with_search(search, benchmark)
         if item.id in kept: _write_calls(calls, benchmark.row(item, row["response"]), search.calls)
         return row

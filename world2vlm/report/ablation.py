@@ -15,7 +15,7 @@ from ..core.plotting import picture_html
 from ..evaluation.held_out import read_runs
 from ..evaluation.statistics import (
     _bootstrap_means, _exact, _fold_by_scene, _paired_difference, _percentile_interval, score_runs)
-from ..evaluation.transfer import read_transfer, turns_by_place
+from ..evaluation.transfer import EXAMS, read_transfer, turns_by_place
 from .figures import exactly_right, mean_figure
 from .page import Picture, Section, render_page
 from .tables import arm_table, format_interval, format_points, motion_table, Table
@@ -45,7 +45,7 @@ _CONTRASTS = [_Contrast(question, *(name if "/" in name else f"{name}/grpo" for 
     ("Do rooms help beside real pictures?", "mixed", "real_only"))]
 
 # %% ../../nbs/88_ablation.ipynb #d431e58f
-_EXAMS = "eight tasks", "as SAT", "real turns"
+_EXAMS = "eight tasks", *EXAMS
 
 # %% ../../nbs/88_ablation.ipynb #b43f5aad
 def _arm_answers(
@@ -55,7 +55,7 @@ def _arm_answers(
     "What the students of an arm, its controls and the base student answered."
     data = Path(data)
     held_out = read_runs(data / "answers/base", data / "answers" / arm)
-    return {"eight tasks": held_out} | read_transfer(data / "transfer" / arm)
+    return {"eight tasks": held_out} | read_transfer(data / "transfer/base", data / "transfer" / arm)
 
 # %% ../../nbs/88_ablation.ipynb #559e2b6b
 def _mean_run(
@@ -135,12 +135,12 @@ def ablation_results(
     "The students of all arms with their controls."
     answers = {arm: _arm_answers(data, arm) for arm in arms}
     students, first, results, gains = {exam: _students(answers, exam) for exam in _EXAMS}, answers[arms[0]], {}, {}
-    for exam in _EXAMS:
+    for exam in (exam for exam in _EXAMS if first[exam]):
         controls = {run: first[exam][run] for run in ("base", "majority", "random", "blind") if run in first[exam]}
         runs = _of_arms(answers, exam) | controls
         if exam == "real turns": results[exam] = {name: turns_by_place(rows) for name, rows in runs.items()}
         else: results[exam] = {name: _short_result(result) for name, result in score_runs(runs).items()}
-    for exam in _EXAMS[:2]:
+    for exam in _EXAMS[:-1]:
         if oracle := students[exam].get("oracle_teacher/grpo"):
             gains[exam] = _share_of_gain(first[exam]["base"], students[exam][f"{arms[0]}/grpo"], oracle)
     return results | {"comparisons": _contrast_results(students), "share of the oracle's gain": gains}
@@ -189,7 +189,7 @@ def _exam_groups(
 
 
 def _exam_section(
-    exam: str,  # "eight tasks" or "as SAT"
+    exam: str,  # "eight tasks", "as SAT" or "as SAT, likelier choice"
     results: dict[str, dict],  # run -> result
     arms: list[str],  # names
     gain: dict | None,  # share of the oracle's gain
@@ -199,7 +199,7 @@ def _exam_section(
     if gain: lead += " Share of the oracle's gain: {share:.0%} ({low:.0%} to {high:.0%}).".format(**gain)
     html = picture_html(mean_figure, results, _exam_groups(arms), alt=f"Exactly right answers of each arm, {exam}")
     picture = Picture(html, "Exactly right answers.")
-    return Section(exam.replace(" ", "-"), exam.capitalize(), lead, [arm_table(results)], [picture])
+    return Section(exam.replace(",", "").replace(" ", "-"), exam.capitalize(), lead, [arm_table(results)], [picture])
 
 # %% ../../nbs/88_ablation.ipynb #b0594a45
 def _turn_section(
@@ -222,7 +222,7 @@ def ablation_page(
     lead = """Paired differences in points. The main arm is the mean of its trainings. An interval that excludes zero
         shows a difference on that examination; one that includes it shows none, which does not mean that there is none."""
     table, gains = contrast_table(results["comparisons"]), results["share of the oracle's gain"]
-    exams = [_exam_section(exam, results[exam], arms, gains.get(exam)) for exam in _EXAMS[:2]]
+    exams = [_exam_section(exam, results[exam], arms, gains.get(exam)) for exam in _EXAMS[:-1] if exam in results]
     shown = Section("comparisons", "What each comparison shows", " ".join(lead.split()), [table])
     sections = [shown, *exams, _turn_section(results["real turns"])]
     return render_page("What each arm is worth", sections, f"world2vlm, profile {profile}")

@@ -51,6 +51,7 @@ class Comparison(Settings):
     "Which benchmarks are asked, and how."
     sources: _Sources = field(default_factory=dict)  # benchmark -> its folder; others are not run
     splits: _Sources = field(default_factory=dict)  # benchmark -> other subset
+    chosen: tuple[Annotated[str, BENCHMARKS, "module:attribute"], ...] = ()  # benchmarks where the likelier choice counts, not what is written
     depths: tuple[Annotated[int, ">= 1", "<= 10"], ...] = (1, 3)  # steps of the view search; () leaves it out
     worldmodels: tuple[TeacherName, ...] = ("svc",)  # that the view search asks
     view_search: ViewSearch = ViewSearch()  # other settings of the view search
@@ -112,7 +113,8 @@ def _ask_alone(
     name, final = _columns(config)[column][0], [*students.values()][-1]
     def ask(run, checkpoint, blind=False):
         student = _open_student(checkpoint, config)
-        return ask_benchmark(student, name, items, out / f"{run}.jsonl", config.batch_size, config.frames, blind)
+        how = dict(batch_size=config.batch_size, frames=config.frames, blind=blind, choose=name in config.chosen)
+        return ask_benchmark(student, name, items, out / f"{run}.jsonl", **how)
     alone = {run: ask(run, checkpoint) for run, checkpoint in students.items()}
     return alone | {"blind": ask("blind", final, blind=True)}
 
@@ -141,8 +143,9 @@ def _search_part(
     name, search = _columns(config)[column][0], replace(config.view_search, depth=depth)
     items = open_benchmark(name).readable(_load_items(column, config), config.frames)[part::parts]
     run = _search_run(worldmodel, depth)
+    how = dict(scorer=scorer, frames=config.frames, choose=name in config.chosen)
     files = dict(path=out / f"{run}-{part}.jsonl", calls=out / f"calls of {run}")
-    return ask_with_search(student, teacher, name, items, config=search, scorer=scorer, frames=config.frames, **files)
+    return ask_with_search(student, teacher, name, items, config=search, **how, **files)
 
 # %% ../../nbs/89_comparison.ipynb #b20e4995
 def _ask_searching(

@@ -217,7 +217,7 @@ def _parts(
     yield _dataset_part("examples-held-out", folder / "held_out", profile)
 
 # %% ../../nbs/89_release.ipynb #77b9a6c9
-_LEFT_OUT = ("checkpoints", "cache", "live", ".cache", "*.tmp")  # of a folder: what only its training needed
+_LEFT_OUT = ("checkpoints", "snapshots", "cache", "live", "tensorboard", ".cache", "*.tmp")  # of a folder: what only its training needed
 
 # %% ../../nbs/89_release.ipynb #7e437c5a
 def _build_part(

@@ -115,7 +115,7 @@ class ArmReport:
     questions: list[AnsweredQuestion] = field(default_factory=list)  # one per task, the largest gain
     errors: list[AnsweredQuestion] = field(default_factory=list)  # one per task, the worst error
     motions: dict[str, dict] = field(default_factory=dict)  # run -> result of `evaluation.held_out.motion_errors`
-    as_sat: dict[str, dict] = field(default_factory=dict)  # run -> result of `evaluation.statistics.score_runs`
+    as_sat: dict[str, dict] = field(default_factory=dict)  # how it is read -> run -> result of `evaluation.statistics.score_runs`
     real_turns: dict[str, dict] = field(default_factory=dict)  # run -> result of `evaluation.transfer.turns_by_place`
     balance: dict[str, dict[str, int]] = field(default_factory=dict)  # task -> answer -> training questions
     curves: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)  # "sft", "grpo" -> series
@@ -134,11 +134,11 @@ def read_report(
     data = Path(data)
     runs = read_runs(data / "answers/base", data / f"answers/{arm}")
     logs = {stage: data / stage / arm / "log.jsonl" for stage in ("sft", "grpo")}
-    examples, transfer = list(read_dataset("examples", data / "held_out")), read_transfer(data / f"transfer/{arm}")
+    examples, transfer = list(read_dataset("examples", data / "held_out")), read_transfer(data / "transfer/base", data / f"transfer/{arm}")
     metrics = read_metrics(data)
     return ArmReport(
         profile=data.name, arm=arm, results=score_runs(runs),
-        motions={run: motion_errors(rows) for run, rows in runs.items()}, as_sat=score_runs(transfer["as SAT"]),
+        motions={run: motion_errors(rows) for run, rows in runs.items()}, as_sat={exam: score_runs(runs) for exam, runs in transfer.items() if exam != "real turns" and runs},
         real_turns={run: turns_by_place(rows) for run, rows in transfer["real turns"].items()},
         pairs=_view_pairs(data / "scenes", data / f"rollouts/{teacher}"),
         questions=_pick_questions(examples, runs, scenes), errors=_pick_questions(examples, runs, scenes, errors=True),
@@ -206,9 +206,17 @@ def _question_cards(
 
 # %% ../../nbs/88_results.ipynb #8acc89ab
 _CURVES = {  # stage -> panels: title -> names of its series
-    "sft": {"SFT loss": ["train/loss", "loss"]},
+    "sft": {"SFT loss": ["train/loss", "loss"], "loss on scenes set aside": ["eval/loss", "eval_loss"]},
     "grpo": {"reward": ["train/reward", "reward"], "groups of equal rewards": ["train/frac_reward_zero_std", "frac_reward_zero_std"],
              "KL to the student of SFT": ["train/kl", "kl"], "entropy of the answers": ["train/entropy", "entropy"]}}
+
+
+def _panels(
+    stage: str,  # a key of `_CURVES`
+    series: dict[str, np.ndarray],  # of its log
+) -> dict[str, list[str]]:  # title -> names of its series
+    "The panels of a stage for which there is something to draw."
+    return {title: names for title, names in _CURVES[stage].items() if {*names} & {*series}}
 
 
 def _curve_pictures(
@@ -218,8 +226,9 @@ def _curve_pictures(
     pictures = []
     for stage in (stage for stage in _CURVES if stage in curves):
         alt = f"Training curves of {stage.upper()}"
-        html = picture_html(curve_figure, {stage: curves[stage]}, _CURVES[stage], alt=alt)
-        pictures.append(Picture(html, f"{stage.upper()}: {', '.join(_CURVES[stage])}."))
+        panels = _panels(stage, curves[stage])
+        html = picture_html(curve_figure, {stage: curves[stage]}, panels, alt=alt)
+        pictures.append(Picture(html, f"{stage.upper()}: {', '.join(panels)}."))
     return pictures
 
 # %% ../../nbs/88_results.ipynb #dec1ffbf
@@ -229,8 +238,9 @@ LEADS = {  # id of a section -> title, first sentence
         each amount within 0.1 m or 10 degrees, a box with an IoU of at least 0.5, the right option, the right yes or no;
         every task weighs the same. The graded score gives partial credit for near misses. Intervals hold 95 % and
         account for questions of one room resembling each other."""),
-    "transfer": ("Questions unlike those of the training", """Two choices in the manner of SAT about further rooms, whose
-        form the base student knows and no arm was trained on; and turns of the camera at real places that no training
+    "transfer": ("Questions unlike those of the training", """Two choices in the manner of SAT about further rooms, a
+        form that the base student knows and no arm was trained on. SAT's own rule reads what a student writes; the
+        likelier choice is the one that it would rather write, whatever it writes. And turns of the camera at real places that no training
         used, answered in words (right direction of six, and the mean error of the amount where it is right).
         Intervals of single moves and turns are over questions; those of all places together say what may be expected
         at a new one, and are wide. The objects of these places were outlined by hand."""),
@@ -282,7 +292,8 @@ def _transfer_tables(
     report: ArmReport,  # with transfer and motions, or without
 ) -> list[Table]:  # as SAT by run and by kind, single motions in rooms and at real places
     "What the students make of questions unlike those of the training."
-    tables = [score_table(report.as_sat, RUNS), task_table(report.as_sat, RUNS)] if report.as_sat else []
+    drawn = [(exam, table(result, RUNS)) for exam, result in report.as_sat.items() for table in (score_table, task_table)]
+    tables = [Table([exam, *table.heads[1:]], table.rows) for exam, table in drawn]
     motions = {"unseen rooms": report.motions} if report.motions else {}
     for run, places in report.real_turns.items():
         for place, result in places.items(): motions.setdefault(f"real: {place}", {})[run] = result
@@ -368,6 +379,6 @@ def save_pictures(
     if picture := _headline_picture(report): figures["headline"] = picture
     for name, questions in (("answers", report.questions), ("errors", report.errors)):
         if questions: figures[name] = answers_figure(questions, _BEFORE_AFTER)
-    for stage, series in report.curves.items(): figures[f"curve-{stage}"] = curve_figure({stage: series}, _CURVES[stage])
+    for stage, series in report.curves.items(): figures[f"curve-{stage}"] = curve_figure({stage: series}, _panels(stage, series))
     for name, figure in figures.items(): figure.savefig(folder / f"{name}.png", dpi=110, metadata={"Software": None})
     return sorted(figures)

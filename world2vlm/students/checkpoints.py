@@ -98,6 +98,20 @@ def _merged_student(
     merged.tie_weights()
     return model.merge_and_unload() if adapters else merged
 
+# %% ../../nbs/62_checkpoints.ipynb #694c30e2
+def _save_snapshot(
+    trainer: "Trainer",  # during or after training
+    processor: "ProcessorMixin",  # of the student
+    out: Path,  # folder of the student
+) -> None:
+    "Save the merged student as it is now, and its processor."
+    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # all processes take part
+    if trainer.is_world_process_zero():
+        state = {name: weight.detach().clone() for name, weight in state.items()}  # merging LoRA changes them in place
+        _merged_student(trainer.accelerator.unwrap_model(trainer.model), state).save_pretrained(out)
+        processor.save_pretrained(out)
+    trainer.accelerator.wait_for_everyone()
+
 # %% ../../nbs/62_checkpoints.ipynb #87b786ef
 def _save_student(
     trainer: "Trainer",  # after training
@@ -105,10 +119,8 @@ def _save_student(
     out: Path,  # the checkpoint's folder
 ) -> Path:  # `out`
     "Save the merged student, its processor and `log.jsonl`; then drop what only a resumed run needs."
-    state = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # all processes take part
+    _save_snapshot(trainer, processor, out)
     if trainer.is_world_process_zero():
-        _merged_student(trainer.accelerator.unwrap_model(trainer.model), state).save_pretrained(out)
-        processor.save_pretrained(out)
         log = _drop_times(out / "live", trainer.state.log_history)
         lines = [json.dumps(line, sort_keys=True) + "\n" for line in log]
         write_text(out / "log.jsonl", "".join(lines))

@@ -170,4 +170,4 @@ def train_grpo(
         args=arguments, train_dataset=data, processing_class=processor, peft_config=_lora_config(model, config),
         callbacks=[] if arguments.process_index else [live_callback(out)])
     if config.remember_pictures and trainer.ref_model is not None: _remember_pictures(trainer.ref_model)
-    return run_trainer(trainer, processor, out, config.skip_prompts)
+    return run_trainer(trainer, processor, out, config)

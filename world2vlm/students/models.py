@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['ENGINES', 'Engine', 'BoxFormat', 'Attention', 'MiniConfig', 'mini_student', 'load_student', 'Prompt', 'Reply',
-           'Student', 'example_prompt', 'model_picture_size', 'HFStudent', 'VLLMStudent', 'open_student',
-           'StudentConfig']
+           'Student', 'example_prompt', 'model_picture_size', 'HFStudent', 'open_student', 'StudentConfig']
 
 # %% ../../nbs/60_models.ipynb #523415be
 import hashlib
@@ -311,6 +310,37 @@ def _first_tokens(
     if len(set(tokens)) == len(tokens): return tokens
     raise ValueError(f"{', '.join(words)}: two of them start with the same token; this student cannot tell them apart")
 
+# %% ../../nbs/60_models.ipynb #2b9b64fa
+def _with_answers(
+    inputs: Any,  # of `_batch_inputs`, padded on the left
+    answers: list[list[int]],  # tokens behind each prompt
+) -> tuple[dict, "Tensor", "Tensor"]:  # inputs, tokens [B, n], bool [B, n] those of an answer
+    "Prompts with their answers, padded on the right."
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+    tokens = pad_sequence([torch.tensor(answer) for answer in answers], batch_first=True)  # [B, n]
+    given = torch.arange(tokens.shape[1]) < torch.tensor([[len(answer)] for answer in answers])
+    behind = {"input_ids": tokens, "attention_mask": given.long()}
+    longer = lambda name, part: torch.cat([part, behind.get(name, torch.zeros_like(tokens))], 1)
+    shape = inputs["input_ids"].shape
+    return {name: longer(name, part) if part.shape == shape else part for name, part in inputs.items()}, tokens, given
+
+# %% ../../nbs/60_models.ipynb #2a2d2b89
+def _log_likelihoods(
+    model: Any,  # of the student
+    processor: Any,  # likewise
+    pairs: list[tuple[Prompt, str]],  # prompt and answer, boxes in the format of the student
+) -> tuple[np.ndarray, np.ndarray]:  # float [n] nats, int [n] tokens of prompt and answer
+    "How likely the student is to write each answer, and to end there."
+    import torch
+    tokenizer = processor.tokenizer
+    answers = [tokenizer.encode(text, add_special_tokens=False) + [tokenizer.eos_token_id] for _, text in pairs]
+    inputs, tokens, given = _with_answers(_batch_inputs(processor, [prompt for prompt, _ in pairs]), answers)
+    inputs = {name: part.to(model.device) for name, part in inputs.items()}
+    with torch.inference_mode(): logits = model(**inputs, logits_to_keep=tokens.shape[1] + 1).logits[:, :-1]  # [B, n, V]
+    logs = logits.float().log_softmax(-1).cpu().gather(-1, tokens[..., None])[..., 0]  # [B, n]
+    return (logs * given).sum(1).numpy(), inputs["attention_mask"].sum(1).cpu().numpy()
+
 # %% ../../nbs/60_models.ipynb #ecd9d10c
 _GREEDY = dict(do_sample=False, temperature=None, top_p=None, top_k=None, repetition_penalty=1.0)  # greedy
 
@@ -350,59 +380,27 @@ class HFStudent:
         return [Reply(_in_box_format(text, self.box_format, self.processor, prompt, back=True), int(n), tuple(share))
                 for text, prompt, n, share in zip(texts, prompts, counts, shares)]
 
-# %% ../../nbs/60_models.ipynb #609b38ae
-def _vllm_request(
-    processor: Any,  # of the student
-    prompt: Prompt,  # boxes in the format of the student
-) -> dict:  # prompt and multi_modal_data
-    "`prompt` as vLLM takes it."
-    from PIL import Image
-    def timed(video):
-        times = getattr(video, "times", None)
-        return (np.asarray(video), times | dict(do_sample_frames=False)) if times else video
-    media = {"image": [*map(Image.fromarray, _arrays(prompt, 3))], "video": [*map(timed, _arrays(prompt, 4))]}
-    media = {kind: arrays for kind, arrays in media.items() if arrays}
-    return dict(prompt=_chat_text(processor, prompt), multi_modal_data=media)
-
-# %% ../../nbs/60_models.ipynb #94a4c408
-@dataclass(frozen=True)
-class VLLMStudent:
-    "A student that vLLM runs."
-    llm: Any  # `vllm.LLM(name, limit_mm_per_prompt={"image": 64, "video": 1})`
-    processor: Any  # of the same checkpoint
-    name: str  # of the checkpoint, for answer files
-    box_format: str = "norm1000"  # how it reads and writes boxes, or "pixels"
-
-    def key(
+    def choose(
         self,
-        settings: dict,  # what else decides the answers
-    ) -> str:  # for answer files
-        "A digest of the name, the box format and `settings`."
-        line = json.dumps(settings | dict(vllm=self.name, box_format=self.box_format), sort_keys=True)
-        return hashlib.sha256(line.encode()).hexdigest()[:12]
-
-    def reply(
-        self,
-        prompts: list[Prompt],  # any number; vLLM makes its own batches
-        max_new_tokens: int,  # longest answer
-        first_words: tuple[str, ...] = (),  # whose probabilities at the start of the answer go into the replies
-    ) -> list[Reply]:  # one for each prompt
-        "Greedy answers. A first word that is not among vLLM's twenty likeliest has the probability 0."
-        from vllm import SamplingParams
-        requests = [_vllm_request(self.processor, _for_student(p, self.box_format, self.processor)) for p in prompts]
-        likeliest = {"logprobs": 20} if first_words else {}
-        sampling = SamplingParams(temperature=0.0, max_tokens=max_new_tokens, **likeliest)
-        outputs = self.llm.generate(requests, sampling, use_tqdm=False)
-        starts = _first_tokens(self.processor.tokenizer, first_words)
-        share = lambda likely, token: float(np.exp(likely[token].logprob)) if token in likely else 0.0
-        text = lambda answer, prompt: _in_box_format(answer.text, self.box_format, self.processor, prompt, back=True)
-        return [Reply(text(answer, prompt), len(output.prompt_token_ids) + len(answer.token_ids),
-                      tuple(share(answer.logprobs[0], token) for token in starts))
-                for output, prompt in zip(outputs, prompts) for answer in output.outputs[:1]]
+        prompts: list[Prompt],  # one batch
+        choices: list[tuple[str, ...]],  # of each
+    ) -> list[Reply]:  # the choice of each prompt, with the probabilities of all its choices
+        "Answers out of given texts: the one that the student would most probably write."
+        read = lambda prompt, text: _in_box_format(text, self.box_format, self.processor, prompt)
+        pairs = [(_for_student(p, self.box_format, self.processor), read(p, c))
+                 for p, own in zip(prompts, choices) for c in own]
+        scores, tokens = _log_likelihoods(self.model, self.processor, pairs)
+        replies, ends = [], np.cumsum([len(own) for own in choices])
+        for own, end in zip(choices, ends):
+            part = slice(end - len(own), end)
+            chances = np.exp(scores[part] - scores[part].max())
+            replies.append(Reply(own[chances.argmax()], int(tokens[part].sum()), tuple((chances / chances.sum()).tolist())))
+        return replies
 
 # %% ../../nbs/60_models.ipynb #834a2ebd
-ENGINES = {engine: f"world2vlm.students.models:_open_{engine}" for engine in ("transformers", "vllm")}
-ENGINES["openai"] = "world2vlm.students.server:_open_openai"
+ENGINES = {
+    "transformers": "world2vlm.students.models:_open_transformers", "vllm": "world2vlm.students.vllm:_open_vllm",
+    "openai": "world2vlm.students.server:_open_openai"}
 Engine = Annotated[str, ENGINES, "module:Class"]  # in settings
 BoxFormat = Literal["norm1000", "pixels"]
 Attention = Literal["eager", "sdpa", "flash_attention_2"]  # of the language model
@@ -418,19 +416,6 @@ def _open_transformers(
     import torch
     model, processor = load_student(checkpoint, attention, max_pixels=max_pixels or None)
     return HFStudent(model.to("cuda" if torch.cuda.is_available() else "cpu"), processor, box_format)
-
-# %% ../../nbs/60_models.ipynb #9855176f
-def _open_vllm(
-    checkpoint: str,  # a folder, or the name of a model on the hub
-    box_format: str = "norm1000",  # how it reads and writes boxes, or "pixels"
-    attention: str = "",  # vLLM chooses its own
-    max_pixels: int = 0,  # largest picture, pixels; 0 leaves the student's own
-) -> VLLMStudent:  # needs the extra "vllm"
-    "A student of vLLM."
-    from vllm import LLM
-    limits = dict(max_pixels=max_pixels) if max_pixels else None
-    llm = LLM(checkpoint, limit_mm_per_prompt={"image": 64, "video": 1}, mm_processor_kwargs=limits)
-    return VLLMStudent(llm, _load_processor(checkpoint, max_pixels or None), checkpoint, box_format)
 
 # %% ../../nbs/60_models.ipynb #6888315f
 def open_student(

@@ -50,7 +50,8 @@ class Base(_Launch):
     "How the base student is trained from random weights."
     curriculum: tuple[Phase, ...] = (  # one after the other
         Phase(1500, 16, questions=0, learning_rate=2.0e-3), Phase(6000, practice=.3, learning_rate=1.5e-3),
-        Phase(4000, practice=.7, prompts_every=12, learning_rate=7.0e-4))
+        Phase(4000, practice=.7, prompts_every=12, learning_rate=7.0e-4),
+        Phase(1200, practice=.7, prompts_every=2, learning_rate=6.0e-4))
     workers: Workers = 1  # processes that render ahead of each
     weight_decay: NotNegative = 0.01  # AdamW
     fov_deg: FieldOfView = 90.0  # horizontal field of view of the views

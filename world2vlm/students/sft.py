@@ -7,6 +7,7 @@ __all__ = ['SFT', 'train_sft']
 
 # %% ../../nbs/63_sft.ipynb #13b05333
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -36,9 +37,10 @@ def _alike_trainer() -> type:  # of trainer
             "Mean over the answers of the mean over their tokens."
             outputs = model(**inputs, use_cache=False, fused_lm_head=True)  # log_probs [B, T], zero outside of answers
             tokens = outputs.label_mask.sum(1)  # [B]
-            self._metrics["train"]["mean_token_accuracy"].append(float(outputs.is_top1.sum() / tokens.sum()))
+            self._metrics["train" if model.training else "eval"]["mean_token_accuracy"].append(float(outputs.is_top1.sum() / tokens.sum()))
             loss = -(outputs.log_probs.sum(1) / tokens).mean()
-            return loss / self.current_gradient_accumulation_steps
+            loss = loss / self.current_gradient_accumulation_steps if model.training else loss
+            return (loss, outputs) if return_outputs else loss
     return AlikeTrainer
 
 # %% ../../nbs/63_sft.ipynb #59874d06
@@ -77,8 +79,10 @@ def _sft_arguments(
 ) -> "SFTConfig":  # of TRL
     "TRL's arguments of one run; they also bring the processes together."
     from trl import SFTConfig
+    shared = trainer_arguments(config, out, steps)
+    check = dict(eval_strategy="steps", eval_steps=shared["save_steps"], per_device_eval_batch_size=config.batch_size)
     return SFTConfig(max_length=config.max_length, dataset_kwargs=dict(skip_prepare_dataset=True),
-                     **trainer_arguments(config, out, steps))
+                     **shared, **(dict(check, prediction_loss_only=True) if config.validation else {}))
 
 # %% ../../nbs/63_sft.ipynb #d8d47c3e
 def _fit_sft(
@@ -87,16 +91,17 @@ def _fit_sft(
     data: "Dataset",  # rows of prompt, completion, images, in reading order
     config: SFT,  # how to train
     arguments: "SFTConfig",  # of `_sft_arguments`
+    unread: "Dataset | None" = None,  # rows that only measure the loss, where `config.validation` asks for them
 ) -> Path:  # folder of the checkpoint, which `load_student` opens
     "Train `model` on `data`; a killed run resumes from its last checkpoint. ValueError for cut answers."
     from trl import SFTTrainer
     make, out = _alike_trainer() if config.answers_alike else SFTTrainer, Path(arguments.output_dir).parent
     trainer = make(
-        model=prepare_model(model, config), args=arguments, train_dataset=data, processing_class=processor,
-        peft_config=_lora_config(model, config), callbacks=[] if arguments.process_index else [live_callback(out)])
+        model=prepare_model(model, config), args=arguments, train_dataset=data, eval_dataset=unread,
+        processing_class=processor, peft_config=_lora_config(model, config), callbacks=[] if arguments.process_index else [live_callback(out)])
     _check_lengths(data, trainer.data_collator)
     trainer.model_accepts_loss_kwargs = True  # TRL divides by the tokens of the whole step, whatever Qwen2.5-VL says
-    return run_trainer(trainer, processor, out, config.skip_prompts)
+    return run_trainer(trainer, processor, out, config)
 
 # %% ../../nbs/63_sft.ipynb #edb5a327
 def _option_text_row(
@@ -120,5 +125,5 @@ def train_sft(
     model, processor = load_student(str(student), config.attention, max_pixels=config.max_pixels or None)
     step = config.batch_size, config.gradient_accumulation_steps, config.processes
     to_row = _option_text_row if config.option_text else training_row
-    data = training_rows(examples, config, processor, to_row, cache=str(Path(out) / "cache"), step=step)
-    return _fit_sft(model, processor, data, config, arguments)
+    read = partial(training_rows, examples, config, processor, to_row, cache=str(Path(out) / "cache"), step=step)
+    return _fit_sft(model, processor, read(), config, arguments, read(validation=True) if config.validation else None)

@@ -10,7 +10,7 @@ import numpy as np
 
 from .models import Prompt
 from .answer_forms import _absent_label, _pick, _VisibleObject
-from .static_questions import _RANGES, _relation
+from .static_questions import _displaced, _RANGES, _relation
 from ..core.actions import format_actions, Ranges, sample_actions
 
 # %% ../../nbs/66_static_forms.ipynb #b24b25ce
@@ -77,34 +77,88 @@ def _ask_scores(
     images: list[np.ndarray],  # views of a room, and of others
     objects: list[list[_VisibleObject]],  # of each
     rng: np.random.Generator,  # draws the object and the words
+    pictures: int = 1,  # of the question; all others are views
 ) -> tuple[Prompt, str]:  # prompt, "9, 0, 5"
-    "Ask how well each view but the first shows an object, in the words of the search."
+    "Ask how well each view shows an object, in the words of the search."
     named = [o for view in objects for o in view]
     label = _pick(named, rng).label if named else _absent_label([], rng)
     questions = "Where is the {}?", "Is the {} in this room?", "How far is the {}?", "What is beside the {}?"
     question, choices = _pick(questions, rng).format(label), ("yes", "no") if rng.random() < .3 else ()
-    views = [(_random_caption(rng), image) for image in images[1:]]
+    views = [(_random_caption(rng), image) for image in images[pictures:]]
     criterion = _pick(tuple(SCORE_CRITERIA), rng)
-    scores = ", ".join(str(_view_score(label, view)) for view in objects[1:])
-    return _scoring_pieces(images[:1], question, choices, views, criterion), scores
+    scores = ", ".join(str(_view_score(label, view)) for view in objects[pictures:])
+    return _scoring_pieces(images[:pictures], question, choices, views, criterion), scores
 
-# %% ../../nbs/66_static_forms.ipynb #1eec3490
+# %% ../../nbs/66_static_forms.ipynb #1b285e5d
+_Choice = tuple[str, str, str]  # question, right and wrong answer
+_SIDES = ("left", "right"), ("on the left", "on the right"), ("to the left", "to the right")
+
+
+def _side_choice(
+    objects: list[_VisibleObject],  # of one view, at least one
+    rng: np.random.Generator,  # draws object, shift and words
+) -> _Choice | None:  # None where the object is near the middle
+    "On which side an object is, or would be if the picture shifted."
+    o, words = _pick(objects, rng), _pick(_SIDES, rng)
+    box, view, shift, then = np.reshape(o.box, (2, 2)), "my view" if rng.random() < .5 else "the picture", "", ""
+    if rng.random() < .5:
+        shift, box = _displaced(box, str(rng.choice(["left", "right"])), int(rng.integers(1, 10)))
+        shift, then = f"The picture {shift}. ", " then"
+    right, question = box[:, 0].mean() - .5, f"{shift}On which side of {view} is the {o.label}{then}?"
+    return (question, *words[::1 if right < 0 else -1]) if abs(right) > .1 else None
+
+# %% ../../nbs/66_static_forms.ipynb #3ea3e96f
+def _relation_choice(
+    objects: list[_VisibleObject],  # of one view, at least one
+    rng: np.random.Generator,  # draws two of them
+) -> _Choice | None:  # None where it is too close to call
+    "How two objects lie to each other."
+    a, b = _pick(objects, rng), _pick(objects, rng)
+    words = _relation(a, b, rng)
+    if words is None: return None
+    if words[0].endswith("of"): return f"Where is the {a.label}?", *(f"{text} the {b.label}" for text in words)
+    order = (a.label, b.label) if words[0] == "nearer than" else (b.label, a.label)
+    return f"Which is nearer, the {a.label} or the {b.label}?", *order
+
+# %% ../../nbs/66_static_forms.ipynb #c64bcc12
+def _name_choice(
+    objects: list[_VisibleObject],  # of one view, at least one
+    rng: np.random.Generator,  # draws object and question
+) -> _Choice:
+    "What is at a place, whether a thing is there, or how far away it is."
+    o, other = _pick(objects, rng), _absent_label(objects, rng)
+    if (draw := rng.random()) < .4: return f"What is at {o.place}?", o.label, other
+    if draw < .7: return (f"Is there a {o.label}?", "yes", "no") if rng.random() < .5 else (f"Is there a {other}?", "no", "yes")
+    return f"How far is the {o.label}?", *(f"{o.distance * factor:.1f} meters" for factor in (1, rng.choice([.5, 2])))
+
+# %% ../../nbs/66_static_forms.ipynb #1dadf9fd
+_PAST = ("turned left", "turned right"), ("moved forward", "moved backward"), ("moved left", "moved right"), ("left", "right")
+
+
+def _copied_choice(
+    objects: list[_VisibleObject],  # unused
+    rng: np.random.Generator,  # draws the texts
+) -> _Choice:
+    "Which of two texts the question repeats."
+    pair = _pick(_PAST, rng) if rng.random() < .7 else (_random_caption(rng), _random_caption(rng))
+    right, wrong = (pair[k] for k in rng.permutation(2))
+    return f"Repeat: {right}.", right, wrong
+
+# %% ../../nbs/66_static_forms.ipynb #6059e4c7
+_CHOICES = {_side_choice: .4, _relation_choice: .25, _name_choice: .15, _copied_choice: .2}  # how often each is drawn
+
+
 def _static_choice(
     objects: list[_VisibleObject],  # of the first picture, at least one
     second: list[_VisibleObject] | None,  # of the second picture, if there is one
     rng: np.random.Generator,  # draws the question
-) -> tuple[str, str, str] | None:  # question, right and wrong answer; None where it is too close to call
+) -> _Choice | None:  # None where it is too close to call
     "A question with two answers about what is where."
-    a, b = _pick(objects, rng), _pick(objects, rng)
-    if second is not None:
-        both = any(o.id == a.id for o in second)
-        return f"Is the {a.label} of image 1 also in image 2?", *(("yes", "no") if both else ("no", "yes"))
-    if words := _relation(a, b, rng):
-        if words[0].endswith("of"): return f"Where is the {a.label}?", *(f"{text} the {b.label}" for text in words)
-        order = (a.label, b.label) if words[0] == "nearer than" else (b.label, a.label)
-        return f"Which is nearer, the {a.label} or the {b.label}?", *order
-    right, sides = (a.box[0] + a.box[2]) / 2 - .5, ("on the left", "on the right")
-    return (f"On which side is the {a.label}?", *sides[::1 if right < 0 else -1]) if abs(right) > .1 else None
+    if second is not None and rng.random() < .5:
+        o = _pick(objects, rng)
+        both = any(other.id == o.id for other in second)
+        return f"Is the {o.label} of image 1 also in image 2?", *(("yes", "no") if both else ("no", "yes"))
+    return [*_CHOICES][rng.choice(len(_CHOICES), p=[*_CHOICES.values()])](objects, rng)
 
 # %% ../../nbs/66_static_forms.ipynb #b9caf5cb
 def _ask_sat(

@@ -25,7 +25,7 @@ from ..core.config import Count, LearningRate, NotNegative, Positive, Seed, Shar
 from ..core.runs import _plain_errors, read_jsonl
 from ..dataset.columns import _read_columns, _selected_file
 from ..dataset.shards import _check_checksum, shard_paths
-from .checkpoints import _last_checkpoint, _restore_weights, _save_student
+from .checkpoints import _last_checkpoint, _restore_weights, _save_snapshot, _save_student, _saved_step
 from .launch import _Launch
 from .models import Attention, BoxFormat, model_picture_size
 from ..tasks.answers import convert_boxes
@@ -63,6 +63,9 @@ class Training(_Launch):
     attention: Attention = "sdpa"  # "eager" | "sdpa"
     workers: Workers | None = None  # processes that decode and tokenize ahead of the model; None: four on a GPU, none else
     save_every: Count = 100  # steps between checkpoints, rounded up to a multiple of `log_every`
+    snapshot_every: Whole = 0  # steps between students that stay in `snapshots`, to be compared afterwards; 0 for none
+    validation: Share = 0.0  # share of the scenes whose examples only measure the loss
+    tensorboard: bool = False  # draw the curves for TensorBoard too; its files hold times
     log_every: Count = 10  # steps between log lines
     seed: Seed = 0  # of the order of the examples and of whatever else is drawn
 
@@ -137,19 +140,31 @@ def _grpo_questions(
         reserved[rows[np.argsort(digests[rows])[:per_task]]] = True
     return reserved
 
+# %% ../../nbs/62_training.ipynb #36c00472
+def _validation_rows(
+    data: "datasets.Dataset",  # examples with scene_id
+    share: float,  # of the scenes
+) -> np.ndarray:  # bool [n]
+    "The rows of the scenes that are set aside: at least one scene where there are two."
+    scenes = np.array(data["scene_id"][:])
+    order = sorted(set(scenes.tolist()), key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+    return np.isin(scenes, order[:min(len(order) - 1, max(1, round(share * len(order))))])
+
 # %% ../../nbs/62_training.ipynb #0da13f98
 def _selected_rows(
     data: "datasets.Dataset",  # examples with direction, split, question and answer
     config: Training,  # directions, tasks, limit, epochs, seed
     step: tuple[int, int, int] = (1, 1, 1),  # batch size, accumulation, processes: see `_sort_within_steps`
     for_grpo: bool = False,  # which of the two stages reads
+    validation: bool = False,  # the rows of the validation scenes, once each, and no others
 ) -> np.ndarray:  # int indices in reading order; empty where no row fits
     "The training rows of `config.directions` and `config.tasks`, in the order in which they are read."
     fits = np.isin(data["direction"][:], config.directions) & (np.array(data["split"][:]) == "train")
     if config.tasks: fits &= np.isin(data["task"][:], config.tasks)
     if config.grpo_per_task: fits &= _grpo_questions(data, fits, config.grpo_per_task) == for_grpo
+    if config.validation: fits &= _validation_rows(data, config.validation) == validation
     rows = np.flatnonzero(fits)
-    if not len(rows): return rows
+    if not len(rows) or validation: return rows
     rows = np.random.default_rng(config.seed).permutation(rows)[:config.limit or None]
     lengths = _text_lengths(data)
     return _sort_within_steps(rows[_reading_order(len(rows), config.epochs, config.seed)], lengths, *step)
@@ -162,7 +177,7 @@ def _text_columns(
     import pyarrow as pa
     from datasets import Dataset
     from datasets.table import InMemoryTable
-    names = ["id", "direction", "split", "task", "question", "answer", "images.list.element.path"]
+    names = ["id", "scene_id", "direction", "split", "task", "question", "answer", "images.list.element.path"]
     tables = [_read_columns(path, names).replace_schema_metadata() for path in paths]
     return Dataset(InMemoryTable(pa.concat_tables(tables)))
 
@@ -184,12 +199,13 @@ def training_rows(
     cache: str | None = None,  # folder of the memory map; None leaves it to `datasets`
     step: tuple[int, int, int] = (1, 1, 1),  # batch size, accumulation, processes: see `_sort_within_steps`
     for_grpo: bool = False,  # see `Training.grpo_per_task`
+    validation: bool = False,  # the examples that are set aside, see `Training.validation`
 ) -> "datasets.Dataset":  # in reading order
     "The training examples of `folder` as a lazy TRL data set. `ValueError` if `directions` or `tasks` leave none."
     from datasets import config as datasets_config, Dataset
     for path in (paths := shard_paths("examples", folder)): _check_checksum(path)
     texts = _text_columns(paths)
-    rows = _selected_rows(texts, config, step, for_grpo)
+    rows = _selected_rows(texts, config, step, for_grpo, validation)
     if not len(rows):
         raise ValueError(f"{folder}: no training example has a direction of {config.directions} and a task of "
                          f"{config.tasks or 'any kind'}; correct `directions` or `tasks`")
@@ -338,6 +354,31 @@ def live_callback(
                 self.on_log(args, state, control, logs={name: line[name] for name in line if name != "step"})
     return Curves(live=Live(str(Path(out) / "live"), **quiet))
 
+# %% ../../nbs/62_training.ipynb #cc4c0d3b
+def _tensorboard_callback(
+    out: Path,  # curves go to `out`/tensorboard
+    step: int = 0,  # from which the run goes on
+) -> "TrainerCallback":  # for the trainer's list
+    "A trainer callback that logs to TensorBoard. ImportError without the extra `tensorboard`."
+    from transformers.integrations import is_tensorboard_available, TensorBoardCallback
+    if not is_tensorboard_available(): raise ImportError('tensorboard: true: pip install "world2vlm[tensorboard]" first')
+    from torch.utils.tensorboard import SummaryWriter
+    return TensorBoardCallback(SummaryWriter(log_dir=str(out / "tensorboard"), purge_step=step + 1))
+
+# %% ../../nbs/62_training.ipynb #75fda2d3
+def _snapshot_callback(
+    trainer: "Trainer",  # of TRL
+    processor: "ProcessorMixin",  # of the student
+    out: Path,  # students go to `out`/snapshots
+    every: int,  # steps
+) -> "TrainerCallback":  # for the trainer's list
+    "A trainer callback that saves the merged student every so many steps."
+    from transformers import TrainerCallback
+    class Snapshots(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step % every == 0: _save_snapshot(trainer, processor, out / f"snapshots/step-{state.global_step}")
+    return Snapshots()
+
 # %% ../../nbs/62_training.ipynb #685df2d1
 def _idle_signs(
     log: list[dict],  # log lines of the trainer
@@ -382,15 +423,18 @@ def run_trainer(
     trainer: "Trainer",  # of TRL, ready to train
     processor: "ProcessorMixin",  # of the student
     out: str | Path,  # the checkpoint's folder
-    skip_prompts: bool = False,  # see `Training`
+    config: Training = Training(),  # `skip_prompts`, `snapshot_every`, `tensorboard`
 ) -> Path:  # `out`, which `load_student` opens
     "Train from the last complete checkpoint in `out`, or anew, and save the student; warn if it learned nothing."
-    if skip_prompts: _skip_prompts(getattr(trainer.model, "get_base_model", lambda: trainer.model)())
+    if config.skip_prompts: _skip_prompts(getattr(trainer.model, "get_base_model", lambda: trainer.model)())
     if os.environ.get("ACCELERATE_USE_FSDP") == "true" and not trainer.is_fsdp_enabled:
         warnings.warn("launch: accelerate shares a student out on GPUs only; here each process has all of it",
                       stacklevel=2)
     start = _last_checkpoint(Path(out) / "checkpoints")
     if not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled): _restore_weights(trainer.model, start)
+    if config.snapshot_every: trainer.add_callback(_snapshot_callback(trainer, processor, Path(out), config.snapshot_every))
+    if config.tensorboard and trainer.is_world_process_zero():
+        trainer.add_callback(_tensorboard_callback(Path(out), _saved_step(Path(start)) if start else 0))
     with _plain_errors(Path(out)), _answers_only(): trainer.train(resume_from_checkpoint=start)
     for sign in _idle_signs(trainer.state.log_history): warnings.warn(f"{out}: {sign}", stacklevel=2)
     with _plain_errors(Path(out)): return _save_student(trainer, processor, Path(out))

@@ -201,17 +201,20 @@ def _turn_row(
     return _PackedRow(pictures, [_same_place(True)] * bool(stream.mix.questions and rng.random() < .3), targets)
 
 # %% ../../nbs/68_view_pairs.ipynb #247659b2
+_SCORED_VIEWS = 3, 4, 6, 8, 9, 9, 12, 15, 18  # in one list; a search asks for nine views first
+
+
 def _prompt_row(
     stream: PairStream,  # of rooms
     number: int,  # of a prompt
 ) -> _PackedRow:
     "A prompt of the search or of a benchmark about views of one room, with its answer."
-    rng = rng_for(stream.seed, "prompt", number)
+    rng, kind = rng_for(stream.seed, "prompt", number), rng_for(stream.seed, "prompts", number // 8)
+    views = int(kind.choice(_SCORED_VIEWS)) if kind.random() < .5 else 0  # alike for eight rows, so that little is padded
     while True:
-        room = stream.room(number // stream.per_room + int(rng.integers(stream.rooms)))
-        ask, counts = (_ask_scores, (4, 7, 10)) if rng.random() < .5 else (_ask_sat, (1, 2))
-        n = counts[rng.integers(len(counts))]
-        order = [int(k) for k in rng.permutation(len(room.views))[:n]]
+        room, pictures = stream.room(number // stream.per_room + int(rng.integers(stream.rooms))), int(rng.integers(1, 3))
+        order = [int(k) for k in rng.permutation(len(room.views))]
+        order = (order * 2)[:pictures + views]  # a view may come twice
         images, objects = [room.views[k].image for k in order], [room.objects[k] for k in order]
-        if asked := ask(images, objects, rng):
+        if asked := _ask_scores(images, objects, rng, pictures) if views else _ask_sat(images, objects, rng):
             return _PackedRow(images, [], _picture_targets([room.known[k] for k in order]), *asked)

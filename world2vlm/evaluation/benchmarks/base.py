@@ -291,6 +291,33 @@ def _loaded_prompt(
     if strangers: raise ValueError(f"no pictures of another place: {problem}")
     return own
 
+# %% ../../../nbs/75_benchmarks.ipynb #e00eefb3
+def _check_choices(
+    student: Student,  # to be asked
+    items: list[Item],  # questions
+) -> None:
+    "ValueError where there is nothing to choose from, or nobody who says how likely a choice is."
+    if not hasattr(student, "choose"):
+        raise ValueError(f"{type(student).__name__} does not say how likely a text is; take the engine transformers")
+    if lacking := [item.id for item in items if len(item.choices) < 2]:
+        raise ValueError(f"{len(lacking)} questions have no choices, the first is {lacking[0]}; ask them without `choose`")
+
+# %% ../../../nbs/75_benchmarks.ipynb #3542a372
+def _ask_batch(
+    student: Student,  # to be asked
+    benchmark: Benchmark,  # whose `first_words` are wanted
+    items: list[Item],  # one batch
+    prompts: list[Prompt],  # of each
+    max_new_tokens: int,  # longest answer
+    choose: bool,  # see `ask_benchmark`
+) -> list[dict]:  # response, tokens and, where they were asked for, probabilities
+    "What the student writes, or which choice it would rather write."
+    words = [item.choices if choose else benchmark.first_words for item in items]
+    if choose: replies = student.choose(prompts, words)
+    else: replies = student.reply(prompts, max_new_tokens, *([benchmark.first_words] if benchmark.first_words else []))
+    chances = lambda own, reply: {"probabilities": dict(zip(own, reply.probabilities))} if own else {}
+    return [dict(response=r.text, tokens=r.tokens, **chances(own, r)) for own, r in zip(words, replies)]
+
 # %% ../../../nbs/75_benchmarks.ipynb #2c31dccd
 def ask_benchmark(
     student: Student,  # to be asked
@@ -301,24 +328,27 @@ def ask_benchmark(
     frames: int = 32,  # of a video, unless the benchmark says how many for each second
     blind: bool = False,  # the shuffled-image control
     max_new_tokens: int = 0,  # longest answer; 0 for the benchmark's own
+    choose: bool = False,  # take the likeliest of the choices in place of what the student writes
 ) -> list[dict]:  # rows of `Benchmark.row` with seconds and tokens
     "Ask a student a benchmark; a killed run resumes, and a question whose files cannot be read is left out and logged."
     benchmark, walks, rejects = open_benchmark(name), _walks(items), {}
+    if choose: _check_choices(student, items)
     if blind: _shuffle_pictures(items)  # there must be other places
     load, strangers = _loader(benchmark, frames), partial(_strangers, walks=walks) if blind else None
-    max_new_tokens, words = max_new_tokens or benchmark.max_new_tokens, benchmark.first_words
+    max_new_tokens = max_new_tokens or benchmark.max_new_tokens
     def respond(batch):
         prompts = {}
         for item in batch:
             try: prompts[item.id] = _loaded_prompt(benchmark, item, load, strangers)
             except ValueError as error: rejects[item.id] = str(error)
-        replies = student.reply([*prompts.values()], max_new_tokens, *([words] if words else [])) if prompts else []
-        chances = lambda reply: {"probabilities": dict(zip(words, reply.probabilities))} if words else {}
-        answers = {name: dict(response=r.text, tokens=r.tokens, **chances(r)) for name, r in zip(prompts, replies)}
+        asked = [item for item in batch if item.id in prompts]
+        fields = _ask_batch(student, benchmark, asked, [*prompts.values()], max_new_tokens, choose) if asked else []
+        answers = dict(zip(prompts, fields))
         return [answers.get(item.id) for item in batch]
     visit = {name: i for walk in walks.values() for i, (name, (item, *_)) in enumerate(walk.items()) if item.video}
     cost = lambda item: (-len(item.images) - bool(item.video), visit.get(item.place, 0), -len(item.question))
     settings = dict(benchmark=str(name), frames=frames, blind=blind, max_new_tokens=max_new_tokens)
+    settings |= {"choose": True} if choose else {}
     rows = collect_answers(respond, items, path, batch_size, student.key(settings), benchmark.row, cost)
     if items and not rows:
         raise ValueError(f"none of {len(items)} questions can be asked: {next(iter(rejects.values()))}")
