@@ -48,6 +48,7 @@ class ViewSearch(Settings):
     max_tries: Count = 1  # calls until scores can be read; a greedy student repeats itself
     guessed_range: tuple[_Score, _Score] = (0, 5)  # of the scores that are drawn where none can be read
     batch_paths: bool = True  # all paths of a step in one call of the world model, which may pack them
+    views_per_list: Whole = 0  # scored in one call; 0 for all of a step, as in MindJourney's code
     score_tokens: Count = 64  # longest list of scores
     fov_deg: FieldOfView = 54.0  # horizontal field of view of pictures without a camera
     pitch_deg: Annotated[float, ">= -89", "<= 89"] = 0.0  # of pictures without a camera; below 0 they look down
@@ -204,18 +205,28 @@ def _ask(
     return reply
 
 # %% ../../nbs/80_view_search.ipynb #965c78bc
-def _score_views(
+def _score_list(
     search: _Search,  # gains calls, tokens, guessed
     views: list[_ImaginedView],  # to be scored
     criterion: str,  # "exploration" or "helpful"
 ) -> list[int]:  # one score for each view
-    "The student's scores of the views; random ones where its reply holds none."
+    "The student's scores of some views; random ones where its reply holds none."
     prompt, config = _scoring_prompt(search.item, views, criterion, search.load), search.config
     for _ in range(config.max_tries):
         scores = _read_scores(_ask(search, prompt, config.score_tokens, criterion).text, len(views))
         if scores is not None: return scores
     search.cost.update(guessed=1)
     return search.rng.integers(config.guessed_range[0], config.guessed_range[1] + 1, len(views)).tolist()
+
+# %% ../../nbs/80_view_search.ipynb #ef56a6b3
+def _score_views(
+    search: _Search,  # gains calls, tokens, guessed
+    views: list[_ImaginedView],  # of one step
+    criterion: str,  # "exploration" or "helpful"
+) -> list[int]:  # one score for each view
+    "The scores of all views, list by list."
+    size = search.config.views_per_list or len(views)
+    return sum((_score_list(search, views[k:k + size], criterion) for k in range(0, len(views), size)), [])
 
 # %% ../../nbs/80_view_search.ipynb #ae899e31
 def _best_views(

@@ -399,6 +399,18 @@ def _answers_only() -> AbstractContextManager:  # while training
     from trl.kernels.chunked_logprob import _use_triton
     return patch("trl.trainer.utils._use_triton", lambda device: device.type == "cpu" or _use_triton(device))
 
+# %% ../../nbs/62_training.ipynb #857b4612
+def _averaged_head() -> AbstractContextManager:  # while training
+    "Let the gradient of a gathered weight be the mean over the processes."
+    from torch.distributed.tensor import DTensor, Partial
+    whole = DTensor.full_tensor
+    def gathered(weight, *, grad_placements=None):
+        if grad_placements or not weight.requires_grad: return whole(weight, grad_placements=grad_placements)
+        full = whole(weight, grad_placements=[Partial()] * weight.device_mesh.ndim)  # sums over all processes
+        full.register_hook(lambda gradient: gradient / weight.device_mesh.size())
+        return full
+    return patch.object(DTensor, "full_tensor", gathered)
+
 # %% ../../nbs/62_training.ipynb #e2a95d06
 def _skip_prompts(
     model: "PreTrainedModel",  # the student, with TRL's fused head
@@ -435,7 +447,7 @@ def run_trainer(
     if config.snapshot_every: trainer.add_callback(_snapshot_callback(trainer, processor, Path(out), config.snapshot_every))
     if config.tensorboard and trainer.is_world_process_zero():
         trainer.add_callback(_tensorboard_callback(Path(out), _saved_step(Path(start)) if start else 0))
-    with _plain_errors(Path(out)), _answers_only(): trainer.train(resume_from_checkpoint=start)
+    with _plain_errors(Path(out)), _answers_only(), _averaged_head(): trainer.train(resume_from_checkpoint=start)
     for sign in _idle_signs(trainer.state.log_history): warnings.warn(f"{out}: {sign}", stacklevel=2)
     with _plain_errors(Path(out)): return _save_student(trainer, processor, Path(out))
 
