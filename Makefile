@@ -1,6 +1,6 @@
 # The first use of any target makes .venv from requirements.lock. `profile` in params.yaml says how large a run is.
 .DEFAULT_GOAL := help
-.PHONY: help repro ablation comparison sweep benchmarks quality photos annotation-errors base teacher svc plan proofs rehearsal release push gpu-check gpu-wheels test fuzz sync notebooks docs lab lock
+.PHONY: help repro ablation arms comparison sweep benchmarks quality photos annotation-errors base teacher svc plan proofs rehearsal release push gpu-check gpu-wheels test fuzz sync notebooks docs lab lock
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export OMP_NUM_THREADS ?= 2
 # glibc gives large arrays back to the kernel and asks for them again at each step of a training, which costs more than the arithmetic; here it keeps them
@@ -16,6 +16,9 @@ repro: .venv/installed  ## the main arm, from scenes to its report
 
 ablation: .venv/installed  ## every arm, and the table that compares them
 	dvc repro ablation
+
+arms: .venv/installed  ## what the arms say that have been trained so far, without waiting for all of `ablation`
+	python -m world2vlm.report.ablation --profile $(SIZE)
 
 comparison: .venv/installed  ## the main arm alone and against a world model at test time, on all benchmarks at hand
 	dvc repro comparison@bidirectional

@@ -6,12 +6,15 @@
 __all__ = ['SEEDS', 'ablation_results', 'contrast_table', 'ablation_page']
 
 # %% ../../nbs/88_ablation.ipynb #2608a1a2
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from ..core.config import load_params
 from ..core.plotting import picture_html
+from ..core.runs import rounded, write_json
 from ..evaluation.held_out import read_runs
 from ..evaluation.statistics import (
     _bootstrap_means, _exact, _fold_by_scene, _paired_difference, _percentile_interval, score_runs)
@@ -226,3 +229,21 @@ def ablation_page(
     shown = Section("comparisons", "What each comparison shows", " ".join(lead.split()), [table])
     sections = [shown, *exams, _turn_section(results["real turns"])]
     return render_page("What each arm is worth", sections, f"world2vlm, profile {profile}")
+
+# %% ../../nbs/88_ablation.ipynb #d655300b
+def _command(
+    arguments: list[str],  # of the command line
+) -> str:  # a table as Markdown
+    "Compare the arms that have been trained and evaluated, without waiting for all; also as data/PROFILE/metrics/ablation.json."
+    from argparse import ArgumentParser
+    parser = ArgumentParser(prog="python -m world2vlm.report.ablation", description=_command.__doc__)
+    parser.add_argument("--profile", default="mini", help="size of the run")
+    data = Path("data") / parser.parse_args(arguments).profile
+    arms = [arm for arm in load_params()["arms"] if all((data / part / arm).is_dir() for part in ("answers", "transfer"))]
+    if len(arms) < 2: raise ValueError(f"{data}/answers: fewer than two arms are there; run dvc repro evaluate@ARM transfer@ARM")
+    results = ablation_results(data, arms)
+    write_json(data / "metrics/ablation.json", {"arms": arms, "results": rounded(results)})
+    return contrast_table(results["comparisons"]).markdown()
+
+
+if __name__ == "__main__" and "__file__" in globals(): print(_command(sys.argv[1:]))  # not in a notebook
