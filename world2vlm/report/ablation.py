@@ -212,7 +212,7 @@ def _exam_section(
     if gain: lead += " Share of the oracle's gain: {share:.0%} ({low:.0%} to {high:.0%}).".format(**gain)
     html = picture_html(mean_figure, results, _exam_groups(arms), alt=f"Exactly right answers of each arm, {exam}")
     picture = Picture(html, "Exactly right answers.")
-    return Section(exam.replace(",", "").replace(" ", "-"), exam.capitalize(), lead, [arm_table(results)], [picture])
+    return Section(exam.replace(",", "").replace(" ", "-"), exam[:1].upper() + exam[1:], lead, [arm_table(results)], [picture])
 
 # %% ../../nbs/88_ablation.ipynb #b0594a45
 def _turn_section(
