@@ -20,6 +20,7 @@ from world2vlm.core.config import ConfigError, repo_root
 from world2vlm.evaluation.benchmarks import base
 from world2vlm.evaluation.benchmarks.base import BENCHMARKS, CONTROLS, Benchmark, Item, ask_benchmark, control_rows, open_benchmark, _shuffle_pictures
 from world2vlm.students.models import HFStudent, Prompt, Reply, load_piece, open_student
+from world2vlm.students.vllm import VLLMStudent
 from world2vlm.students.media import _video_frames
 from world2vlm.evaluation.benchmarks.sat import _published_order, _score_sat
 from world2vlm.evaluation.statistics import paired_scores, score_with_interval
@@ -137,7 +138,6 @@ SCRIPT = """
 import sys
 from world2vlm.evaluation.benchmarks.base import ask_benchmark, open_benchmark
 from world2vlm.students.models import open_student
-from world2vlm.students.vllm import VLLMStudent
 name, home, split, out, base = sys.argv[1:]
 student = open_student(base, box_format="pixels")
 ask_benchmark(student, name, open_benchmark(name).load(home, split, None), out, batch_size=1, frames=4, max_new_tokens=4)

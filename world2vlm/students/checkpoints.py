@@ -112,6 +112,20 @@ def _save_snapshot(
         processor.save_pretrained(out)
     trainer.accelerator.wait_for_everyone()
 
+# %% ../../nbs/62_checkpoints.ipynb #75fda2d3
+def _snapshot_callback(
+    trainer: "Trainer",  # of TRL
+    processor: "ProcessorMixin",  # of the student
+    out: Path,  # students go to `out`/snapshots
+    every: int,  # steps
+) -> "TrainerCallback":  # for the trainer's list
+    "A trainer callback that saves the merged student every so many steps."
+    from transformers import TrainerCallback
+    class Snapshots(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step % every == 0: _save_snapshot(trainer, processor, out / f"snapshots/step-{state.global_step}")
+    return Snapshots()
+
 # %% ../../nbs/62_checkpoints.ipynb #87b786ef
 def _save_student(
     trainer: "Trainer",  # after training

@@ -380,22 +380,25 @@ class HFStudent:
         return [Reply(_in_box_format(text, self.box_format, self.processor, prompt, back=True), int(n), tuple(share))
                 for text, prompt, n, share in zip(texts, prompts, counts, shares)]
 
-    def choose(
-        self,
-        prompts: list[Prompt],  # one batch
-        choices: list[tuple[str, ...]],  # of each
-    ) -> list[Reply]:  # the choice of each prompt, with the probabilities of all its choices
-        "Answers out of given texts: the one that the student would most probably write."
-        read = lambda prompt, text: _in_box_format(text, self.box_format, self.processor, prompt)
-        pairs = [(_for_student(p, self.box_format, self.processor), read(p, c))
-                 for p, own in zip(prompts, choices) for c in own]
-        scores, tokens = _log_likelihoods(self.model, self.processor, pairs)
-        replies, ends = [], np.cumsum([len(own) for own in choices])
-        for own, end in zip(choices, ends):
-            part = slice(end - len(own), end)
-            chances = np.exp(scores[part] - scores[part].max())
-            replies.append(Reply(own[chances.argmax()], int(tokens[part].sum()), tuple((chances / chances.sum()).tolist())))
-        return replies
+# %% ../../nbs/60_models.ipynb #eb50f721
+def _choose(
+    student: HFStudent,  # to be asked
+    prompts: list[Prompt],  # one batch
+    choices: list[tuple[str, ...]],  # of each
+) -> list[Reply]:  # the choice of each prompt, with the probabilities of all its choices
+    "Answers out of given texts: the one that the student would most probably write."
+    read = lambda prompt, text: _in_box_format(text, student.box_format, student.processor, prompt)
+    pairs = [(_for_student(p, student.box_format, student.processor), read(p, c))
+             for p, own in zip(prompts, choices) for c in own]
+    scores, tokens = _log_likelihoods(student.model, student.processor, pairs)
+    replies, ends = [], np.cumsum([len(own) for own in choices])
+    for own, end in zip(choices, ends):
+        part = slice(end - len(own), end)
+        chances = np.exp(scores[part] - scores[part].max())
+        replies.append(Reply(own[chances.argmax()], int(tokens[part].sum()), tuple((chances / chances.sum()).tolist())))
+    return replies
+
+HFStudent.choose = _choose
 
 # %% ../../nbs/60_models.ipynb #834a2ebd
 ENGINES = {

@@ -25,7 +25,7 @@ from ..core.config import Count, LearningRate, NotNegative, Positive, Seed, Shar
 from ..core.runs import _plain_errors, read_jsonl
 from ..dataset.columns import _read_columns, _selected_file
 from ..dataset.shards import _check_checksum, shard_paths
-from .checkpoints import _last_checkpoint, _restore_weights, _save_snapshot, _save_student, _saved_step
+from .checkpoints import _last_checkpoint, _restore_weights, _save_student, _saved_step, _snapshot_callback
 from .launch import _Launch
 from .models import Attention, BoxFormat, model_picture_size
 from ..tasks.answers import convert_boxes
@@ -364,20 +364,6 @@ def _tensorboard_callback(
     if not is_tensorboard_available(): raise ImportError('tensorboard: true: pip install "world2vlm[tensorboard]" first')
     from torch.utils.tensorboard import SummaryWriter
     return TensorBoardCallback(SummaryWriter(log_dir=str(out / "tensorboard"), purge_step=step + 1))
-
-# %% ../../nbs/62_training.ipynb #75fda2d3
-def _snapshot_callback(
-    trainer: "Trainer",  # of TRL
-    processor: "ProcessorMixin",  # of the student
-    out: Path,  # students go to `out`/snapshots
-    every: int,  # steps
-) -> "TrainerCallback":  # for the trainer's list
-    "A trainer callback that saves the merged student every so many steps."
-    from transformers import TrainerCallback
-    class Snapshots(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            if state.global_step % every == 0: _save_snapshot(trainer, processor, out / f"snapshots/step-{state.global_step}")
-    return Snapshots()
 
 # %% ../../nbs/62_training.ipynb #685df2d1
 def _idle_signs(
