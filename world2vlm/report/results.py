@@ -138,7 +138,8 @@ def read_report(
     metrics = read_metrics(data)
     return ArmReport(
         profile=data.name, arm=arm, results=score_runs(runs),
-        motions={run: motion_errors(rows) for run, rows in runs.items()}, as_sat={exam: score_runs(runs) for exam, runs in transfer.items() if exam != "real turns" and runs},
+        motions={run: motion_errors(rows) for run, rows in runs.items()},
+        as_sat={exam: score_runs(asked) for exam, asked in transfer.items() if exam != "real turns" and asked},
         real_turns={run: turns_by_place(rows) for run, rows in transfer["real turns"].items()},
         pairs=_view_pairs(data / "scenes", data / f"rollouts/{teacher}"),
         questions=_pick_questions(examples, runs, scenes), errors=_pick_questions(examples, runs, scenes, errors=True),
@@ -238,10 +239,10 @@ LEADS = {  # id of a section -> title, first sentence
         each amount within 0.1 m or 10 degrees, a box with an IoU of at least 0.5, the right option, the right yes or no;
         every task weighs the same. The graded score gives partial credit for near misses. Intervals hold 95 % and
         account for questions of one room resembling each other."""),
-    "transfer": ("Questions unlike those of the training", """Two choices in the manner of SAT about further rooms, a
-        form that the base student knows and no arm was trained on. SAT's own rule reads what a student writes; the
-        likelier choice is the one that it would rather write, whatever it writes. And turns of the camera at real places that no training
-        used, answered in words (right direction of six, and the mean error of the amount where it is right).
+    "transfer": ("Questions unlike those of the training", """Two choices in the manner of SAT about further rooms: a
+        form that the base student has practised on other questions, and no arm on any. SAT's own rule reads what a
+        student writes; the likelier choice is the one that it would rather write, whatever it writes. And turns of
+        the camera at real places that no training used, answered in words (right direction of six, and the mean error of the amount where it is right).
         Intervals of single moves and turns are over questions; those of all places together say what may be expected
         at a new one, and are wide. The objects of these places were outlined by hand."""),
     "errors": ("Worst errors", """For each task the held-out question whose answer is furthest from right after the
