@@ -48,7 +48,7 @@ class ViewSearch(Settings):
     max_tries: Count = 1  # calls until scores can be read; a greedy student repeats itself
     guessed_range: tuple[_Score, _Score] = (0, 5)  # of the scores that are drawn where none can be read
     batch_paths: bool = True  # all paths of a step in one call of the world model, which may pack them
-    views_per_list: Whole = 0  # scored in one call; 0 for all of a step, as in MindJourney's code
+    likeliest_scores: bool = False  # each view alone gets its likeliest digit; for a student that writes no lists
     score_tokens: Count = 64  # longest list of scores
     fov_deg: FieldOfView = 54.0  # horizontal field of view of pictures without a camera
     pitch_deg: Annotated[float, ">= -89", "<= 89"] = 0.0  # of pictures without a camera; below 0 they look down
@@ -190,19 +190,19 @@ def _read_scores(
 # %% ../../nbs/80_view_search.ipynb #d53fc455
 def _ask(
     search: _Search,  # gains calls, tokens
-    prompt: Prompt,  # texts and pictures
+    prompts: list[Prompt],  # texts and pictures
     max_new_tokens: int,  # longest reply
     purpose: str = "answer",  # or the criterion of the scores
     first_words: tuple[str, ...] = (),  # whose probabilities are wanted
     choices: tuple[str, ...] = (),  # one of them is the answer; () where the student writes it
-) -> Reply:  # of the student, or of the scorer
-    "One call."
+) -> list[Reply]:  # of the student, or of the scorer
+    "One call for each prompt."
     asked = search.student if purpose == "answer" else search.scorer or search.student
-    if choices: reply = asked.choose([prompt], [choices])[0]
-    else: reply = asked.reply([prompt], max_new_tokens, *([first_words] if first_words else []))[0]
-    search.cost.update(calls=1, tokens=reply.tokens)
-    search.calls.append(_Call(purpose, prompt, reply.text))
-    return reply
+    if choices: replies = asked.choose(prompts, [choices] * len(prompts))
+    else: replies = asked.reply(prompts, max_new_tokens, *([first_words] if first_words else []))
+    search.cost.update(calls=len(prompts), tokens=sum(reply.tokens for reply in replies))
+    search.calls.extend(_Call(purpose, prompt, reply.text) for prompt, reply in zip(prompts, replies))
+    return replies
 
 # %% ../../nbs/80_view_search.ipynb #965c78bc
 def _score_list(
@@ -213,10 +213,24 @@ def _score_list(
     "The student's scores of some views; random ones where its reply holds none."
     prompt, config = _scoring_prompt(search.item, views, criterion, search.load), search.config
     for _ in range(config.max_tries):
-        scores = _read_scores(_ask(search, prompt, config.score_tokens, criterion).text, len(views))
+        scores = _read_scores(_ask(search, [prompt], config.score_tokens, criterion)[0].text, len(views))
         if scores is not None: return scores
     search.cost.update(guessed=1)
     return search.rng.integers(config.guessed_range[0], config.guessed_range[1] + 1, len(views)).tolist()
+
+# %% ../../nbs/80_view_search.ipynb #73d1f35b
+_DIGITS = tuple("0123456789")
+
+
+def _likeliest_scores(
+    search: _Search,  # gains calls, tokens
+    views: list[_ImaginedView],  # to be scored
+    criterion: str,  # "exploration" or "helpful"
+) -> list[int]:  # one score for each view
+    "The digit that the student would most probably write for each view, shown alone."
+    prompts = [_scoring_prompt(search.item, [view], criterion, search.load) for view in views]
+    replies = _ask(search, prompts, 1, criterion, _DIGITS)
+    return [int(np.argmax(reply.probabilities)) for reply in replies]
 
 # %% ../../nbs/80_view_search.ipynb #ef56a6b3
 def _score_views(
@@ -224,9 +238,9 @@ def _score_views(
     views: list[_ImaginedView],  # of one step
     criterion: str,  # "exploration" or "helpful"
 ) -> list[int]:  # one score for each view
-    "The scores of all views, list by list."
-    size = search.config.views_per_list or len(views)
-    return sum((_score_list(search, views[k:k + size], criterion) for k in range(0, len(views), size)), [])
+    "The scores of all views: of one list, or the likeliest digit of each."
+    score = _likeliest_scores if search.config.likeliest_scores else _score_list
+    return score(search, views, criterion)
 
 # %% ../../nbs/80_view_search.ipynb #ae899e31
 def _best_views(
@@ -298,7 +312,7 @@ def _answer_with_search(
     with _count_evaluations(search.worldmodel, search.cost): evidence = _search_views(search) if asked else []
     prompt, choices = _evidence_prompt(search.item, benchmark, evidence, search.load), search.item.choices * search.choose
     words = choices or benchmark.first_words
-    reply = _ask(search, prompt, benchmark.max_new_tokens, first_words=words, choices=choices)
+    reply = _ask(search, [prompt], benchmark.max_new_tokens, first_words=words, choices=choices)[0]
     chances = {"probabilities": dict(zip(words, reply.probabilities))} if words else {}
     return dict(response=reply.text, evidence=[view.caption for view in evidence], **chances, **search.cost)
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..core.config import Count, Settings, Whole, Workers
 from ..core.plotting import RUN_COLOURS, canvas, picture_html, styled
-from ..core.runs import parallel_map, write_json
+from ..core.runs import parallel_map, rng_for, write_json
 from ..core.stages import atomic_dir, fingerprint
 from ..evaluation.benchmarks.base import (
     _prior_rows, ask_benchmark, Benchmark, BENCHMARKS, control_rows, CONTROLS, fetch, Item, open_benchmark)
@@ -52,6 +52,7 @@ class Comparison(Settings):
     sources: _Sources = field(default_factory=dict)  # benchmark -> its folder; others are not run
     splits: _Sources = field(default_factory=dict)  # benchmark -> other subset
     chosen: tuple[Annotated[str, BENCHMARKS, "module:attribute"], ...] = ()  # benchmarks where the likelier choice counts, not what is written
+    limit: Whole = 0  # questions of each benchmark, drawn with the seed of the view search; 0 for all
     depths: tuple[Annotated[int, ">= 1", "<= 10"], ...] = (1, 3)  # steps of the view search; () leaves it out
     worldmodels: tuple[TeacherName, ...] = ("svc",)  # that the view search asks
     view_search: ViewSearch = ViewSearch()  # other settings of the view search
@@ -96,10 +97,13 @@ def _columns(
 def _load_items(
     column: str,  # a key of `_columns`
     config: Comparison,  # sources
-) -> list[Item]:  # [] for a benchmark without a source
+) -> list[Item]:  # in their order; [] for a benchmark without a source
     "The questions of one column."
     name, split = _columns(config)[column]
-    return open_benchmark(name).load(config.sources[name], split) if name in config.sources else []
+    items = open_benchmark(name).load(config.sources[name], split) if name in config.sources else []
+    if not 0 < config.limit < len(items): return items
+    drawn = rng_for(config.view_search.seed, column).choice(len(items), config.limit, replace=False)
+    return [items[k] for k in sorted(drawn)]
 
 # %% ../../nbs/89_comparison.ipynb #30010691
 def _ask_alone(
@@ -180,7 +184,8 @@ def _ask_column(
     items = [item for item in loaded if item.id in answered]
     rows |= {f"control: {which}": control_rows(name, items, which) for which in CONTROLS}
     rows["control: text prior"] = _prior_rows(name, items)
-    total = {"questions": len({item.id.partition("#")[0] for item in loaded})}  # for the tables: n of N
+    whole = _load_items(column, replace(config, limit=0)) if config.limit else loaded
+    total = {"questions": len({item.id.partition("#")[0] for item in whole})}  # for the tables: n of N
     return {run: [row | total for row in answers if row["id"] in answered] for run, answers in rows.items()}
 
 # %% ../../nbs/89_comparison.ipynb #d659d501
