@@ -53,6 +53,20 @@ def examples(views):
     return [(e, t) for t in views for task in TASKS.values() for _ in range(2) for e in task.derive(t, rng, RULES)]
 
 
+def test_boxes_do_not_rest_on_a_guess(views):
+    "After turns an assumed field of view gives no boxes, after moves an untrusted depth gives none; all other questions stay as they were."
+    derived = lambda views, **rules: Counter((t.actions, e.task) for t in views for task in TASKS.values()
+                                             for e in task.derive(t, np.random.default_rng(0), Rules(move=(0.2, 1.5), turn=(10, 60), **rules)))
+    guessed = lambda **about: [replace(t, scene=replace(t.scene, **about), cache={}) for t in views]
+    lost = lambda known, views, **rules: {(any(a.is_turn for a in actions), not all(a.is_turn for a in actions), task) for actions, task in derived(known) - derived(views, **rules)}
+    assert lost(views, guessed(K_evidence="assumed"), assumed_camera=True) == lost(views, guessed(depth_evidence="estimated")) == set()
+    assert {(turns, task) for turns, _, task in lost(views, guessed(K_evidence="assumed"))} == {(True, "D1"), (True, "D3")}
+    assert {(moves, task) for _, moves, task in lost(views, guessed(depth_evidence="estimated"), estimated_depth=False)} == {(True, "D1"), (True, "D3")}
+    skipped = Counter()
+    for t in guessed(K_evidence="assumed"): TASKS["D1"].derive(t, np.random.default_rng(0), RULES, skipped)
+    assert skipped["D1: the field of view is assumed"] > 10
+
+
 def settled(e): return TASKS[e.task].answer_type.unpack(e.target[TASKS[e.task].answer_type.name])
 
 

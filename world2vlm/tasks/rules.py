@@ -34,6 +34,8 @@ class Rules(Settings):
     min_iou: Share = 0.5  # IoU from which a box is exactly right
     phrasings: tuple[_Phrasing, ...] = ("direct", "choice", "sentence")  # forms of a question
     nominal: bool = False  # also ask about moves whose metres nothing has measured; their evidence says so
+    assumed_camera: bool = False  # also ask for boxes after turns where the field of view is assumed
+    estimated_depth: bool = True  # ask for boxes after moves where a network estimated the depth; false for places unlike its training's
 
     def __post_init__(self):
         super().__post_init__()

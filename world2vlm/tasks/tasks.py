@@ -37,6 +37,7 @@ class Task:
     questions: tuple[str, ...]  # templates of the question; `Case.words` fill them
     direction: str = "forward"  # "forward" (motion -> outcome) or "inverse" (views -> motion)
     n_images: int = 2  # 1 shows the first view only
+    states_box: bool = False  # where an object is after the motion stands in the question or in the answer, as a fact
     instruction: str = ""  # asks for a bare answer; "" takes that of the answer type, as for the next two
     sentence_instruction: str = ""  # asks for a sentence
     sentences: tuple[str, ...] = ()  # templates of the answer as a sentence; two for yes and no
@@ -207,13 +208,26 @@ def _is_nominal(
     return bool(moves and transition.rollout.fidelity.get("nominal"))
 
 # %% ../../nbs/46_tasks.ipynb #72fed042
-def _skip_reason(
+def _unfounded(
     transition: Transition,  # of any teacher
-    rules: Rules = Rules(),  # whether lengths may be nominal
+    rules: Rules = Rules(),  # what may be founded on what
+) -> str:  # "" where a box may be asked for
+    "On what a box after this motion cannot rest: turns need the field of view, moves need the depth."
+    turns, scene = [action.is_turn for action in transition.actions], transition.scene
+    if any(turns) and scene.K_evidence == "assumed" and not rules.assumed_camera: return "the field of view is assumed"
+    guessed = not all(turns) and scene.depth_evidence == "estimated" and not rules.estimated_depth
+    return "the depth is estimated" if guessed else ""
+
+# %% ../../nbs/46_tasks.ipynb #9d75bdce
+def _skip_reason(
+    task: Task,  # what to ask
+    transition: Transition,  # of any teacher
+    rules: Rules = Rules(),  # whether lengths may be nominal, and on what a box may rest
 ) -> str:  # "" where questions may be asked
-    "Why no task asks about `transition`: no motion, or lengths that are not metric."
+    "Why `task` does not ask about `transition`: no motion, lengths that are not metric, a box that rests on a guess."
     if not canonical_motion(transition.actions): return "no motion"
-    return "lengths are nominal" if _is_nominal(transition) and not rules.nominal else ""
+    if _is_nominal(transition) and not rules.nominal: return "lengths are nominal"
+    return _unfounded(transition, rules) if task.states_box else ""
 
 # %% ../../nbs/46_tasks.ipynb #464c1fe3
 def _derive(
@@ -226,7 +240,7 @@ def _derive(
 ) -> list[Example]:  # at most `rules.max_examples`
     "The examples of `task` in `transition`; the same `rng` state gives the same examples."
     skip = lambda reason: None if skipped is None else skipped.update([f"{task.name}: {reason}"])
-    if reason := _skip_reason(transition, rules): skip(reason); return []
+    if reason := _skip_reason(task, transition, rules): skip(reason); return []
     evidence = transition.evidence + ", nominal" * _is_nominal(transition)
     images, examples = [transition.image_before, transition.image_after][: task.n_images], []
     for case in task.cases(transition, rng, rules, skip)[: rules.max_examples]:
@@ -276,7 +290,7 @@ _D1 = Task("D1", BOX_ANSWER, box_cases, (
     "The camera does this: {motion}. Where is {object} then?",
     "Imagine this camera motion: {motion}. Where will {object} be?",
     "Where is {object} after this camera motion: {motion}?"),
-    n_images=1, title="where will it be", audit=audit_box)
+    n_images=1, states_box=True, title="where will it be", audit=audit_box)
 
 # %% ../../nbs/46_tasks.ipynb #cc046d39
 _D2 = Task("D2", YES_NO, disappearance_cases, (
@@ -292,7 +306,7 @@ _D3 = Task("D3", MOTION_ANSWER, path_cases, (
     "The {class} at {before} is at {after} in the second picture. What did the camera do?",
     "What camera motion takes the {class} from {before} to {after}?",
     "Which one to three camera actions take the {class} from {before} to {after}?"),
-    "inverse", title="motion from boxes", audit=audit_motion)
+    "inverse", states_box=True, title="motion from boxes", audit=audit_motion)
 
 # %% ../../nbs/46_tasks.ipynb #eb5e0cd1
 _D4 = Task("D4", YES_NO, same_object_cases, (
