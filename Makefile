@@ -29,8 +29,8 @@ sweep: .venv/installed  ## the students that a training kept on its way, each on
 benchmarks: .venv/installed  ## the students of the arms on every public benchmark whose folder is there
 	dvc repro benchmarks
 
-quality: .venv/installed  ## the teacher's views against the truth, and the student that reprojection taught instead
-	dvc repro teacher_quality evaluate@reprojection_teacher
+quality: .venv/installed  ## the teacher's views against the truth, and the student of warped views with smoothly filled holes
+	dvc repro teacher_quality evaluate@smoothed_teacher
 
 photos: .venv/installed  ## labels of plain photos by annotators with known errors, held against the truth, and what annotators cost; figures in data/annotate.json, data/annotator_costs.json
 	python tests/annotated_rooms.py

@@ -385,6 +385,7 @@ def proof(tmp_path_factory):
             for i, name in enumerate(("exact", "all three"))}
 
 
+@pytest.mark.proof
 def test_plain_photos_yield_all_eight_tasks(proof):
     exact = proof["exact"]
     assert exact["photos"] == 60 and set(exact["labels"]) == set(TASKS) and all(row["examples"] >= 20 for row in exact["labels"].values())
@@ -392,6 +393,7 @@ def test_plain_photos_yield_all_eight_tasks(proof):
     assert exact["views"] > 400 and exact["views_with_examples"] >= 0.9 and exact["box_stated_in_D3"] >= 0.85
 
 
+@pytest.mark.proof
 def test_errors_of_models_cost_what_they_should(proof):
     "Motions stay right whatever the annotator says; boxes suffer from eroded masks, and views from a wrong depth."
     exact, wrong = proof["exact"], proof["all three"]

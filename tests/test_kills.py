@@ -17,7 +17,7 @@ from smoke_tree import ROOT, copy_repository, home, run, stage_command, stop_sta
 from world2vlm.core.runs import append_jsonl, read_jsonl, write_json
 
 ARM, TRIALS = "bidirectional", 100
-STAGES = ["scenes", "annotate", "imagine@svc", "imagine@simulator", "imagine@reprojection", "supervise@svc", "supervise@simulator", "supervise@reprojection",
+STAGES = ["scenes", "annotate", "imagine@svc", "imagine@simulator", "imagine@smoothed", "supervise@svc", "supervise@simulator", "supervise@smoothed",
           "held_out", "rooms_benchmark", "real_turns", "mix@mixed", "label_audit", f"sft@{ARM}", f"grpo@{ARM}", "evaluate_base", f"evaluate@{ARM}", "transfer_base", f"transfer@{ARM}",
           f"report@{ARM}", "ablation", f"comparison@{ARM}", "teacher_quality", "base", "teacher"]
 MADE_BY_FILE = {f"report@{ARM}", "ablation", "base", "teacher"}  # their notebooks add files to a folder one by one

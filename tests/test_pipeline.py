@@ -249,6 +249,7 @@ def test_metrics_and_plots_fit_a_screen(clone):
     shutil.rmtree(target)
 
 
+@pytest.mark.proof
 def test_smoke_comparison_asks_the_student_alone_and_with_a_world_model(clone):
     run(clone, "dvc", "repro", f"comparison@{ARM}")
     found = figures(clone, f"comparison-{ARM}")["results"]
@@ -257,6 +258,7 @@ def test_smoke_comparison_asks_the_student_alone_and_with_a_world_model(clone):
     assert 'id="paper"' in page and "72.67" in page and "data:image/png" in page
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("name,result", [("base", "probe.json"), ("teacher", "samples-2.png")])
 def test_models_are_made_from_scratch(clone, name, result):
     "`make base` and `make teacher`, at smoke size: a checkpoint, its settings, and what it can do."
@@ -272,7 +274,7 @@ def test_second_repro_does_nothing(clone):
     assert time.perf_counter() - start < 60  # 2 s on an idle machine
 
 
-@pytest.mark.parametrize("how", ["Ctrl-C", "kill -9 papermill"])
+@pytest.mark.parametrize("how", ["Ctrl-C", pytest.param("kill -9 papermill", marks=pytest.mark.proof)])
 def test_a_stopped_stage_leaves_no_process_and_is_made_again(clone, how):
     "One moment of one stage; test_kills.py has a hundred moments of all stages. A fast machine may end the stage before the signal: then stop it earlier."
     out, before, moment = clone / "data/smoke/scenes", made(clone / "data/smoke/scenes"), 1.5
@@ -282,6 +284,7 @@ def test_a_stopped_stage_leaves_no_process_and_is_made_again(clone, how):
     assert made(out) == before and not out.with_name("scenes.partial").exists()
 
 
+@pytest.mark.proof
 def test_a_setting_reruns_what_it_concerns(clone):
     "A GRPO setting of one arm leaves its SFT alone; a setting of SFT reruns both; neither touches the data."
     path = clone / "params.yaml"
@@ -315,6 +318,7 @@ def test_the_arm_names_the_teacher():
         assert given(name)["teacher"] == PARAMS["arms"][name.split("@")[1]]["teacher"]
 
 
+@pytest.mark.proof
 def test_smoke_judges_the_shipped_teacher(clone):
     run(clone, "dvc", "repro", "teacher_quality")
     found = figures(clone, "teacher_quality")
@@ -322,6 +326,7 @@ def test_smoke_judges_the_shipped_teacher(clone):
     assert found["packing"]["released"]["views"] > 10 * found["packing"]["packed"]["views"]
 
 
+@pytest.mark.proof
 def test_a_picture_more_is_a_scene_more(clone):
     "Stage `scenes` runs again when a picture comes into the folder that params.yaml names."
     from PIL import Image

@@ -171,7 +171,7 @@ train_base(TOY, "{out}")
 """
 
 
-@pytest.mark.parametrize("phase, step", [(0, 1), (1, 1), (1, 2)])
+@pytest.mark.parametrize("phase, step", [pytest.param(0, 1, marks=pytest.mark.proof), (1, 1), pytest.param(1, 2, marks=pytest.mark.proof)])
 def test_a_killed_run_ends_with_the_same_weights(trained, tmp_path, one_thread, phase, step):
     "Killed -9 after a checkpoint of any phase, then run again."
     out = tmp_path / "base"
@@ -183,6 +183,7 @@ def test_a_killed_run_ends_with_the_same_weights(trained, tmp_path, one_thread, 
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
 
 
+@pytest.mark.proof
 def test_two_processes_train_one_student(tmp_path):
     "Each reads rooms of its own; the weights stay equal, and there is one checkpoint."
     config = Base((Phase(1, 2, 0), Phase(2, 2, 100)), processes=2, **SMALL)

@@ -52,6 +52,7 @@ def test_loss_of_answers_and_of_tokens(home, tmp_path):
     assert abs(right[False] - right[True]) > 1e-3
 
 
+@pytest.mark.proof
 def test_two_processes_are_two_accumulated_batches(home):
     "Two processes share a step as two forward passes of one process do."
     paths = {}
@@ -119,7 +120,7 @@ def test_fast_training_is_the_same_training(home):
     np.testing.assert_allclose(plain, fast, rtol=1e-3)
 
 
-@pytest.mark.parametrize("config", [PLAIN, replace(PLAIN, batch_size=4, processes=2), pytest.param(replace(PLAIN, batch_size=4, processes=2, **FAST), marks=pytest.mark.proof)],
+@pytest.mark.parametrize("config", [PLAIN, pytest.param(replace(PLAIN, batch_size=4, processes=2), marks=pytest.mark.proof), pytest.param(replace(PLAIN, batch_size=4, processes=2, **FAST), marks=pytest.mark.proof)],
                          ids=["one process", "two processes", "two fast processes"])
 def test_killed_and_resumed_is_undisturbed(home, tmp_path, one_thread, config):
     "kill -9 in the middle, run again: the same weights, log and curves as a run that nobody disturbed."

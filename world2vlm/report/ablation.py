@@ -39,7 +39,6 @@ _CONTRASTS = [_Contrast(question, *(name if "/" in name else f"{name}/grpo" for 
     ("Do questions in both directions help more than inverse ones alone?", "bidirectional", "inverse_only"),
     ("Does GRPO add to SFT?", "bidirectional", "bidirectional/sft"),
     ("Would an exact teacher be better than svc?", "oracle_teacher", "bidirectional"),
-    ("Is svc a better teacher than warping and mirroring?", "bidirectional", "reprojection_teacher"),
     ("Is svc a better teacher than warping and smooth filling?", "bidirectional", "smoothed_teacher"),
     ("Does all of the data help more than half of it?", "bidirectional", "half_data"),
     ("Does half of the data help more than a quarter?", "half_data", "quarter_data"),
