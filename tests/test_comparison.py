@@ -1,5 +1,6 @@
 "The comparison: what was not run stays empty, runs keep their order, costs are listed, files hold no times, a killed run goes on."
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,14 @@ def test_what_was_not_run_stays_empty(config, results):
     assert [float(value) for value in paper["SFT + GRPO, SVC"][:4]] == [72.67, 59.20, 41.55, 34.86] and {line[4] for line in paper.values()} == {""}
 
 
+def test_a_part_of_a_benchmark_is_drawn_once_and_counted(config, tmp_path):
+    whole, part = _load_items("rooms", config), replace(config, limit=8, depths=())
+    drawn = [item.id for item in _load_items("rooms", part)]
+    assert len(drawn) == 8 < len(whole) and drawn == [item.id for item in whole if item.id in drawn] == [item.id for item in _load_items("rooms", part)]
+    rows = _ask_column("rooms", part, {"base": BASE}, tmp_path)["base"]
+    assert {row["id"] for row in rows} == {*drawn} and rows[0]["questions"] == len(whole)
+
+
 def test_runs_come_in_one_order_whatever_the_file_had(results):
     summaries = results["rooms"]
     for other in (summaries, json.loads(json.dumps(summaries, sort_keys=True)), dict(reversed(summaries.items()))):
@@ -91,7 +100,6 @@ def test_the_figure_has_tokens_or_seconds(results, rows):
 
 
 def test_parallel_parts_hand_their_seconds_back(config, rows, tmp_path):
-    from dataclasses import replace
     parts = comparison._ask_searching("rooms", replace(config, workers=2), BASE, tmp_path)[SEARCH]
     answers = lambda rows: {row["id"]: (row["response"], row["evidence"]) for row in rows}
     assert answers(parts) == answers(rows[SEARCH]) and all(row["seconds"] > 0 for row in parts)

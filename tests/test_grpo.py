@@ -53,7 +53,7 @@ def test_reinforcement_raises_the_reward(home, tmp_path):
     assert np.mean(path[-5:]) > np.mean(path[:5])
 
 
-@pytest.mark.parametrize("config", [REINFORCE, replace(REINFORCE, freeze_vision=True, remember_pictures=True, skip_prompts=True)], ids=["plain", "fast"])
+@pytest.mark.parametrize("config", [REINFORCE, pytest.param(replace(REINFORCE, freeze_vision=True, remember_pictures=True, skip_prompts=True), marks=pytest.mark.proof)], ids=["plain", "fast"])
 def test_killed_and_resumed_is_undisturbed(home, tmp_path, one_thread, config):
     "kill -9 in the middle, run again: the same weights, rewards and curves as a run that nobody disturbed."
     arguments = config, str(home / "start"), str(home / "examples")

@@ -102,8 +102,8 @@ def test_box_formats_agree():
     from world2vlm.students.sft import SFT
     for profile in PARAMS["profiles"]:
         for arm in PARAMS["arms"]:
-            taught = {load_settings(cls, name, profile, arm).box_format for name, cls in (("sft", SFT), ("grpo", GRPO))}
-            assert taught == {load_settings(Evaluate, "evaluate", profile).box_format}
+            taught = {load_settings(cls, name, profile, arm, PARAMS).box_format for name, cls in (("sft", SFT), ("grpo", GRPO))}
+            assert taught == {load_settings(Evaluate, "evaluate", profile, None, PARAMS).box_format}
 
 
 def test_held_out_rooms_are_unseen():

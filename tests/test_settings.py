@@ -62,7 +62,8 @@ def test_every_number_has_a_range_settings(cls):
 @pytest.mark.parametrize("section, cls", SECTIONS.items())
 @pytest.mark.parametrize("profile", ["smoke", "mini", "gpu", "paper", "rehearsal"])
 def test_all_profiles_and_arms_pass_settings(section, cls, profile):
-    for arm in load_params()["arms"]: assert isinstance(load_settings(cls, section, profile, arm), cls)
+    params = load_params()
+    for arm in params["arms"]: assert isinstance(load_settings(cls, section, profile, arm, params), cls)
 
 
 @pytest.mark.parametrize("profile", ["smoke", "mini", "gpu", "paper", "rehearsal"])

@@ -92,6 +92,23 @@ def test_a_rejected_path_leaves_the_others_in_place(items):
     assert rejected > 0
 
 
+class Probable(Scripted):
+    "As likely to write the scores of its list, one view at a time, as a student is of its favourite digit."
+    def reply(self, prompts, max_new_tokens, first_words=()):
+        if not first_words: return super().reply(prompts, max_new_tokens)
+        assert max_new_tokens == 1 and all(sum(str(piece).startswith("Imagined image") for piece in prompt.pieces) == 1 for prompt in prompts)
+        texts = [self.answer(prompt) for prompt in prompts]
+        return [Reply("", 7, tuple(.5 if word == text.split()[-1] else .05 for word in first_words)) for text in texts]
+
+
+def test_likeliest_scores_are_those_of_a_list_and_none_is_guessed(free, truth):
+    scores = dict(exploration={"turn left 18 degrees": 9}, helpful={"turn left 9 degrees": 8, "turn left 45 degrees": 9})
+    searches = [_Search(free, student(**scores), truth, ViewSearch(depth=2, likeliest_scores=alone)) for student, alone in ((Scripted, False), (Probable, True))]
+    listed, alone = ([view.caption for view in _search_views(search)] for search in searches)
+    assert listed == alone and len(alone) == 2
+    assert searches[1].cost["calls"] > searches[0].cost["calls"] and searches[1].cost["guessed"] == 0
+
+
 @given(st.lists(ACTIONS, min_size=1, max_size=4))
 @settings(max_examples=50, deadline=None)
 def test_views_lie_where_their_actions_lead(path):
