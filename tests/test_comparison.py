@@ -133,7 +133,7 @@ def test_the_tracked_figures_print():
     summaries = json.loads((data / "metrics/comparison-bidirectional.json").read_text())["results"]["rooms"]
     seconds = json.loads((data / "costs/comparison-bidirectional.json").read_text())["per_question"]["rooms"]
     table = comparison_table(summaries, "as SAT", seconds)
-    assert table.rows[0][0] == "base" and all(row[0].startswith("view search") for row in table.rows[1:3]) and table.rows[-1][0] == "control: random"
+    assert table.rows[0][0] == "base" and all(row[0].startswith("view search") for row in table.rows[1:3]) and table.rows[-1][0].startswith("control: ")
     assert table.markdown().startswith("| student | as SAT |")
 
 

@@ -1,12 +1,15 @@
 "What is given away: every figure from a metric file, no guessed licence, loading examples that run without the repository, nothing sent without a login."
 import json
 import re
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from datasets import load_dataset
 from records_of_rooms import ITEMS
+from smoke_tree import copy_repository, run
 from transformers import AutoModelForImageTextToText
 
 from world2vlm.core.config import repo_root
@@ -50,6 +53,14 @@ def test_a_fresh_clone_gives_what_is_in_it(built):
         assert header_of(out / name)["license"] == "apache-2.0"
 
 
+def test_the_command_gives_the_same_in_a_clone(built, tmp_path):
+    tree = copy_repository(tmp_path / "clone", "mini")
+    run(tree, sys.executable, "-m", "world2vlm.report.release", "--profile", "mini")
+    for name in ("student-base", "teacher"):
+        made = {path.name: path.read_bytes() for path in (tree / "data/release" / name).glob("*.*")}
+        assert made == {path.name: path.read_bytes() for path in (built[0] / name).glob("*.*")} and len(made) > 5
+
+
 def test_the_example_of_a_student_runs_without_the_repository(built):
     folder = built[0] / "student-base"
     run = subprocess.run([sys.executable, "-c", BLOCKED + example_of(folder)], cwd=folder, capture_output=True, text=True)
@@ -57,9 +68,10 @@ def test_the_example_of_a_student_runs_without_the_repository(built):
     AutoModelForImageTextToText.from_pretrained(folder)
 
 
-def test_the_example_of_the_teacher_runs_in_any_folder(built):
-    folder = built[0] / "teacher"
-    code = f"import sys; sys.path.insert(0, {str(repo_root())!r})\n" + example_of(folder)  # the installed package
+def test_the_example_of_the_teacher_needs_the_package_alone(built, tmp_path):
+    folder, package = built[0] / "teacher", repo_root() / "world2vlm"
+    shutil.copytree(package, tmp_path / "world2vlm", ignore=shutil.ignore_patterns("__pycache__"))  # as from a wheel
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n" + example_of(folder)
     run = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
     assert run.returncode == 0 and (folder / "imagined.png").is_file(), run.stderr[-2000:]
 
@@ -86,11 +98,27 @@ def test_a_data_set_opens_and_names_the_licences_of_its_sources(tmp_path):
     assert json.loads((folder / "stats.json").read_text())["rows"] == len(ITEMS["examples"])
 
 
+def card_of(tmp_path, teachers: tuple, profile: str) -> str:
+    "The card of a data set with one view of each teacher."
+    folder = tmp_path / "-".join(teachers)
+    write_shards("examples", folder, lambda shard, reject: [replace(ITEMS["examples"][0], teacher=teacher) for teacher in teachers])
+    return _dataset_part("examples", folder, profile).card
+
+
 def test_views_stand_under_the_terms_of_the_weights_that_imagined_them(tmp_path):
-    write_shards("examples", tmp_path, lambda shard, reject: ITEMS["examples"])
-    own, released, exact = (_dataset_part(name, tmp_path, profile).card for name, profile in (("examples-svc", "mini"), ("examples-svc", "paper"), ("examples-simulator", "paper")))
+    own, released, exact = (card_of(tmp_path / profile / teacher, (teacher,), profile) for teacher, profile in (("svc", "mini"), ("svc", "paper"), ("simulator", "paper")))
     assert "imagined by `data/teacher`, which is under apache-2.0" in own and "license: other" in released and "`data/svc`" in released
     assert "imagined by" not in exact
+    assert "`data/svc`" in card_of(tmp_path, ("panorama", "svc"), "paper"), "a mixture too"
+
+
+def test_real_turns_stand_under_the_licence_of_the_panoramas(tmp_path, monkeypatch):
+    real, mixed = (card_of(tmp_path, teachers, "mini") for teachers in (("panorama",), ("panorama", "svc")))
+    assert "license: cc0-1.0" in real and "Poly Haven" in real and "room (" not in real
+    assert "license: other" in mixed and "Poly Haven" in mixed and "room (" in mixed
+    metrics = {"scenes": {"counts": {"source": {"photo": 2}, "licence": {"CC-BY-4.0": 2}}}, "annotate": {"weights": {"a depth network": "cc-by-nc-4.0"}}}
+    monkeypatch.setattr(release, "_read_metrics", lambda profile, name: metrics.get(name, {}))
+    assert "Annotated by a depth network (cc-by-nc-4.0)." in card_of(tmp_path / "photos", ("simulator",), "mini")
 
 
 def test_nothing_is_sent_without_a_login(built, monkeypatch, tmp_path):

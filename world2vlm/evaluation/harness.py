@@ -108,7 +108,7 @@ def _prediction_row(
     name = row["id"].partition("#")[0]
     index = int(name) if name.isdecimal() else number
     return dict(index=index, question=row["question"], **options, answer=row["gold"], category=row["kind"],
-                prediction=row["response"])
+                question_type=row["kind"], prediction=row["response"])
 
 # %% ../../nbs/82_harness.ipynb #1d2de34a
 def _write_predictions(
@@ -120,7 +120,7 @@ def _write_predictions(
     if not first: raise ValueError("no answers to export; run the benchmark first")
     table = [_prediction_row(row, number) for number, row in enumerate(first)]
     columns = sorted({name for row in table for name in row if len(name) == 1})
-    names, text = ["index", "question", *columns, "answer", "category", "prediction"], io.StringIO()
+    names, text = ["index", "question", *columns, "answer", "category", "question_type", "prediction"], io.StringIO()
     writer = csv.DictWriter(text, names, delimiter="\t", lineterminator="\n", restval="")
     writer.writeheader()
     writer.writerows(table)

@@ -204,6 +204,15 @@ def _ask(
     search.calls.extend(_Call(purpose, prompt, reply.text) for prompt, reply in zip(prompts, replies))
     return replies
 
+# %% ../../nbs/80_view_search.ipynb #7c827839
+def _guesses(
+    search: _Search,  # its random numbers and their range
+    n: int,  # number of views
+) -> np.ndarray:  # int [n]
+    "Random scores, where the student gives none."
+    low, high = search.config.guessed_range
+    return search.rng.integers(low, high + 1, n)
+
 # %% ../../nbs/80_view_search.ipynb #965c78bc
 def _score_list(
     search: _Search,  # gains calls, tokens, guessed
@@ -216,7 +225,7 @@ def _score_list(
         scores = _read_scores(_ask(search, [prompt], config.score_tokens, criterion)[0].text, len(views))
         if scores is not None: return scores
     search.cost.update(guessed=1)
-    return search.rng.integers(config.guessed_range[0], config.guessed_range[1] + 1, len(views)).tolist()
+    return _guesses(search, len(views)).tolist()
 
 # %% ../../nbs/80_view_search.ipynb #73d1f35b
 _DIGITS = tuple("0123456789")
@@ -229,8 +238,10 @@ def _likeliest_scores(
 ) -> list[int]:  # one score for each view
     "The digit that the student would most probably write for each view, shown alone."
     prompts = [_scoring_prompt(search.item, [view], criterion, search.load) for view in views]
-    replies = _ask(search, prompts, 1, criterion, _DIGITS)
-    return [int(np.argmax(reply.probabilities)) for reply in replies]
+    chances = np.array([reply.probabilities for reply in _ask(search, prompts, 1, criterion, _DIGITS)])  # [V, 10]
+    unknown = ~chances.any(1)  # a server names its likeliest tokens only
+    search.cost.update(guessed=int(unknown.sum()))
+    return np.where(unknown, _guesses(search, len(views)), chances.argmax(1)).tolist()
 
 # %% ../../nbs/80_view_search.ipynb #ef56a6b3
 def _score_views(
@@ -348,10 +359,11 @@ def ask_with_search(
 def search_cost(
     rows: list[dict],  # answers of `ask_with_search`, or of `evaluation.benchmarks.base.ask_benchmark`
 ) -> dict[str, float]:  # means for one question
-    "Mean seconds (NaN if not measured), calls, tokens and so on, and the share of score lists that were guessed."
+    "Mean seconds (NaN if not measured), calls, tokens, views shown as evidence, and the share of guessed scores."
     mean = lambda name, default=0.0: float(np.mean([row.get(name, default) for row in rows]))
     counts = {name: mean(name) for name in ("tokens", "rollouts", "views", "evaluations", "rejected")}
     score_lists = max(sum(row.get("calls", 1) - 1 for row in rows), 1)
     guessed = sum(row.get("guessed", 0) for row in rows) / score_lists
     seconds = [row["seconds"] for row in rows if "seconds" in row]
+    counts["evidence"] = float(np.mean([len(row.get("evidence", ())) for row in rows]))
     return dict(seconds=float(np.mean(seconds or np.nan)), calls=mean("calls", 1), **counts, guessed=guessed)

@@ -145,7 +145,7 @@ def _search_part(
     student, teacher = _open_student(checkpoint, config), load_teacher(worldmodel, **config.options.get(worldmodel, {}))
     scorer = _open_student(config.scorer, config, config.scorer_engine) if config.scorer else None
     name, search = _columns(config)[column][0], replace(config.view_search, depth=depth)
-    items = open_benchmark(name).readable(_load_items(column, config), config.frames)[part::parts]
+    items = open_benchmark(name).readable(_load_items(column, config)[part::parts], config.frames)
     run = _search_run(worldmodel, depth)
     how = dict(scorer=scorer, frames=config.frames, choose=name in config.chosen)
     files = dict(path=out / f"{run}-{part}.jsonl", calls=out / f"calls of {run}")
@@ -251,7 +251,7 @@ def comparison_table(
     seconds: dict[str, float] | None = None,  # run -> for one question; None leaves the column out
 ) -> Table:  # one row per run
     "One benchmark: scores, paired differences to the first run, and what a question costs."
-    summaries, counts = _order_runs(summaries), ("tokens", "calls", "views")
+    summaries, counts = _order_runs(summaries), ("tokens", "calls", "views", "evidence")
     differences = f"over {next(iter(summaries))}", "final student over it"
     heads = ["student", rule, "95 % interval", *differences, *["seconds"] * bool(seconds), *counts]
     time = lambda run: [f"{seconds[run]:.3f}" if run in seconds else ""] if seconds else []
@@ -433,7 +433,7 @@ def _command(
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
     options = parser.parse_args(arguments)
     folder = Path(options.folder or f"data/benchmarks/{options.name}")
-    if not folder.exists(): fetch(options.name, folder)
+    if not (folder / "stats.json").is_file() and (not folder.exists() or (folder / ".cache").is_dir()): fetch(options.name, folder)
     chosen = {name: getattr(options, name) for name in settings}
     splits = {options.name: options.split} if options.split else {}
     config = Comparison(sources={options.name: str(folder)}, splits=splits, depths=(), **chosen)

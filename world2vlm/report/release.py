@@ -50,15 +50,24 @@ def _read_metrics(
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 # %% ../../nbs/89_release.ipynb #1db7b11c
+_PANORAMAS = "real turns from panoramas of Poly Haven (`data/panoramas`), under CC0-1.0"
+
+
 def _source_licences(
     profile: str,  # of the run
+    teachers: list[str] | None = None,  # of a data set's views; None for those that every student was trained on
 ) -> tuple[str, str]:  # name for the hub, sentence for the card
-    "The licences of the pictures that the data were made from."
-    counts = _read_metrics(profile, "scenes").get("counts", {})
-    lines = lambda name: [f"{value} ({n:,})" for value, n in sorted(counts.get(name, {}).items())]
-    listed, licences = lambda name: ", ".join(lines(name)) or "unknown", [*counts.get("licence", {})]
-    name = licences[0].lower() if len(licences) == 1 and licences != ["unknown"] else "other"
-    return name, f"Sources of the first views: {listed('source')}; their licences: {listed('licence')}."
+    "The licences of the pictures that the data were made from, and of the weights that annotated them."
+    counts = _read_metrics(profile, "scenes").get("counts", {}) if teachers != ["panorama"] else {}
+    listed = lambda name: [f"{value} ({n:,})" for value, n in sorted(counts.get(name, {}).items())]
+    sources, licences = listed("source"), [*counts.get("licence", {})]
+    if teachers is None or "panorama" in teachers: sources, licences = [*sources, _PANORAMAS], [*licences, "CC0-1.0"]
+    known = len(licences) == 1 and licences != ["unknown"]
+    stated = f"; their licences: {', '.join(listed('licence'))}" if counts else ""
+    sentence = f"Sources of the first views: {', '.join(sources) or 'unknown'}{stated}."
+    weights = _read_metrics(profile, "annotate").get("weights", {})
+    if weights and counts: sentence += f" Annotated by {', '.join(f'{name} ({terms})' for name, terms in weights.items())}."
+    return licences[0].lower() if known else "other", sentence
 
 # %% ../../nbs/89_release.ipynb #d79367a7
 def _example_question(
@@ -87,7 +96,9 @@ print(processor.batch_decode(written, skip_special_tokens=True)[0])  # right: {a
 ```"""
 
 # %% ../../nbs/89_release.ipynb #57515070
-_LOAD_TEACHER = """```python
+_LOAD_TEACHER = """With the package world2vlm installed:
+
+```python
 import numpy as np
 from PIL import Image
 from world2vlm import Action, load_teacher, plan
@@ -179,12 +190,12 @@ def _teacher_part(
 
 # %% ../../nbs/89_release.ipynb #ff6548b9
 def _teacher_terms(
-    teacher: str,  # whose views a data set holds
+    teachers: list[str],  # whose views a data set holds
     profile: str,  # of the run
 ) -> tuple[str, str]:  # name for the hub, sentence for the card; "" where no weights were used
     "The licence of the weights of a generative teacher."
-    if teacher != "svc": return "", ""
-    weights = load_settings(Imagine, "imagine", profile).options.get(teacher, {}).get("checkpoint", "data/teacher")
+    if "svc" not in teachers: return "", ""
+    weights = load_settings(Imagine, "imagine", profile).options.get("svc", {}).get("checkpoint", "data/teacher")
     licence, _ = _weights_licence(weights)
     known = f"which is under {licence}" if licence != "other" else "whose terms hold: name them here before you publish"
     return licence, f"The views were imagined by `{weights}`, {known}."
@@ -196,11 +207,12 @@ def _dataset_part(
     profile: str,  # of the run
 ) -> _Part:  # its folder may not be there
     "A data set with its own card, its licence and those of its sources."
-    licence, sentence = _source_licences(profile)
-    terms, teacher = _teacher_terms(name.removeprefix("examples-"), profile)
-    licence = terms if terms == "other" else licence
     path = source / "stats.json"
-    card = dataset_card(json.loads(path.read_text(encoding="utf-8")), licence) if path.is_file() else ""
+    stats = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    teachers = sorted(stats.get("counts", {}).get("teacher", {}))
+    (licence, sentence), (terms, teacher) = _source_licences(profile, teachers), _teacher_terms(teachers, profile)
+    licence = terms if terms == "other" else licence
+    card = dataset_card(stats, licence) if stats else ""
     header = f"---\nlicense: {licence}\ntask_categories:\n- visual-question-answering\n"
     return _Part(name, source, card.replace("---\n", header, 1) + f"\n## Licences\n\n{sentence} {teacher}\n")
 
