@@ -14,7 +14,9 @@ from world2vlm.core.config import repo_root
 from world2vlm.dataset.synthesis import Imagine, Scenes, Supervise
 from world2vlm.evaluation.benchmarks.base import ask_benchmark
 from world2vlm.evaluation.benchmarks.rooms import load_rooms, make_rooms_benchmark, RoomsBenchmark
+from world2vlm.evaluation.view_search import ask_with_search, ViewSearch
 from world2vlm.students.models import open_student, Prompt
+from world2vlm.teachers.base import load_teacher
 
 
 def read_part(part: dict):
@@ -36,7 +38,7 @@ class Server(BaseHTTPRequestHandler):
             if self.refusals: return self.send(self.refusals.pop(0), {"error": "busy"})
             system = "".join(m["content"] for m in body["messages"] if m["role"] == "system")
             prompt = Prompt([*map(read_part, body["messages"][-1]["content"])], system)
-            words = ("true", "false") if body.get("logprobs") else ()
+            words = () if not body.get("logprobs") else tuple("0123456789") if "scores imagined images" in system else ("true", "false")
             [reply] = self.student.reply([prompt], body["max_tokens"], words)
         likely = [dict(token=word, logprob=float(np.log(p))) for word, p in zip(words, reply.probabilities)]
         choice = {"message": {"content": reply.text}, "logprobs": {"content": [{"top_logprobs": likely}]} if words else None}
@@ -84,6 +86,13 @@ def test_probabilities_of_first_words(items, direct, student):
     prompt = Prompt([*items[0].images[:1], "Is there a chair?"])
     ours, theirs = (s.reply([prompt], 2, ("true", "false"))[0].probabilities for s in (direct, student))
     assert np.allclose(ours, theirs)
+
+
+def test_a_server_searches_as_the_student_does_here(items, direct, student):
+    config, worldmodel = ViewSearch(depth=1, likeliest_scores=True), load_teacher("reprojection")
+    ours, theirs = (ask_with_search(s, worldmodel, "rooms", items[:2], config=config) for s in (direct, student))
+    same = lambda rows: [(row["id"], row["response"], row["evidence"], row["guessed"]) for row in rows]
+    assert same(ours) == same(theirs) and all(row["calls"] == 1 + row["views"] for row in theirs)
 
 
 def test_a_busy_server_is_asked_again(items, student):
