@@ -11,7 +11,7 @@ import yaml
 from smoke_tree import ROOT, copy_repository, run
 
 ARM = "bidirectional"
-STAGES = [f"report@{ARM}", f"comparison@{ARM}", "teacher_quality", "benchmarks"]  # and whatever they need
+STAGES = [f"report@{ARM}", f"comparison@{ARM}", "teacher_quality", "mix@real", "mix@mixed", "benchmarks"]  # and whatever they need
 pytestmark = pytest.mark.rehearsal
 
 

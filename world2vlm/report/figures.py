@@ -83,7 +83,7 @@ class AnsweredQuestion:
     after_hidden: bool = False  # the last picture was not part of the question
 
     @property
-    def after_title(self) -> str: return "after (not shown)" if self.after_hidden else "after"  # of the second picture
+    def after_title(self) -> str: return "after (hidden)" if self.after_hidden else "after"  # of the second picture
 
 # %% ../../nbs/85_figures.ipynb #4a9e3df1
 def _draw_path(
@@ -246,11 +246,24 @@ def _write_question(
     axes.text(0, 1, text, va="top", fontsize=10.5, transform=axes.transAxes)
     lines = [("right answer", answered.gold, TRUTH_COLOUR)]
     lines += [(name, answered.answers[run][0], _answer_colour(answered.answers[run][1])) for run, name in names.items()]
-    top = 0.9 - 0.085 * (text.count("\n") + 1)
-    for i, (name, answer, colour) in enumerate(lines):
-        place = dict(y=top - 0.12 * i, va="top", transform=axes.transAxes)
+    y = 0.9 - 0.085 * (text.count("\n") + 1)
+    for name, answer, colour in lines:
+        answer, place = textwrap.fill(answer, int(0.6 * width)), dict(y=y, va="top", transform=axes.transAxes)
         axes.text(0, s=name, fontsize=10, alpha=0.7, **place)
         axes.text(0.37, s=answer, fontsize=10.5, weight="bold", color=colour, **place)
+        y -= 0.035 + 0.085 * (answer.count("\n") + 1)
+
+# %% ../../nbs/85_figures.ipynb #8a246023
+def _draw_boxes(
+    axes: list["Axes"],  # one for each picture
+    answered: AnsweredQuestion,  # with boxes
+    names: dict[str, str],  # run -> name
+) -> None:
+    "The boxes of a question: lines for the truth, dashes for all others."
+    colours = _owner_colours(answered, names)
+    for owned in answered.boxes:
+        line = "-" if owned.owner == "truth" else (0, (4, 2))
+        draw_box(axes[owned.image], owned.box, colour=colours[owned.owner], linestyle=line)
 
 # %% ../../nbs/85_figures.ipynb #91550665
 @styled
@@ -258,16 +271,17 @@ def headline_figure(
     pair: ViewPair,  # what the teacher imagined
     answered: AnsweredQuestion,  # a question with the answers of `names`
     names: dict[str, str],  # run -> name shown: before and after the training
-) -> "Figure":  # at least 13 inches wide
+) -> "Figure":  # above what the teacher does, below what the student answers
     "The method in one picture: anchor, imagined view, truth, and a question answered before and after the training."
-    views = [pair.anchor, pair.imagined, pair.truth, *answered.images]
-    imagined = f"imagined by the teacher:\n{pair.motion.replace('; ', ',')}"
-    titles = ["one picture", imagined, "the truth", "held-out room, before", answered.after_title]
-    figure, axes = canvas(1, len(views) + 1, (2.2 * len(views) + 4.4, 2.9), width_ratios=[*[1] * len(views), 2])
-    _show_views(axes, views, titles)
-    colours = _owner_colours(answered, names)
-    for owned in answered.boxes: draw_box(axes[3 + owned.image], owned.box, colour=colours[owned.owner])
-    _write_question(axes[-1], answered, names)
+    figure, axes = canvas(2, 4, (9.6, 5.2))
+    panel = figure.add_subplot(axes[1, 2].get_gridspec()[1, 2:])
+    for empty in (axes[0, 3], *axes[1, 2:]): empty.remove()
+    imagined = "imagined after\n" + pair.motion.replace("; ", ",\n")
+    _show_views(axes[0, :3], [pair.anchor, pair.imagined, pair.truth], ["one picture", imagined, "the truth"])
+    _show_views(axes[1, :2], answered.images, ["another room, before", answered.after_title])
+    for row, label in zip(axes, ("the teacher imagines", "the student answers")): row[0].set_ylabel(label)
+    _draw_boxes(axes[1], answered, names)
+    _write_question(panel, answered, names, width=48)
     return figure
 
 # %% ../../nbs/85_figures.ipynb #b9cf4ca9
@@ -281,8 +295,7 @@ def answers_figure(
     for row, answered in zip(axes, questions):
         _show_views(row, answered.images, [f"{answered.task}: before", answered.after_title])
         if len(answered.images) == 1: row[1].axis("off")
-        colours = _owner_colours(answered, names)
-        for owned in answered.boxes: draw_box(row[owned.image], owned.box, colour=colours[owned.owner])
+        _draw_boxes(row, answered, names)
         _write_question(row[2], answered, names, width=90)
     return figure
 
