@@ -1,11 +1,11 @@
-# The first use of any target makes .venv from requirements.lock. `profile` in params.yaml says how large a run is.
+# The first use of any target makes .venv from requirements.lock. `profile` in params.yaml says how large a run is; targets that do not call dvc also take PROFILE=.
 .DEFAULT_GOAL := help
 .PHONY: help repro ablation arms comparison sweep benchmarks quality photos annotation-errors base teacher svc plan proofs rehearsal release push gpu-check gpu-wheels test fuzz sync notebooks docs lab lock
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export OMP_NUM_THREADS ?= 2
 # glibc gives large arrays back to the kernel and asks for them again at each step of a training, which costs more than the arithmetic; here it keeps them
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=8589934592:glibc.malloc.top_pad=268435456
-SIZE = $(or $(PROFILE),mini)
+SIZE = $(or $(PROFILE),$(shell sed -nE 's/^profile: *([a-z]+).*/\1/p' params.yaml))
 NOTEBOOK = python -m papermill -k python3 --log-output --no-progress-bar -p profile $(SIZE)
 
 help:      ## this list

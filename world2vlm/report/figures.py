@@ -273,7 +273,7 @@ def headline_figure(
     names: dict[str, str],  # run -> name shown: before and after the training
 ) -> "Figure":  # above what the teacher does, below what the student answers
     "The method in one picture: anchor, imagined view, truth, and a question answered before and after the training."
-    figure, axes = canvas(2, 4, (9.6, 5.2))
+    figure, axes = canvas(2, 4, (11, 5.8))
     panel = figure.add_subplot(axes[1, 2].get_gridspec()[1, 2:])
     for empty in (axes[0, 3], *axes[1, 2:]): empty.remove()
     imagined = "imagined after\n" + pair.motion.replace("; ", ",\n")
