@@ -85,6 +85,6 @@ def test_predictions_as_vlmevalkit_stores_them(tmp_path):
     rows = [row("7#0", response="`B`\tor\nA"), row("7#1"), row("among_group1_q2", choices=[], response='"B"')]
     path = _write_predictions(rows, tmp_path / "base_MMSIBench_wo_circular.tsv")
     table = pd.read_csv(path, sep="\t", keep_default_na=False)
-    assert [*table.columns] == ["index", "question", "A", "B", "answer", "category", "prediction"]
+    assert [*table.columns] == ["index", "question", "A", "B", "answer", "category", "question_type", "prediction"]
     assert table.prediction.tolist() == ["`B`\tor\nA", '"B"'] and table["index"].tolist() == [7, 1] and table.A.tolist() == ["left", ""]
     with pytest.raises(ValueError, match="no answers"): _write_predictions([], path)

@@ -106,9 +106,8 @@ def _prediction_row(
     "An answer as VLMEvalKit stores it; options stand in columns of their letters."
     options = {chr(ord("A") + i): re.sub(r"^[A-J][.:)] *", "", choice) for i, choice in enumerate(row["choices"])}
     name = row["id"].partition("#")[0]
-    index = int(name) if name.isdecimal() else number
-    return dict(index=index, question=row["question"], **options, answer=row["gold"], category=row["kind"],
-                question_type=row["kind"], prediction=row["response"])
+    return dict(index=int(name) if name.isdecimal() else number, question=row["question"], **options, answer=row["gold"],
+                category=row["kind"], question_type=row["kind"], prediction=row["response"])
 
 # %% ../../nbs/82_harness.ipynb #1d2de34a
 def _write_predictions(

@@ -261,9 +261,8 @@ def _draw_boxes(
 ) -> None:
     "The boxes of a question: lines for the truth, dashes for all others."
     colours = _owner_colours(answered, names)
-    for owned in answered.boxes:
-        line = "-" if owned.owner == "truth" else (0, (4, 2))
-        draw_box(axes[owned.image], owned.box, colour=colours[owned.owner], linestyle=line)
+    line = lambda box: "-" if box.owner == "truth" else (0, (4, 2))
+    for box in answered.boxes: draw_box(axes[box.image], box.box, colour=colours[box.owner], linestyle=line(box))
 
 # %% ../../nbs/85_figures.ipynb #91550665
 @styled
