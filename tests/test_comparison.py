@@ -129,7 +129,6 @@ def test_a_page_holds_all(results):
 
 def test_the_tracked_figures_print():
     data = repo_root() / "data/mini"
-    if not (data / "metrics/comparison-bidirectional.json").exists(): pytest.skip("the comparison has not been run with the students of this lock")
     summaries = json.loads((data / "metrics/comparison-bidirectional.json").read_text())["results"]["rooms"]
     seconds = json.loads((data / "costs/comparison-bidirectional.json").read_text())["per_question"]["rooms"]
     table = comparison_table(summaries, "as SAT", seconds)

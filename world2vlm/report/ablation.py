@@ -113,9 +113,9 @@ def _gains(
 ) -> dict[str, dict[str, float]]:  # arm -> `_share_of_gain`; {} where the exact teacher's student is not the best
     "How much of the oracle's gain the teachers reach: the generative one, and the one that imagines nothing."
     rows = {arm: students[f"{arm}/grpo"] for arm in (SEEDS[0], "smoothed_teacher") if f"{arm}/grpo" in students}
-    oracle, mark = students.get("oracle_teacher/grpo", []), lambda rows: np.mean([*map(_exact, rows)])
-    if not oracle or any(mark(own) > mark(oracle) for own in rows.values()): return {}
-    return {arm: _share_of_gain(base, own, oracle) for arm, own in rows.items()}
+    if not (oracle := students.get("oracle_teacher/grpo")): return {}
+    shares = {arm: _share_of_gain(base, own, oracle) for arm, own in rows.items()}
+    return shares if all(share["share"] <= 1 for share in shares.values()) else {}
 
 # %% ../../nbs/88_ablation.ipynb #71cc779a
 def _contrast_results(

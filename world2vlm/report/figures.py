@@ -143,6 +143,16 @@ def _draw_motions(
     axes.axis("off")
     _draw_scale(axes)
 
+# %% ../../nbs/85_figures.ipynb #8a246023
+def _draw_boxes(
+    axes: list["Axes"],  # one for each picture
+    boxes: list[_OwnedBox],  # of a question
+    colours: dict[str, str],  # owner -> colour
+) -> None:
+    "The boxes of a question: lines for the truth, dashes for all others."
+    line = lambda box: "-" if box.owner == "truth" else (0, (4, 2))
+    for box in boxes: draw_box(axes[box.image], box.box, colour=colours[box.owner], linestyle=line(box))
+
 # %% ../../nbs/85_figures.ipynb #fa654106
 @styled
 def question_figure(
@@ -155,9 +165,7 @@ def question_figure(
     panels = len(answered.images) + bool(answered.motions)
     figure, axes = canvas(1, panels, (2.3 * panels, 2.5), squeeze=False)
     _show_views(axes[0], answered.images, titles)
-    for owned in answered.boxes:
-        line = "-" if owned.owner == "truth" else (0, (4, 2))
-        draw_box(axes[0, owned.image], owned.box, colour=colours[owned.owner], linestyle=line)
+    _draw_boxes(axes[0], answered.boxes, colours)
     if answered.motions: _draw_motions(axes[0, -1], answered.motions, colours)
     return figure
 
@@ -253,17 +261,6 @@ def _write_question(
         axes.text(0.37, s=answer, fontsize=10.5, weight="bold", color=colour, **place)
         y -= 0.035 + 0.085 * (answer.count("\n") + 1)
 
-# %% ../../nbs/85_figures.ipynb #8a246023
-def _draw_boxes(
-    axes: list["Axes"],  # one for each picture
-    answered: AnsweredQuestion,  # with boxes
-    names: dict[str, str],  # run -> name
-) -> None:
-    "The boxes of a question: lines for the truth, dashes for all others."
-    colours = _owner_colours(answered, names)
-    line = lambda box: "-" if box.owner == "truth" else (0, (4, 2))
-    for box in answered.boxes: draw_box(axes[box.image], box.box, colour=colours[box.owner], linestyle=line(box))
-
 # %% ../../nbs/85_figures.ipynb #91550665
 @styled
 def headline_figure(
@@ -279,7 +276,7 @@ def headline_figure(
     _show_views(axes[0, :3], [pair.anchor, pair.imagined, pair.truth], ["one picture", imagined, "the truth"])
     _show_views(axes[1, :2], answered.images, ["another room, before", answered.after_title])
     for row, label in zip(axes, ("the teacher imagines", "the student answers")): row[0].set_ylabel(label)
-    _draw_boxes(axes[1], answered, names)
+    _draw_boxes(axes[1], answered.boxes, _owner_colours(answered, names))
     _write_question(panel, answered, names, width=48)
     return figure
 
@@ -294,7 +291,7 @@ def answers_figure(
     for row, answered in zip(axes, questions):
         _show_views(row, answered.images, [f"{answered.task}: before", answered.after_title])
         if len(answered.images) == 1: row[1].axis("off")
-        _draw_boxes(row, answered, names)
+        _draw_boxes(row, answered.boxes, _owner_colours(answered, names))
         _write_question(row[2], answered, names, width=90)
     return figure
 
