@@ -85,7 +85,7 @@ def curve_figure(
             axis.plot(steps, values, color=colours[run], alpha=0.3, linewidth=0.7)
             smooth = _smooth_series(values, max(1, len(values) / 20))
             axis.plot(steps, smooth, color=colours[run], linewidth=1.8, label=names[run])
-        if len(values) and min(values) > 0 and max(values) > 20 * np.median(values): axis.set_yscale("log")
+        if len(values) and min(values) > 0 and max(values) > 8 * np.median(values): axis.set_yscale("log")
         axis.set(title=title, xlabel="step")
         axis.grid(axis="y")
     if len(logs) > 1: axes[0, 0].legend(fontsize=7)
