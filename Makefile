@@ -1,6 +1,6 @@
 # The first use of any target makes .venv from requirements.lock. `profile` in params.yaml says how large a run is; targets that do not call dvc also take PROFILE=.
 .DEFAULT_GOAL := help
-.PHONY: help repro ablation arms comparison sweep benchmarks quality photos annotation-errors base teacher svc plan proofs rehearsal release push gpu-check gpu-wheels test fuzz sync notebooks docs lab lock
+.PHONY: help repro ablation arms comparison sweep benchmarks quality photos annotation-errors base teacher svc plan proofs rehearsal cluster-check release push gpu-check gpu-wheels test fuzz sync notebooks docs lab lock
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export OMP_NUM_THREADS ?= 2
 # glibc gives large arrays back to the kernel and asks for them again at each step of a training, which costs more than the arithmetic; here it keeps them
@@ -79,6 +79,10 @@ proofs: .venv/installed  ## slow proofs: trainings that share a student, large a
 
 rehearsal: .venv/installed  ## the paper's run with toys in place of its models, in a copy of the repository: does each setting work?
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 python -m pytest -s -m rehearsal tests/test_rehearsal.py
+
+cluster-check: .venv/installed  ## Ray on this machine (needs the extra `cluster`): a lost machine, equal bytes, and its rate beside that of processes; figures in tests/metrics/cluster.json
+	OMP_NUM_THREADS=1 python -m pytest tests/test_cluster.py
+	OMP_NUM_THREADS=1 python tests/cluster_throughput.py
 
 SEED ?= $(shell date +%s)
 fuzz: .venv/installed  ## 20,000 odd and damaged inputs, pairs of runs and a hundred kills; figures in tests/metrics

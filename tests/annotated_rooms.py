@@ -1,7 +1,7 @@
 """Views of rooms that no training saw, as a folder of plain JPEGs: an annotator that knows the truth, or errs as models do, and the stages that make data.
 
 `python tests/annotated_rooms.py` (the target `photos` of the Makefile) writes data/annotate.json: which tasks appear, how right the labels are by the simulator, and how many
-imagined views end in an example."""
+imagined views end in an example; and data/hallucinations.json: what a detector without training finds again in the views of each teacher."""
 import hashlib
 import json
 import tempfile
@@ -23,6 +23,7 @@ from world2vlm.dataset.synthesis import Imagine, make_questions, make_rollouts, 
 from world2vlm.scenes.annotate import Annotate, DepthMap, Detection
 from world2vlm.scenes.room import room_scenes
 from world2vlm.tasks.cases import object_id
+from world2vlm.tasks.hallucinations import HallucinationCheck
 from world2vlm.tasks.rewards import BOX_PATTERN
 from world2vlm.tasks.tasks import TASKS
 from world2vlm.tasks.visibility import mask_box
@@ -72,6 +73,55 @@ class Truth:
         for instance in scene.instances:
             mask = binary_erosion(instance.mask, iterations=self.eroded, border_value=1) if self.eroded else instance.mask
             if rng.random() >= self.missed and mask.any(): yield Detection(instance.label, mask_box(mask), mask, 0.9)
+
+
+@dataclass
+class Colours:
+    "A detector without training: the regions of one colour in a picture. It knows no names."
+    radius: int = 5  # pixels within which colours are smoothed
+    tolerance: int = 20  # of 255, between neighbours of one region
+    smallest: int = 12  # pixels of a region
+    licences = {"no weights": "none"}
+
+    def objects(self, images: list) -> list[list[Detection]]: return [list(self._regions(image)) for image in images]
+
+    def _regions(self, image: np.ndarray):
+        import cv2
+        flat, (h, w) = cv2.pyrMeanShiftFiltering(image, self.radius, self.tolerance), image.shape[:2]
+        free, step = np.ones((h, w), bool), (self.tolerance // 2,) * 3
+        while free.any():
+            y, x = np.argwhere(free)[0]
+            filled = np.pad(~free, 1).astype(np.uint8)  # what floodFill may not enter
+            cv2.floodFill(flat.copy(), filled, (int(x), int(y)), 0, step, step, cv2.FLOODFILL_MASK_ONLY | 4 | 2 << 8)
+            mask = filled[1:-1, 1:-1] == 2
+            free &= ~mask
+            if mask.sum() >= self.smallest: yield Detection("region", mask_box(mask), mask, 1.0)
+
+
+@dataclass(frozen=True)
+class Mirrored:
+    "A teacher with the commonest bug of the field: it turns and steps to the wrong side."
+    name = "mirrored"
+    exact = False
+
+    def imagine(self, scene: Scene, trajectories: list, seed: int = 0, reject=None) -> list[Rollout]:
+        other = {"left": "right", "right": "left", "turn_left": "turn_right", "turn_right": "turn_left"}
+        wrong = [plan([replace(a, kind=other.get(a.kind, a.kind)) for a in t.actions]) for t in trajectories]
+        imagined = {r.actions: r for r in Simulator().imagine(scene, wrong, seed, reject)}
+        pairs = [(t, imagined[w.actions]) for t, w in zip(trajectories, wrong) if w.actions in imagined]
+        return [Rollout(scene.id, self.name, seed, t.actions, t.poses, t.keyframes, r.images) for t, r in pairs]
+
+
+def agreement(work: Path, n: int, side: int) -> dict:
+    "How often the detector of colours confirms in the views of each teacher what geometry says: all, by task, by size of motion."
+    make_scenes(Scenes(n=n, first=FIRST, seed=SEED, size=(side, side), fov_deg=FOV, per_shard=20), work / "scenes")
+    imagine, figures = replace(load_settings(Imagine, "imagine", "mini"), workers=1), {}
+    check = HallucinationCheck(f"{Path(__file__).stem}:Colours", contradicted="mark")
+    supervise = replace(load_settings(Supervise, "supervise", "mini"), per_scene=0, workers=1, hallucinations=check)
+    for name, teacher in {"simulator": "simulator", "svc": "svc", "smoothed": "smoothed", "mirrored": f"{Path(__file__).stem}:Mirrored"}.items():
+        make_rollouts(imagine, teacher, work / "scenes", work / f"rollouts {name}")
+        figures[name] = make_questions(supervise, work / "scenes", work / f"rollouts {name}", work / f"examples {name}")["agreement"]
+    return figures
 
 
 def make_data(photos: Path, out: Path, side: int, teacher: str, **errors) -> dict[str, Path]:
@@ -164,3 +214,5 @@ def main(n: int = 60, side: int = 64) -> dict:
 if __name__ == "__main__":
     import annotated_rooms  # by the name that the stage knows it by
     write_json(repo_root() / "data/annotate.json", rounded(annotated_rooms.main()))
+    with tempfile.TemporaryDirectory() as work: figures = annotated_rooms.agreement(Path(work), 60, 64)
+    write_json(repo_root() / "data/hallucinations.json", rounded(figures))

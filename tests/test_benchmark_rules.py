@@ -12,7 +12,7 @@ from world2vlm.evaluation.benchmarks.enact_graphs import _object_name
 from world2vlm.evaluation.benchmarks.mindcube import _SETTINGS, _mindcube_letter, _mindcube_scores, _mindcube_setting
 from world2vlm.evaluation.benchmarks.vsibench import _number_anywhere, _relative_accuracy, VSI_RULES, _vsi_score, _vsi_scores
 from world2vlm.evaluation.benchmarks.mmsi import _mmsi_circular, _mmsi_letter
-from world2vlm.evaluation.benchmarks.option_letters import _vlmevalkit_circular_letter, _vlmevalkit_letter
+from world2vlm.evaluation.benchmarks.option_letters import _vlmevalkit_circular_letter, _vlmevalkit_letter, _vlmevalkit_number
 from world2vlm.evaluation.benchmarks.sat import sat_verdict
 from world2vlm.evaluation.benchmarks.viewspatial import _viewspatial_letter
 from world2vlm.evaluation.statistics import _rule_draws, paired_scores, score_with_interval
@@ -57,15 +57,30 @@ def test_compound_number_words_count_as_one_number(text, number):
 def test_a_true_count_of_zero_has_a_score(raw, gold, score, rule): assert _vsi_score(raw, "object_counting", gold, rule) == score
 
 
-@pytest.mark.parametrize("junk", ["twenty-", "one hundred and ", "1", "-", "1.", "<Answer>", "A. ", "A ", "*A", "\n", "answer is ", "\u0130", "`", "``", "{A", "[1,", "[", "yes", "A:", "</answer>", "Option A:\n"])
+@pytest.mark.parametrize("junk", ["twenty-", "one hundred and ", "1", "-", "1.", "<Answer>", "A. ", "A ", "*A", "\n", "answer is ", "\u0130", "`", "``", "{A", "[1,", "[", "yes", "A:", "</answer>", "Option A:\n", "<answer>1", "<answer", "1e", "nine "])
 def test_official_rules_stay_linear(junk):
     text = (junk * 10**6)[:10**6] + "x"
-    new = [_viewspatial_letter, _mmsi_letter, _vlmevalkit_letter, _yes_or_no, lambda text: _mmsi_letter(text, braces=True), lambda text: _enact_answer(text, 3),
+    new = [_viewspatial_letter, _mmsi_letter, _vlmevalkit_letter, _vlmevalkit_number, _yes_or_no, lambda text: _mmsi_letter(text, braces=True), lambda text: _enact_answer(text, 3),
            lambda text: _vlmevalkit_circular_letter(text, ["a", "b"])]
     for read in (*((lambda reader=reader: reader(text)) for reader in new), lambda: _number_anywhere(text), lambda: _mindcube_letter(text), lambda: sat_verdict(text, ["left", "right"], "left"), lambda: _vsi_score(text, "route_planning", "B")):
         start = time.process_time()
         read()
         assert time.process_time() - start < 1
+
+
+LAST = {"3 chairs": 3, "three": 3, "2-3": -3, "from 2 to 4.5 m": 4.5, "<think>maybe 7</think> 5": 5, "<think>maybe 7": 7, "<answer>2 m</answer>, not 9": 2, "twenty-one": -1,
+        "thirty": None, "[4, 5]": 4, "[three]": None, "1e1 m": 10, "\u200b6": 6, "": None, "many": None}  # of VLMEvalKit
+
+
+@pytest.mark.parametrize("raw,number", LAST.items())
+def test_vlmevalkit_reads_the_last_number(raw, number): assert _vlmevalkit_number(raw) == number
+
+
+def test_vlmevalkit_scores_the_same_answers_by_its_own_rule():
+    row = dict(id="a", kind="object_counting", gold="4", response="2 or 4"), dict(id="b", kind="route_planning", gold="B", response="I choose (B)")
+    tables = open_benchmark("vsibench").score(list(row))
+    assert [*tables] == [*VSI_RULES] and [table["overall"] for table in tables.values()] == [.05, .05, 1]  # 2 of 4 is an error of half, within one threshold of ten
+    assert {rule: table["overall"] for rule, table in open_benchmark("mindcube").score([dict(id="among_1", gold="D", response="A. sofa\nD")]).items()} == {"official": 0, "VLMEvalKit": 1}
 
 
 def test_number_words(): assert [_number_anywhere(text) for text in ("eleven chairs", "none", "twenty", "ninety of them")] == [11, None, 20, 90]

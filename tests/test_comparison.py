@@ -2,6 +2,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -13,7 +14,7 @@ from world2vlm.evaluation.view_search import ViewSearch
 from world2vlm.report import comparison
 from world2vlm.report.comparison import (
     COLUMNS, Comparison, _ask_column, _columns, _load_items, _order_runs, _PAPER, _result_cell, _seconds_per_question, _comparison_page,
-    comparison_table, cost_figure, make_comparison, paper_table, summarise_runs)
+    benchmark_table, comparison_table, cost_figure, make_comparison, paper_table, summarise_runs)
 
 BASE = str(repo_root() / "data/base")
 SEARCH = "view search 1, reprojection"
@@ -40,7 +41,7 @@ def results(rows): return {"rooms": summarise_runs("rooms", rows, "SFT")}
 
 
 def test_what_was_not_run_stays_empty(config, results):
-    assert [column for column in COLUMNS if not _load_items(column, config)] == ["SAT-Real", "SAT-Syn", "VSI-Bench", "MindCube"]
+    assert [column for column in COLUMNS if not _load_items(column, config)[0]] == ["SAT-Real", "SAT-Syn", "VSI-Bench", "MindCube"]
     heads, lines = paper_table(results)
     start = next(i for i, line in enumerate(lines) if line == ["This run"])
     paper, ours = {line[0]: line[1:] for line in lines[1:start]}, lines[start + 1:]
@@ -50,11 +51,14 @@ def test_what_was_not_run_stays_empty(config, results):
 
 
 def test_a_part_of_a_benchmark_is_drawn_once_and_counted(config, tmp_path):
-    whole, part = _load_items("rooms", config), replace(config, limit=8, depths=())
-    drawn = [item.id for item in _load_items("rooms", part)]
-    assert len(drawn) == 8 < len(whole) and drawn == [item.id for item in whole if item.id in drawn] == [item.id for item in _load_items("rooms", part)]
-    rows = _ask_column("rooms", part, {"base": BASE}, tmp_path)["base"]
-    assert {row["id"] for row in rows} == {*drawn} and rows[0]["questions"] == len(whole)
+    (whole, total), part = _load_items("rooms", config), replace(config, limit=8, depths=())
+    drawn = [item.id for item in _load_items("rooms", part)[0]]
+    assert len(drawn) == 8 < len(whole) == total and drawn == [item.id for item in whole if item.id in drawn] == [item.id for item in _load_items("rooms", part)[0]]
+    rows = _ask_column("rooms", part, {"base": BASE}, tmp_path)
+    assert {row["id"] for row in rows["base"]} == {*drawn} and rows["base"][0]["questions"] == total
+    table = benchmark_table({"rooms": summarise_runs("rooms", rows)})
+    count = table.heads.index("questions")
+    assert [row[count] for row in table.rows if row[0] == "rooms"] == [f"8 of {total}"] and {row[count] for row in table.rows if row[0] != "rooms"} == {""}
 
 
 def test_runs_come_in_one_order_whatever_the_file_had(results):
@@ -118,11 +122,13 @@ def test_goes_on_after_a_kill_with_the_same_files(config, tmp_path, monkeypatch)
     assert json.loads((out / "results.json").read_text()) == json.loads(json.dumps(results)) and SEARCH in results["rooms"]
     make_comparison(config, {"base": BASE}, tmp_path / "again")  # at another time, with the same bytes
     files = sorted(path.relative_to(out) for path in out.rglob("*") if path.is_file())
+    [page] = [file for file in files if file.parent.name.startswith("calls of") and file.name == "index.html"]
+    assert f'href="{quote(str(page))}"' in (out / "index.html").read_text() and (out / page).read_text().count("<details>") == config.view_search.keep
     assert Path("index.html") in files and all((out / file).read_bytes() == (tmp_path / "again" / file).read_bytes() for file in files)
 
 
-def test_a_page_holds_all(results):
-    text = _comparison_page(results)
+def test_a_page_holds_all(results, tmp_path):
+    text = _comparison_page(results, tmp_path)
     assert text.count("data:image/png") >= 1 and "Paper, seven billion parameters" in text and "<h2>rooms</h2>" in text
     assert "seconds" not in text.split("</style>")[1] and all(f'>{run.replace("+", "&#43;")}</th>' in text or f">{run}</th>" in text for run in ORDER)
 
@@ -141,7 +147,7 @@ def test_a_benchmark_of_a_users_own_gets_a_column(config, tmp_path, monkeypatch)
     monkeypatch.syspath_prepend(tmp_path)
     own = Comparison(sources={"own_rooms:OWN": config.sources["rooms"]})
     assert list(_columns(own)) == [*COLUMNS, "own_rooms:OWN"]
-    assert [item.id for item in _load_items("own_rooms:OWN", own)] == [item.id for item in _load_items("rooms", config)]
+    assert [item.id for item in _load_items("own_rooms:OWN", own)[0]] == [item.id for item in _load_items("rooms", config)[0]]
 
 
 def test_an_unknown_benchmark_is_an_error():

@@ -10,14 +10,17 @@ from hypothesis import given, settings, strategies as st
 
 from world2vlm.core.actions import plan, Ranges
 from world2vlm.core.camera import Action, intrinsics, yaw
-from world2vlm.core.config import ConfigError
+from world2vlm.core.config import ConfigError, repo_root
 from world2vlm.core.records import Instance, Rollout, Scene, transitions_of
 from world2vlm.core.runs import read_jsonl
+from world2vlm.core.stages import fingerprint
 from world2vlm.dataset import synthesis
+from world2vlm.dataset.annotation import _annotator_files, _mapping
 from world2vlm.dataset.shards import read_dataset, validate_dataset
 from world2vlm.dataset.synthesis import Imagine, make_questions, make_rollouts, make_scenes, Scenes, stats_summary, Supervise
 from world2vlm.tasks.cases import object_id
-from world2vlm.tasks.hallucinations import _detect_again, _is_detected, _open_detector, _with_verdicts, HallucinationCheck
+from world2vlm.scenes.annotate import _open_annotator, _open_role, _open_roles
+from world2vlm.tasks.hallucinations import _detect_again, _is_detected, _with_verdicts, HallucinationCheck
 from world2vlm.tasks.tasks import TASKS
 from world2vlm.teachers.base import load_teacher
 from world2vlm.teachers.reprojection import turn_index
@@ -59,7 +62,7 @@ def home(tmp_path_factory):
 @pytest.fixture
 def check(home, monkeypatch):
     monkeypatch.syspath_prepend(home)
-    _open_detector.cache_clear()
+    _open_annotator.cache_clear(), _open_role.cache_clear()
     return HallucinationCheck("detector_of_a_test:Lookup", {"table": str(home / "table.npz")})
 
 
@@ -124,7 +127,7 @@ def test_the_same_bytes_again_and_after_a_kill(home, check, tmp_path, monkeypatc
 def test_the_anchor_and_all_views_are_one_call(home, check):
     scene = next(read_dataset("scenes", home / "scenes"))
     transitions = [t for r in read_dataset("rollouts", home / "rollouts", scene_id=scene.id) for t in transitions_of(scene, r)]
-    detector = _open_detector(check.detector, json.dumps(check.options, sort_keys=True))
+    detector = _open_roles(check.annotators)["objects"].annotator
     before = detector.calls
     answers = _detect_again(transitions, check)
     assert len(answers) == len(transitions) > 2 and detector.calls == before + 1
@@ -176,6 +179,36 @@ def test_only_what_the_anchor_saw_is_compared():
     assert _detect_again([transition], HallucinationCheck(), detector=Fixed(blob(20, 20, 9), whole)) == [{}], "not known in the anchor, so not tested"
 
 
+def test_too_many_views_at_once_are_halved():
+    scene = next(iter(synthesis.shard_scenes(0, print, Scenes(n=1, seed=1))))
+    [rollout] = load_teacher("simulator").imagine(scene, [plan([Action("turn_left", 20)])])
+    transitions, seen = transitions_of(scene, rollout) * 3, []
+    class Small:
+        def objects(self, images):
+            seen.append(len(images))
+            if len(images) > 2: raise MemoryError("the device is full")
+            return [[Detection(i.label, None, i.mask, 1.0) for i in scene.instances] for _ in images]
+    answers = _detect_again(transitions, HallucinationCheck(min_iou=0), detector=Small())
+    assert seen == [4, 2, 2] and len(answers) == 3 and all(answer and all(answer.values()) for answer in answers)
+
+
+def test_another_checkpoint_or_device_is_another_run(home, check, tmp_path):
+    "A detector on cuda gets one process for each GPU; the files that it reads count for the data set."
+    shutil.copy(home / "table.npz", tmp_path / "table.npz")
+    own = replace(check, options={"table": str(tmp_path / "table.npz")})
+    assert _mapping(replace(own, options=own.options | {"device": "cuda"}).annotators)["device"] == "cuda"
+    marks = []
+    for content in (None, b"another"):
+        if content: (tmp_path / "table.npz").write_bytes(content)
+        marks.append(fingerprint(Supervise(hallucinations=own), *_annotator_files(own.annotators)))
+    assert str(tmp_path / "table.npz") in _annotator_files(own.annotators) and marks[0] != marks[1]
+
+
+def test_the_licence_of_its_weights_is_stated(home, check, tmp_path):
+    assert run(home, tmp_path / "out", check)["recipe"]["weights"] == {"detector_of_a_test:Lookup": "unknown"}
+    assert "weights" not in run(home, tmp_path / "plain", HallucinationCheck())["recipe"]
+
+
 def test_a_move_without_depth_is_not_tested():
     scene = Scene("photo", np.zeros((96, 96, 3), np.uint8), K, instances=[Instance(1, "cup", blob(48, 48, 12))])
     path = plan([Action("forward", .5)])
@@ -212,7 +245,7 @@ def test_wrong_detections_name_the_detector():
     scene = Scene("photo", np.zeros((96, 96, 3), np.uint8), K, instances=[Instance(1, "cup", blob(48, 48, 12))])
     path = plan([Action("turn_left", 10)])
     transitions = transitions_of(scene, Rollout("photo", "demo", 0, path.actions, path.poses, path.keyframes, scene.image[None]))
-    for masks, message in ((([blob(48, 48, 9)]), "detector Fixed: 1 lists for 2 pictures"),
+    for masks, message in ((([blob(48, 48, 9)]), "annotate.objects: 1 answers to 2 pictures"),
                            ([blob(48, 48, 9)] + [np.ones((8, 8), bool)], r"the mask of 'cup' is bool \[8, 8\], expected bool \[96, 96\]"),
                            ([blob(48, 48, 9).astype(float)] * 2, "is float64")):
         with pytest.raises(ValueError, match=message): _detect_again(transitions, HallucinationCheck(), detector=Fixed(*masks))
@@ -222,3 +255,10 @@ def test_settings():
     for wrong in ({"min_iou": 1.5}, {"min_share": 0}, {"contradicted": "keep"}, {"detecter": "x:Y"}):
         with pytest.raises(ConfigError): Supervise(hallucinations=wrong)
     assert Supervise(hallucinations={"min_iou": .3}).hallucinations == HallucinationCheck(min_iou=.3) and Supervise().hallucinations.detector == "none"
+
+
+def test_the_tracked_figures_tell_a_wrong_teacher_from_a_right_one():
+    "data/hallucinations.json is what `make photos` writes."
+    figures = json.loads((repo_root() / "data/hallucinations.json").read_text())
+    share = {name: sum(c["n"] * c["confirmed"] for c in f["tasks"].values()) / sum(c["n"] for c in f["tasks"].values()) for name, f in figures.items()}
+    assert share["mirrored"] < .5 < .75 < share["svc"] < share["simulator"] and all(c["n"] > 40 for f in figures.values() for c in f["tasks"].values())

@@ -25,6 +25,7 @@ from ..core.config import Count, Executor, FieldOfView, NotNegative, Seed, Setti
 from ..core.records import Example, Rollout, Scene, transitions_of
 from ..core.runs import read_jsonl, Reject, rng_for, rounded, write_json
 from ..core.stages import atomic_dir, fingerprint, recipe_of
+from ..scenes.annotate import _annotator_licences
 from ..scenes.panoramas import _place_and_heading, panorama_scenes, TRAINING_PLACES
 from ..scenes.photos import count_photos, photo_scenes
 from ..scenes.room import room_scenes
@@ -34,6 +35,7 @@ from ..teachers.simulator import Simulator
 from ..tasks.hallucinations import _detect_again, _with_verdicts, HallucinationCheck
 from ..tasks.rules import Rules
 from ..tasks.tasks import balance_answers, balance_report, open_task, TASKS
+from .annotation import _annotator_files, _mapping
 from .columns import _read_texts
 from .usage import _kept_by_size, _motion_size, _shard_figures, _stage_figures
 from .shards import read_shard, shard_paths, write_shards
@@ -367,11 +369,13 @@ def make_questions(
     out: Path | str,  # folder of the data set
 ) -> dict:  # content of stats.json
     "The stage `supervise` for one teacher."
-    with atomic_dir(out, fingerprint(config, scenes, rollouts, stage=make_questions)) as work:
+    detector = replace(config.hallucinations.annotators, workers=config.workers, executor=config.executor)
+    files = _annotator_files(detector)
+    with atomic_dir(out, fingerprint(config, scenes, rollouts, *files, stage=make_questions)) as work:
         items = partial(_shard_examples, scenes=scenes, rollouts=rollouts, config=config, figures=work / "figures")
         n_shards = len(shard_paths("rollouts", rollouts))
-        how = dict(workers=config.workers, executor=config.executor)
-        stats = write_shards("examples", work, items, n_shards, recipe_of(config), **how)
+        weights = {"weights": _annotator_licences(detector)} if detector.roles else {}
+        stats = write_shards("examples", work, items, n_shards, recipe_of(config, **weights), **_mapping(detector))
         stats |= rounded(_stage_figures(work / "figures"))
         write_json(work / "stats.json", stats)
     shutil.rmtree(Path(out) / "figures")

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import quote
 
 import numpy as np
 
@@ -96,14 +97,15 @@ def _columns(
 # %% ../../nbs/89_comparison.ipynb #eaa2947c
 def _load_items(
     column: str,  # a key of `_columns`
-    config: Comparison,  # sources
-) -> list[Item]:  # in their order; [] for a benchmark without a source
+    config: Comparison,  # sources and limit
+) -> tuple[list[Item], int]:  # those to ask, in their order, and how many there are; none for a benchmark without a source
     "The questions of one column."
     name, split = _columns(config)[column]
     items = open_benchmark(name).load(config.sources[name], split) if name in config.sources else []
-    if not 0 < config.limit < len(items): return items
+    total = len({item.id.partition("#")[0] for item in items})  # a question in several orders of its options is one
+    if not 0 < config.limit < len(items): return items, total
     drawn = rng_for(config.view_search.seed, column).choice(len(items), config.limit, replace=False)
-    return [items[k] for k in sorted(drawn)]
+    return [items[k] for k in sorted(drawn)], total
 
 # %% ../../nbs/89_comparison.ipynb #30010691
 def _ask_alone(
@@ -145,7 +147,7 @@ def _search_part(
     student, teacher = _open_student(checkpoint, config), load_teacher(worldmodel, **config.options.get(worldmodel, {}))
     scorer = _open_student(config.scorer, config, config.scorer_engine) if config.scorer else None
     name, search = _columns(config)[column][0], replace(config.view_search, depth=depth)
-    items = open_benchmark(name).readable(_load_items(column, config)[part::parts], config.frames)
+    items = open_benchmark(name).readable(_load_items(column, config)[0][part::parts], config.frames)
     run = _search_run(worldmodel, depth)
     how = dict(scorer=scorer, frames=config.frames, choose=name in config.chosen)
     files = dict(path=out / f"{run}-{part}.jsonl", calls=out / f"calls of {run}")
@@ -176,7 +178,7 @@ def _ask_column(
     out: Path,  # folder of answer files
 ) -> dict[str, list[dict]]:  # run -> rows; {} for a benchmark without a source
     "All runs on one benchmark."
-    loaded, first, name = _load_items(column, config), [*students.values()][0], _columns(config)[column][0]
+    (loaded, total), first, name = _load_items(column, config), [*students.values()][0], _columns(config)[column][0]
     if not loaded: return {}
     rows = _ask_alone(column, config, students, loaded, out)
     if config.depths: rows |= _ask_searching(column, config, first, out)
@@ -184,9 +186,7 @@ def _ask_column(
     items = [item for item in loaded if item.id in answered]
     rows |= {f"control: {which}": control_rows(name, items, which) for which in CONTROLS}
     rows["control: text prior"] = _prior_rows(name, items)
-    whole = _load_items(column, replace(config, limit=0)) if config.limit else loaded
-    total = {"questions": len({item.id.partition("#")[0] for item in whole})}  # for the tables: n of N
-    return {run: [row | total for row in answers if row["id"] in answered] for run, answers in rows.items()}
+    return {run: [row | {"questions": total} for row in answers if row["id"] in answered] for run, answers in rows.items()}
 
 # %% ../../nbs/89_comparison.ipynb #d659d501
 def _run_summary(
@@ -377,23 +377,27 @@ def cost_figure(
 def _column_section(
     column: str,  # name of the column
     summaries: dict[str, dict],  # run -> see `summarise_runs`
+    folder: Path,  # of the page, with the calls of each search below the column's name
 ) -> Section:  # of the page
-    "One benchmark: a table for each rule, a table of the kinds of questions, scores against cost."
+    "One benchmark: a table for each rule, a table of the kinds of questions, scores against cost, what was asked."
     rules = list(next(iter(summaries.values()))["rules"])
     tables = [comparison_table(summaries, rule) for rule in rules] + [_kind_table(summaries)]
     image = picture_html(cost_figure, summaries, rules[0], alt=f"Scores on {column} over the tokens of a question")
     lead = f"Points of 100 by each rule ({', '.join(rules)}), then for each kind of question by the first rule."
     caption = "A run further to the right reads and writes more for each question."
-    return Section(re.sub(r"\W+", "-", column.lower()), column, lead, tables, [Picture(image, caption)])
+    pages = sorted((folder / column).glob("calls of */index.html"))
+    links = [(page.parent.name, quote(page.relative_to(folder).as_posix())) for page in pages]
+    return Section(re.sub(r"\W+", "-", column.lower()), column, lead, tables, [Picture(image, caption)], links=links)
 
 # %% ../../nbs/89_comparison.ipynb #3ce546d8
 def _comparison_page(
     results: dict[str, dict],  # column -> run -> see `summarise_runs`
-) -> str:  # a self-contained HTML page
+    folder: Path,  # of the page and of the calls to which it links
+) -> str:  # an HTML page
     "The comparison as one page; it holds no times."
     lead = "Points of 100. Cells of this run name interval, questions and rule; what was not run is empty."
     sections = [Section("paper", "Beside the paper", lead, [paper_table(results), benchmark_table(results)])]
-    sections += [_column_section(column, summaries) for column, summaries in results.items()]
+    sections += [_column_section(column, summaries, folder) for column, summaries in results.items()]
     return render_page("The student alone, and with a world model at test time", sections, "world2vlm")
 
 # %% ../../nbs/89_comparison.ipynb #e1d5ffdb
@@ -403,8 +407,7 @@ def make_comparison(
     out: Path | str,  # folder of answer files, results.json and index.html
 ) -> tuple[dict[str, dict], dict[str, dict]]:  # column -> run -> `summarise_runs`, and -> seconds for one question
     "The stage `comparison`. The files in `out` hold no times."
-    parts = [Path(source, kind) for source in config.sources.values() for kind in ("scenes", "examples")]
-    parts += map(Path, config.sources.values())
+    parts = [Path(source, kind) for source in config.sources.values() for kind in ("scenes", "examples", "")]
     inputs = [path for path in parts if (path / "stats.json").is_file()]
     with atomic_dir(out, fingerprint(config, *students.values(), *inputs, f"{config.workers} parts")) as work:
         ask = lambda column: _ask_column(column, config, students, work / column)
@@ -412,7 +415,7 @@ def make_comparison(
         summarise = lambda column, rows: summarise_runs(_columns(config)[column][0], rows, [*students][-1])
         results = {column: summarise(column, rows) for column, rows in columns.items()}
         write_json(work / "results.json", results)
-        write_page(work / "index.html", _comparison_page(results))
+        write_page(work / "index.html", _comparison_page(results, work))
     return results, {column: _seconds_per_question(rows) for column, rows in columns.items()}
 
 # %% ../../nbs/89_comparison.ipynb #06495109

@@ -43,6 +43,7 @@ class Section:
     tables: list[Table] = field(default_factory=list)  # shown first
     pictures: list[Picture] = field(default_factory=list)  # then these
     cards: list[Card] = field(default_factory=list)  # then these
+    links: list[tuple[str, str]] = field(default_factory=list)  # then these: text, address from the page's folder
 
 # %% ../../nbs/87_page.ipynb #f0e7f828
 def question_card(

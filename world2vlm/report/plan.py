@@ -147,6 +147,15 @@ def _training_remedies(
     remedies |= dict.fromkeys(("activations", "vision"), f"{name}.batch_size, or gradient_checkpointing")
     return remedies | {"cache": f"{name}.batch_size", "gathered reference": f"{name}: launch: zero3, or lora_rank"}
 
+# %% ../../nbs/83_plan.ipynb #6e1e1a96
+def _kept_students(
+    config: Training,  # SFT or GRPO
+) -> int:  # the last one, and those of the way
+    "How many students a training leaves on the disk."
+    steps = (config.limit or _EXAMPLES) * config.epochs * getattr(config, "num_generations", 1)
+    steps /= config.processes * config.batch_size * config.gradient_accumulation_steps
+    return 1 + int(steps // config.snapshot_every if config.snapshot_every else 0)
+
 # %% ../../nbs/83_plan.ipynb #21465fa2
 def _training_stage(
     name: str,  # "sft" or "grpo"
@@ -161,7 +170,8 @@ def _training_stage(
     generated = config.batch_size * config.gradient_accumulation_steps if isinstance(config, GRPO) else 0
     parts, n = _step_memory(settings, config, batch, generated), config.limit or _EXAMPLES
     parameters = counts["frozen"] + counts["trained"] * (not config.lora_rank)
-    disk = 2 * 12 * counts["trained"] + 2 * parameters + n * 2 * size[0] * size[1] * 1.8
+    students = 2 * parameters * _kept_students(config)
+    disk = 2 * 12 * counts["trained"] + students + n * 2 * size[0] * size[1] * 1.8
     hours = _training_hours(config, batch, parameters, machine)
     return _Stage(name, config.processes, parts, hours, disk, _training_remedies(name, config, parts))
 

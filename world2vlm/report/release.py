@@ -65,7 +65,9 @@ def _source_licences(
     known = len(licences) == 1 and licences != ["unknown"]
     stated = f"; their licences: {', '.join(listed('licence'))}" if counts else ""
     sentence = f"Sources of the first views: {', '.join(sources) or 'unknown'}{stated}."
-    weights = _read_metrics(profile, "annotate").get("weights", {})
+    files = [f for t in teachers or ["*"] for f in repo_root().glob(f"data/{profile}/metrics/supervise-{t}.json")]
+    stages = ["annotate", *sorted(path.stem for path in files)]  # a detector may have looked into the views
+    weights = {name: terms for s in stages for name, terms in _read_metrics(profile, s).get("weights", {}).items()}
     if weights and counts: sentence += f" Annotated by {', '.join(f'{name} ({terms})' for name, terms in weights.items())}."
     return licences[0].lower() if known else "other", sentence
 

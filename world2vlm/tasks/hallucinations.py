@@ -6,21 +6,21 @@
 __all__ = ['HallucinationCheck']
 
 # %% ../../nbs/47_hallucinations.ipynb #d25863c1
-import json
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from typing import Annotated, Any, Literal
 
 import numpy as np
 
 from ..core.config import Settings, Share
 from ..core.records import Example, Instance, Transition
-from ..scenes.annotate import ANNOTATORS, load_annotator
+from ..scenes.annotate import _ask, _open_roles, _OpenRole, Annotate, ANNOTATORS
 from .rules import is_large, Rules, visibility_state
 from .visibility import _cached, _is_traceable, _surface_map, candidates, visibility_of
 from .cases import object_id
 
 # %% ../../nbs/47_hallucinations.ipynb #496206a4
+_AT_ONCE = 1_000_000  # pictures; halved where they exceed the memory
+
 @dataclass(frozen=True)
 class HallucinationCheck(Settings):
     "How a detector confirms in imagined views what geometry says, if there is one."
@@ -32,14 +32,11 @@ class HallucinationCheck(Settings):
     same_class: bool = False  # the detection must also have the object's class
     contradicted: Literal["drop", "mark"] = "drop"  # what becomes of an example that the detector contradicts
 
-# %% ../../nbs/47_hallucinations.ipynb #bc39169f
-@lru_cache(maxsize=1)
-def _open_detector(
-    name: str,  # an annotator of objects, or `module:Class`
-    options: str,  # arguments of its class, JSON
-) -> Any:  # with the method `objects`
-    "The detector called `name`, opened once in each process; ConfigError for a wrong name or option."
-    return load_annotator("objects", name, **json.loads(options))
+    @property
+    def annotators(self) -> Annotate:  # the detector alone, which gets all pictures of a scene at once if they fit
+        "The detector as the stage `annotate` would open it."
+        if self.detector == "none": return Annotate()
+        return Annotate(objects=self.detector, options={"objects": self.options}, batch_size=_AT_ONCE)
 
 # %% ../../nbs/47_hallucinations.ipynb #62788277
 def _known_pixels(
@@ -83,12 +80,11 @@ def _check_mask(
 
 # %% ../../nbs/47_hallucinations.ipynb #1a0b0c82
 def _detections(
-    detector: Any,  # with the method `objects`
+    role: _OpenRole,  # whose annotator has the method `objects`
     images: list[np.ndarray],  # uint8 [H, W, 3] each, of one size
 ) -> list[list]:  # of each picture: label, box, mask, score
-    "What `detector` finds in `images`; ValueError unless it gives masks of their size for each."
-    lists, name = list(detector.objects(images)), type(detector).__name__
-    if len(lists) != len(images): raise ValueError(f"detector {name}: {len(lists)} lists for {len(images)} pictures")
+    "What a detector finds in `images`; ValueError unless it gives masks of their size for each."
+    lists, name = _ask(role, images), type(role.annotator).__name__
     for detections in lists:
         for detection in detections: _check_mask(name, detection, images[0].shape[:2])
     return lists
@@ -118,12 +114,11 @@ def _detect_again(
     detector: Any = None,  # already open; None opens that of `check`
 ) -> list[dict[int, bool]]:  # for each transition: `_tested_objects`
     "Which objects the detector finds again in the views of `transitions`; {} for all without a detector."
-    if detector is None and check.detector != "none":
-        detector = _open_detector(check.detector, json.dumps(check.options, sort_keys=True))
-    objects = candidates(transitions[0].scene, rules.area) if detector and transitions else []
+    role = _OpenRole("objects", detector, _AT_ONCE) if detector else _open_roles(check.annotators).get("objects")
+    objects = candidates(transitions[0].scene, rules.area) if role and transitions else []
     if not objects: return [{}] * len(transitions)
     images = [transitions[0].scene.image, *(t.image_after for t in transitions)]
-    anchor, *views = _detections(detector, images)
+    anchor, *views = _detections(role, images)
     everywhere = np.ones(images[0].shape[:2], bool)
     known = [i for i in objects if _is_detected(i, i.mask, everywhere, anchor, check)]
     return [_tested_objects(t, known, found, check, rules) for t, found in zip(transitions, views)]

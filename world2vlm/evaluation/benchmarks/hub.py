@@ -73,6 +73,8 @@ def _unpack_zip(
             archive.extractall(path.parent)
     except (BadZipFile, DamagedStream, LZMAError, EOFError, NotImplementedError, OSError) as error:
         if isinstance(error, OSError) and error.errno in _DISK_ERRORS: raise
+        note = path.parent / f".cache/huggingface/download/{path.name}.metadata"
+        note.unlink(missing_ok=True)  # else the hub's client takes the file for the one that it fetched
         raise ValueError(f"{path}: cannot be unpacked ({error}); fetch it again") from None
     except ValueError as error:
         raise ValueError(f"{path}: {error}; do not use this file, or raise the limit if you trust it") from None

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from .base import Benchmark, Item, check_count, check_files, read_records
+from .option_letters import _vlmevalkit_letter
 from ..statistics import _Mark, _Scorer
 
 # %% ../../../nbs/78_mindcube.ipynb #7b5cc82e
@@ -98,14 +99,18 @@ def _prompt_mindcube(
     "The prompt of MindCube, `raw_qa`."
     return [*map(Path, item.images), f"{_MINDCUBE_TASK}\n[Question]\n{item.question}"]
 
+# %% ../../../nbs/78_mindcube.ipynb #d6b150b8
+_MINDCUBE_RULES = {"official": _mindcube_letter, "VLMEvalKit": _vlmevalkit_letter}
+
 # %% ../../../nbs/78_mindcube.ipynb #88629bb4
 def _mindcube_marks(
     rows: list[dict],  # answers
 ) -> dict[str, list[_Mark]]:  # rule -> marks, without the setting `translation`
-    "Right letters."
-    right = lambda row: float(_mindcube_letter(row["response"]) == row["gold"])
-    settings = ((row, _mindcube_setting(row["id"])) for row in rows)
-    return {"official": [(row, setting, right(row)) for row, setting in settings if setting != "translation"]}
+    "Right letters by each rule, the official first."
+    settings = [(row, _mindcube_setting(row["id"])) for row in rows]
+    right = lambda row, letter: float(letter(row["response"]) == row["gold"])
+    marks = lambda letter: [(row, setting, right(row, letter)) for row, setting in settings if setting != "translation"]
+    return {rule: marks(letter) for rule, letter in _MINDCUBE_RULES.items()}
 
 
 _score_mindcube = _Scorer("MindCube", _mindcube_marks)

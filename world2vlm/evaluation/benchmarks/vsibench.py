@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from .base import Benchmark, Item, check_count, check_files, read_records
+from .option_letters import _vlmevalkit_letter, _vlmevalkit_number
 from ..statistics import _Mark, _mean_of, _Means, _Scorer
 
 # %% ../../../nbs/77_vsibench.ipynb #ca18cabe
@@ -75,7 +76,9 @@ def _number_anywhere(
 
 # %% ../../../nbs/77_vsibench.ipynb #e27857b7
 NUMERIC = ("object_counting", "object_abs_distance", "object_size_estimation", "room_size_estimation")  # numbers
-VSI_RULES = {"official": _number_first, "lmms-eval 2026-07": _number_anywhere}  # how a number is read
+VSI_RULES = {  # how a number is read, how a letter
+    "official": (_number_first, _first_word), "lmms-eval 2026-07": (_number_anywhere, _first_word),
+    "VLMEvalKit": (_vlmevalkit_number, _vlmevalkit_letter)}
 
 # %% ../../../nbs/77_vsibench.ipynb #770a65ec
 def _vsi_score(
@@ -85,8 +88,9 @@ def _vsi_score(
     rule: str = "official",  # one of VSI_RULES
 ) -> float:  # [0, 1]
     "The score of one answer."
-    if kind in NUMERIC: return _relative_accuracy(VSI_RULES[rule](raw), float(gold))
-    return float(_first_word(raw).lower() == gold.lower())
+    number, letter = VSI_RULES[rule]
+    if kind in NUMERIC: return _relative_accuracy(number(raw), float(gold))
+    return float((letter(raw) or "").lower() == gold.lower())
 
 # %% ../../../nbs/77_vsibench.ipynb #e88f7a73
 def _vsi_table(
@@ -208,7 +212,7 @@ def _prompt_vsibench(
 def _vsi_marks(
     rows: list[dict],  # answers
 ) -> dict[str, list[_Mark]]:  # rule -> marks
-    "Scores by both ways of reading a number, the official first; and those of the debiased subset."
+    "Scores by each rule, the official first; and those of the debiased subset."
     mark = lambda row, rule: (row, row["kind"], _vsi_score(row["response"], row["kind"], row["gold"], rule))
     marks = {rule: [mark(row, rule) for row in rows] for rule in VSI_RULES}
     if not any(row.get("pruned") for row in rows): return marks
