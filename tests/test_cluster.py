@@ -1,4 +1,5 @@
 """Parts on many devices: each process opens its teacher once, has its own GPU, and writes the bytes of a single one."""
+import json
 import os
 import threading
 import time
@@ -128,12 +129,13 @@ def test_an_object_store_holds_the_same_bytes(scenes, tmp_path):
     pytest.importorskip("upath")
     store = f"file://{tmp_path}/store"
     make_scenes(SCENES, f"{store}/scenes")
-    make_rollouts(Imagine(presets={"single": 2}, seed=4, workers=2), LoggedTeacher(str(tmp_path / "log")),
-                  f"{store}/scenes", f"{store}/rollouts")
+    stats = make_rollouts(Imagine(presets={"single": 2}, seed=4, workers=2), LoggedTeacher(str(tmp_path / "log")),
+                          f"{store}/scenes", f"{store}/rollouts")
     assert bytes_of(tmp_path / "store" / "rollouts") == bytes_of(scenes / "rollouts")
-    for folder in (f"{store}/examples", tmp_path / "examples"):
-        make_questions(Supervise(seed=4), f"{store}/scenes", f"{store}/rollouts", folder)
-    assert bytes_of(tmp_path / "store" / "examples") == bytes_of(tmp_path / "examples")
+    assert stats["motion_sizes"] == json.loads((scenes / "rollouts/stats.json").read_text())["motion_sizes"]
+    figures = [make_questions(Supervise(seed=4), f"{store}/scenes", f"{store}/rollouts", folder)["views"] for folder in (f"{store}/examples", tmp_path / "examples")]
+    assert figures[0] == figures[1] and figures[0]["rooms"]["used"]
+    assert bytes_of(tmp_path / "store" / "examples") == bytes_of(tmp_path / "examples") and not (tmp_path / "store/examples/figures").exists()
     assert validate_dataset("examples", f"{store}/examples") == []
     assert not list(tmp_path.rglob("fingerprint"))
 
@@ -156,9 +158,16 @@ def test_an_unfinished_result_in_a_store_is_not_mixed():
     assert len(list(upath.UPath("memory://bucket/scenes/data").iterdir())) == 2
 
 
-def test_ray_makes_the_same_bytes_and_opens_a_teacher_in_each_actor(scenes, tmp_path, monkeypatch):
+@pytest.fixture
+def ray_env(monkeypatch):
+    "Workers of Ray import what they run by its name: here a teacher of this module."
     pytest.importorskip("ray")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
+    return monkeypatch
+
+
+def test_ray_makes_the_same_bytes_and_opens_a_teacher_in_each_actor(scenes, tmp_path, ray_env):
     teacher = LoggedTeacher(str(tmp_path / "log"), .2)
     config = Imagine(presets={"single": 2}, seed=4, workers=2, executor="ray")
     make_rollouts(config, teacher, scenes / "scenes", tmp_path / "rollouts")
@@ -172,19 +181,16 @@ def fails_at(index, bad):
     return index
 
 
-def test_an_error_of_a_part_ends_the_run(monkeypatch):
-    pytest.importorskip("ray")
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+def test_an_error_of_a_part_ends_the_run(ray_env):
     with pytest.raises(ValueError, match="part 2 is no good"):
         parallel_map(partial(fails_at, bad=2), 4, 2, executor="ray")
 
 
-def test_a_lost_machine_leaves_no_gap(scenes, tmp_path, monkeypatch):
-    pytest.importorskip("ray")
+def test_a_lost_machine_leaves_no_gap(scenes, tmp_path, ray_env):
     from ray.cluster_utils import Cluster
     cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=1, include_dashboard=False))
     second = cluster.add_node(num_cpus=1)
-    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    ray_env.setenv("RAY_ADDRESS", cluster.address)
     teacher, killed = LoggedTeacher(str(tmp_path / "log"), 1.0), []
     def kill():
         deadline = time.time() + 120

@@ -1,5 +1,6 @@
 "The comparison: what was not run stays empty, runs keep their order, costs are listed, files hold no times, a killed run goes on."
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
@@ -61,6 +62,21 @@ def test_a_part_of_a_benchmark_is_drawn_once_and_counted(config, tmp_path):
     assert [row[count] for row in table.rows if row[0] == "rooms"] == [f"8 of {total}"] and {row[count] for row in table.rows if row[0] != "rooms"} == {""}
 
 
+def test_a_part_holds_all_questions_of_a_pair_and_its_tables_are_json(tmp_path, monkeypatch):
+    "CameraBench asks four questions about a pair and scores them together; with few pairs a skill may have no score."
+    from test_benchmarks import write
+    (tmp_path / "own_pairs.py").write_text("from dataclasses import replace\nfrom world2vlm.evaluation.benchmarks.camerabench import BENCHMARK\n"
+                                           "OWN = replace(BENCHMARK, load=lambda source, split: BENCHMARK.load(source, split, None))\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    pairs = Comparison(sources={"own_pairs:OWN": str(write(tmp_path / "home"))}, depths=(), limit=2, box_format="pixels")
+    drawn, total = _load_items("own_pairs:OWN", pairs)
+    assert total == 3 and len(drawn) == 8 and {*Counter(item.id.partition("#")[0] for item in drawn).values()} == {4}
+    results, _ = make_comparison(pairs, {"base": BASE}, tmp_path / "out")
+    def refused(name): raise ValueError(name)
+    assert json.loads((tmp_path / "out/results.json").read_text(), parse_constant=refused).keys() == results.keys()
+    assert [row[2] for row in benchmark_table(results).rows if row[0] == "own_pairs:OWN"] == ["2 of 3"]
+
+
 def test_runs_come_in_one_order_whatever_the_file_had(results):
     summaries = results["rooms"]
     for other in (summaries, json.loads(json.dumps(summaries, sort_keys=True)), dict(reversed(summaries.items()))):
@@ -78,6 +94,14 @@ def test_each_rule_has_its_own_scores(results):
     column = lambda rule: [row[1] for row in comparison_table(results["rooms"], rule).rows]
     assert len({tuple(column(rule)) for rule in ("all kinds", "eight tasks", "as SAT")}) == 3
     assert comparison_table(results["rooms"], "as SAT").heads[:5] == ["student", "as SAT", "95 % interval", "over base", "final student over it"]
+
+
+def test_a_run_that_a_rule_leaves_out_has_empty_cells(results):
+    "ENACT's official rule leaves out what it cannot parse, maybe all answers of a run."
+    summaries = json.loads(json.dumps(results["rooms"]))
+    del summaries["SFT"]["rules"]["as SAT"]
+    [row] = [row for row in comparison_table(summaries, "as SAT").rows if row[0] == "SFT"]
+    assert row[1:3] == ["", ""] and len(cost_figure(summaries, "as SAT").axes[0].lines) == len(cost_figure(summaries, "all kinds").axes[0].lines) - 2
 
 
 def test_the_account_of_the_search(results):

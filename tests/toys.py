@@ -54,8 +54,30 @@ def svc(folder: Path) -> None:
     StableVirtualCameraPipeline(unet.eval(), SVCScheduler(), vae.eval(), clip.eval(), num_inference_steps=2).save_pretrained(folder)
 
 
+def benchmarks(home: Path) -> None:
+    "The seven public benchmarks in their layouts of today with as many questions as they have, which repeat a few about small pictures."
+    import json
+    import pyarrow as pa
+    from pyarrow import parquet
+    from test_benchmarks import film, lines, write
+    write(home)
+    def repeated(records, n, **number): return [records[i % len(records)] | {name: f"{records[i % len(records)][name]}_{i}" if text else i for name, text in number.items()} for i in range(n)]
+    def read(path): return [json.loads(line) for line in path.read_text().splitlines()]
+    sat = json.loads((home / "data/test.json").read_text())
+    for split, n in (("test", 150), ("val", 500)): (home / f"data/{split}.json").write_text(json.dumps(repeated(sat, n, database_idx=False)))
+    for name, n in (("test.jsonl", 5130), ("data/raw/MindCube_tinybench.jsonl", 1050), ("QA/enact_ordering.jsonl", 8972)):
+        lines(home / name, repeated(read(home / name), n, id=True))
+    lines(home / "test.jsonl", [r | {"scene_name": f"scene{i % 5}"} for i, r in enumerate(read(home / "test.jsonl"))])
+    for k in range(5): film(home / f"scannet/scene{k}.mp4")
+    (home / "ViewSpatial-Bench.json").write_text(json.dumps(repeated(json.loads((home / "ViewSpatial-Bench.json").read_text()), 5712)))
+    rows = parquet.read_table(home / "MMSI_Bench.parquet").to_pylist()
+    parquet.write_table(pa.Table.from_pylist(repeated(rows, 1000, id=False)), home / "MMSI_Bench.parquet")
+    for path, n in zip(sorted((home / "data/vqa_and_retrieval").rglob("*.jsonl")), (3542, 1)): lines(path, repeated(read(path), n))
+
+
 if __name__ == "__main__":
     home = Path(sys.argv[1])
+    for name in ("sat", "vsibench", "mindcube", "viewspatial", "mmsi", "enact", "camerabench"): benchmarks(home / "benchmarks" / name)
     photos(home / "photos")
     student(home / "student")
     svc(home / "svc")

@@ -25,6 +25,7 @@ from ..core.config import Count, Executor, FieldOfView, NotNegative, Seed, Setti
 from ..core.records import Example, Rollout, Scene, transitions_of
 from ..core.runs import read_jsonl, Reject, rng_for, rounded, write_json
 from ..core.stages import atomic_dir, fingerprint, recipe_of
+from ..core.storage import _as_path, _is_remote
 from ..scenes.annotate import _annotator_licences
 from ..scenes.panoramas import _place_and_heading, panorama_scenes, TRAINING_PLACES
 from ..scenes.photos import count_photos, photo_scenes
@@ -378,7 +379,8 @@ def make_questions(
         stats = write_shards("examples", work, items, n_shards, recipe_of(config, **weights), **_mapping(detector))
         stats |= rounded(_stage_figures(work / "figures"))
         write_json(work / "stats.json", stats)
-    shutil.rmtree(Path(out) / "figures")
+    figures = _as_path(out) / "figures"
+    figures.fs.rm(figures.path, recursive=True) if _is_remote(figures) else shutil.rmtree(figures)
     return stats
 
 # %% ../../nbs/53_synthesis.ipynb #8ba2ed63

@@ -16,6 +16,7 @@ from ..core.actions import parse_actions
 from ..core.camera import Action
 from ..core.records import Example, Rollout, Scene
 from ..core.runs import read_jsonl
+from ..core.storage import _as_path
 from .shards import shard_paths
 
 # %% ../../nbs/52_usage.ipynb #ee6ceb3e
@@ -60,7 +61,7 @@ def _kept_by_size(
             overlap = next((part["value"] for part in row["fidelity"] if part["name"] == "overlap"), 1.0)
             size = _motion_size([Action(**action) for action in row["actions"]])
             counts.update([(size, "kept")] + [(size, "not testable")] * (overlap < min_overlap))
-    for row in read_jsonl(Path(folder) / "rejects.jsonl"):
+    for row in read_jsonl(_as_path(folder) / "rejects.jsonl"):
         reason, actions = row["reason"].split(":")[0], parse_actions(row["input"].rpartition(": ")[2])
         outcomes = ["dropped", reason] if reason in _GATE_REASONS else ["refused"]
         if actions: counts.update((_motion_size(actions), outcome) for outcome in outcomes)
@@ -106,7 +107,7 @@ def _stage_figures(
     folder: Path,  # one JSON file for each shard
 ) -> dict:  # "views": kind of picture -> imagined, used, share; "agreement" of `_agreement` where something was tested
     "The figures of all shards of `supervise` together."
-    parts = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(Path(folder).glob("*.json"))]
+    parts = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(_as_path(folder).glob("*.json"))]
     imagined, used = (sum((Counter(part[name]) for part in parts), Counter()) for name in ("imagined", "used"))
     views = {kind: {"imagined": n, "used": used[kind], "share": used[kind] / n} for kind, n in sorted(imagined.items())}
     agreement = _agreement([row for part in parts for row in part["verdicts"]])

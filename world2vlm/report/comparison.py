@@ -18,7 +18,7 @@ import numpy as np
 
 from ..core.config import Count, Settings, Whole, Workers
 from ..core.plotting import RUN_COLOURS, canvas, picture_html, styled
-from ..core.runs import parallel_map, rng_for, write_json
+from ..core.runs import parallel_map, rng_for, rounded, write_json
 from ..core.stages import atomic_dir, fingerprint
 from ..evaluation.benchmarks.base import (
     _prior_rows, ask_benchmark, Benchmark, BENCHMARKS, control_rows, CONTROLS, fetch, Item, open_benchmark)
@@ -102,10 +102,10 @@ def _load_items(
     "The questions of one column."
     name, split = _columns(config)[column]
     items = open_benchmark(name).load(config.sources[name], split) if name in config.sources else []
-    total = len({item.id.partition("#")[0] for item in items})  # a question in several orders of its options is one
-    if not 0 < config.limit < len(items): return items, total
-    drawn = rng_for(config.view_search.seed, column).choice(len(items), config.limit, replace=False)
-    return [items[k] for k in sorted(drawn)], total
+    names = [*dict.fromkeys(bases := [item.id.partition("#")[0] for item in items])]  # in several orders it is one
+    if not 0 < config.limit < len(names): return items, len(names)
+    drawn = set(rng_for(config.view_search.seed, column).choice(names, config.limit, replace=False).tolist())
+    return [item for item, base in zip(items, bases) if base in drawn], len(names)
 
 # %% ../../nbs/89_comparison.ipynb #30010691
 def _ask_alone(
@@ -121,8 +121,7 @@ def _ask_alone(
         student = _open_student(checkpoint, config)
         how = dict(batch_size=config.batch_size, frames=config.frames, blind=blind, choose=name in config.chosen)
         return ask_benchmark(student, name, items, out / f"{run}.jsonl", **how)
-    alone = {run: ask(run, checkpoint) for run, checkpoint in students.items()}
-    return alone | {"blind": ask("blind", final, blind=True)}
+    return {run: ask(run, checkpoint) for run, checkpoint in students.items()} | {"blind": ask("blind", final, blind=True)}
 
 # %% ../../nbs/89_comparison.ipynb #7d0e0822
 def _search_run(
@@ -241,8 +240,9 @@ def _score_cells(
     def difference(name):
         over = (summary.get(name) or {}).get(rule)
         return f"{format_points(over['difference'], True)} ({format_interval(over, True)})" if over else ""
-    result = summary["rules"][rule]
-    return [format_points(result["overall"]), format_interval(result), *map(difference, ("over", "final over"))]
+    result = summary["rules"].get(rule)  # None where the rule leaves out all answers of this run, as ENACT's may
+    own = [format_points(result["overall"]), format_interval(result)] if result else ["", ""]
+    return [*own, *map(difference, ("over", "final over"))]
 
 # %% ../../nbs/89_comparison.ipynb #4fb67ac0
 def comparison_table(
@@ -252,8 +252,8 @@ def comparison_table(
 ) -> Table:  # one row per run
     "One benchmark: scores, paired differences to the first run, and what a question costs."
     summaries, counts = _order_runs(summaries), ("tokens", "calls", "views", "evidence")
-    differences = f"over {next(iter(summaries))}", "final student over it"
-    heads = ["student", rule, "95 % interval", *differences, *["seconds"] * bool(seconds), *counts]
+    heads = ["student", rule, "95 % interval", f"over {next(iter(summaries))}", "final student over it"]
+    heads += [*["seconds"] * bool(seconds), *counts]
     time = lambda run: [f"{seconds[run]:.3f}" if run in seconds else ""] if seconds else []
     cost = lambda account: [f"{account[name]:,.1f}" if account else "" for name in counts]
     cells = lambda run, summary: [run, *_score_cells(summary, rule), *time(run), *cost(summary["account"])]
@@ -360,9 +360,9 @@ def cost_figure(
 ) -> "Figure":  # score over cost
     "One dot with its 95 % interval for each run that has a cost."
     from matplotlib.ticker import LogFormatter
+    known = {run: s["account"] for run, s in _order_runs(summaries).items() if s["account"] and rule in s["rules"]}
+    costs = {run: seconds[run] if seconds else known[run]["tokens"] for run in known if not seconds or run in seconds}
     figure, axes = canvas(size=(6.4, 3.2))
-    costs = {run: summary["account"]["tokens"] for run, summary in _order_runs(summaries).items() if summary["account"]}
-    if seconds: costs = {run: seconds[run] for run in costs if run in seconds}
     for colour, (run, cost) in zip(RUN_COLOURS, costs.items()):
         result = summaries[run]["rules"][rule]
         axes.plot([cost, cost], [100 * result["low"], 100 * result["high"]], color=colour, linewidth=2, alpha=.6)
@@ -414,7 +414,7 @@ def make_comparison(
         columns = {column: rows for column in _columns(config) if (rows := ask(column))}
         summarise = lambda column, rows: summarise_runs(_columns(config)[column][0], rows, [*students][-1])
         results = {column: summarise(column, rows) for column, rows in columns.items()}
-        write_json(work / "results.json", results)
+        write_json(work / "results.json", rounded(results, 12))  # NaN has no place in JSON
         write_page(work / "index.html", _comparison_page(results, work))
     return results, {column: _seconds_per_question(rows) for column, rows in columns.items()}
 
