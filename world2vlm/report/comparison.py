@@ -365,11 +365,11 @@ def cost_figure(
     figure, axes = canvas(size=(6.4, 3.2))
     for colour, (run, cost) in zip(RUN_COLOURS, costs.items()):
         result = summaries[run]["rules"][rule]
-        axes.plot([cost, cost], [100 * result["low"], 100 * result["high"]], color=colour, linewidth=2, alpha=.6)
-        axes.plot(cost, 100 * result["overall"], "o", color=colour, label=run)
+        low, score, high = 100 * np.array([result[name] for name in ("low", "overall", "high")], float)  # None is NaN
+        axes.plot([cost, cost], [low, high], color=colour, linewidth=2, alpha=.6)
+        axes.plot(cost, score, "o", color=colour, label=run)
     axes.set(xscale="log", xlabel=f"{'seconds' if seconds else 'tokens'} for one question", ylabel=rule)
-    axes.xaxis.set(major_formatter="{x:g}", minor_formatter=LogFormatter())
-    axes.grid(alpha=.5)
+    axes.xaxis.set(major_formatter="{x:g}", minor_formatter=LogFormatter()), axes.grid(alpha=.5)
     figure.legend(loc="outside right upper")
     return figure
 
@@ -413,8 +413,8 @@ def make_comparison(
         ask = lambda column: _ask_column(column, config, students, work / column)
         columns = {column: rows for column in _columns(config) if (rows := ask(column))}
         summarise = lambda column, rows: summarise_runs(_columns(config)[column][0], rows, [*students][-1])
-        results = {column: summarise(column, rows) for column, rows in columns.items()}
-        write_json(work / "results.json", rounded(results, 12))  # NaN has no place in JSON
+        results = rounded({column: summarise(column, rows) for column, rows in columns.items()}, 12)  # JSON has no NaN
+        write_json(work / "results.json", results)
         write_page(work / "index.html", _comparison_page(results, work))
     return results, {column: _seconds_per_question(rows) for column, rows in columns.items()}
 
