@@ -62,7 +62,7 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch):
 
 
 def test_visible_gpus_are_named_as_their_variable_names_them(monkeypatch):
-    torch = pytest.importorskip("torch")
+    import torch
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
     assert runs._visible_gpus() == ["4", "6"]
@@ -95,7 +95,7 @@ def test_other_workers_keep_the_finished_shards(scenes, tmp_path):
 
 
 def test_windows_halve_when_memory_is_short(caplog):
-    torch = pytest.importorskip("torch")
+    import torch
     from world2vlm.teachers.svc import teacher as svc
     scene, poses, sizes = next(read_scene()), np.tile(np.eye(4), (5, 1, 1)), []
     def sample(teacher, scene, poses, seed):
@@ -126,7 +126,6 @@ def test_an_open_teacher_is_sent_as_its_settings():
 
 
 def test_an_object_store_holds_the_same_bytes(scenes, tmp_path):
-    pytest.importorskip("upath")
     store = f"file://{tmp_path}/store"
     make_scenes(SCENES, f"{store}/scenes")
     stats = make_rollouts(Imagine(presets={"single": 2}, seed=4, workers=2), LoggedTeacher(str(tmp_path / "log")),
@@ -141,8 +140,8 @@ def test_an_object_store_holds_the_same_bytes(scenes, tmp_path):
 
 
 def test_an_unfinished_result_in_a_store_is_not_mixed():
-    upath = pytest.importorskip("upath")
     import fsspec
+    import upath
     fsspec.filesystem("memory").store.clear()
     with pytest.raises(KeyError), runs.atomic_file("memory://bucket/x/a.txt") as file:
         file.write(b"half")
