@@ -33,5 +33,5 @@ def measure(work: Path, scenes: int) -> dict:
 if __name__ == "__main__":
     import ray
     ray.init(num_cpus=2, include_dashboard=False)
-    with tempfile.TemporaryDirectory() as work: figures = measure(Path(work), int(sys.argv[1]) if len(sys.argv) > 1 else 300)
+    with tempfile.TemporaryDirectory() as work: figures = measure(Path(work), int(sys.argv[1]) if len(sys.argv) > 1 else 450)
     print(write_json(Path(__file__).parent / "metrics/cluster.json", rounded(figures, 2)).read_text())
