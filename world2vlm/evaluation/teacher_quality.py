@@ -7,7 +7,7 @@ __all__ = ['TeacherQuality', 'evaluate_teacher', 'scores_by_motion_size', 'quali
 
 # %% ../../nbs/74_teacher_quality.ipynb #518fce96
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from typing import Annotated, NamedTuple
@@ -15,7 +15,7 @@ from typing import Annotated, NamedTuple
 import numpy as np
 
 from ..core.config import Positive, Seed, Settings, Workers
-from ..core.camera import Action, relative_motion, yaw
+from ..core.camera import Action, relative_motion, resize_K, yaw
 from ..core.actions import plan
 from ..core.plotting import canvas, styled
 from ..core.records import keyframe_poses, Rollout, Scene
@@ -26,7 +26,7 @@ from ..teachers.base import load_teacher, teacher_with_options, TeacherOptions, 
 from ..teachers.reprojection import fill_smooth, reproject
 from ..teachers.filters import Filter, filter_rollouts, fitted_pose, pose_errors
 from ..dataset.synthesis import Scenes, shard_scenes
-from .view_scores import _view_scores
+from .view_scores import _reduce, _view_scores
 
 # %% ../../nbs/74_teacher_quality.ipynb #e5e16267
 _PLACES = Scenes("panoramas", places=TRAINING_PLACES + VALIDATION_PLACES, n=52, per_shard=13)
@@ -144,12 +144,16 @@ def _pose_fit(
     scene: Scene,  # a room, or a view of a panorama
     folder: str,  # of the panoramas
 ) -> _Fit:  # finds the pose that a view of `scene` shows
-    "Render and compare, in the room or in the panorama of `scene`."
+    "Render and compare small pictures, in the room or in the panorama of `scene`."
+    image = _reduce(scene.image)  # [h, w, 3]
+    anchor = replace(scene, image=image, K=resize_K(scene.K, scene.size, image.shape[1::-1]), depth=None, instances=None)
     if scene.room:
         from world2vlm.scenes.room import Room
-        return partial(fitted_pose, Room(scene.room.seed), scene)
-    place, heading = _place_and_heading(scene)
-    return partial(_fitted_turn, read_panorama(f"{folder}/{place}.png"), heading, scene)
+        find = partial(fitted_pose, Room(scene.room.seed), anchor)
+    else:
+        place, heading = _place_and_heading(scene)
+        find = partial(_fitted_turn, read_panorama(f"{folder}/{place}.png"), heading, anchor)
+    return lambda view, requested: find(_reduce(view), requested)
 
 # %% ../../nbs/74_teacher_quality.ipynb #97d0222c
 def _evaluate_shard(

@@ -54,6 +54,19 @@ def _nearest_surface(
     votes = (ids.reshape(-1)[nearest][..., None] == surfaces).sum(1)  # [H W, surfaces]
     return surfaces[votes.argmax(1)].reshape(ids.shape)
 
+# %% ../../nbs/73_view_scores.ipynb #788602c4
+def _reduce(
+    values: np.ndarray,  # [H, W] or [H, W, C]: a picture, ids or a mask
+    side: int = 128,  # pixels
+) -> np.ndarray:  # [H', W'] or [H', W', C]: the same array if it is small
+    "`values` with a longest side of at most `side`: means of a picture, nearest values of anything else."
+    import cv2
+    height, width = values.shape[:2]
+    if (longest := max(height, width)) <= side: return values
+    size, is_picture = (round(width * side / longest), round(height * side / longest)), values.ndim == 3
+    resized = cv2.resize(values if is_picture else values.astype(np.int32), size, interpolation=cv2.INTER_AREA if is_picture else cv2.INTER_NEAREST)
+    return resized.astype(values.dtype)
+
 # %% ../../nbs/73_view_scores.ipynb #838cc77b
 def _agrees(
     looks: np.ndarray,  # bool [H, W] pixels that look like the object
@@ -105,8 +118,11 @@ def _view_scores(
     ids: np.ndarray | None = None,  # [H, W] instance ids of the true view; None leaves objects out
 ) -> dict[str, float]:  # "psnr NAME", ...: of `_likeness` and `_object_scores`
     "The scores of each of the `views`."
-    scores, objects = {}, [] if ids is None else _known_objects(truth, ids, unseen)
+    scores, objects = {}, []
+    if ids is not None:
+        small, ids = _reduce(truth), _reduce(ids)  # [h, w, 3], [h, w]
+        objects = _known_objects(small, ids, _reduce(unseen))
     for name, view in views.items():
-        own = _likeness(view, truth, unseen) | (_object_scores(view, truth, ids, objects) if objects else {})
+        own = _likeness(view, truth, unseen) | (_object_scores(_reduce(view), small, ids, objects) if objects else {})
         scores |= {f"{measure} {name}": value for measure, value in own.items()}
     return scores
