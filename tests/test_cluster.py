@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from world2vlm.core import runs
+from world2vlm.core.cluster import _ray_map
 from world2vlm.core.runs import append_jsonl, parallel_map, read_jsonl
 from world2vlm.dataset.shards import read_dataset, validate_dataset
 from world2vlm.dataset.synthesis import Imagine, Scenes, Supervise, make_questions, make_rollouts, make_scenes
@@ -175,6 +176,18 @@ def test_ray_makes_the_same_bytes_and_opens_a_teacher_in_each_actor(scenes, tmp_
     assert len(openings) == len(set(openings)) == 2
 
 
+def own_gpu(index):
+    time.sleep(1)  # both actors take part
+    return os.environ["CUDA_VISIBLE_DEVICES"]
+
+
+def test_an_actor_owns_one_gpu(ray_env):
+    import ray
+    ray.init("local", num_cpus=2, num_gpus=2, include_dashboard=False)  # Ray believes it
+    try: assert set(_ray_map(own_gpu, 4, 2, gpu=True)) == {"0", "1"}
+    finally: ray.shutdown()
+
+
 def fails_at(index, bad):
     if index == bad: raise ValueError(f"part {index} is no good")
     return index
@@ -193,8 +206,8 @@ def test_a_lost_machine_leaves_no_gap(scenes, tmp_path, ray_env):
     teacher, killed = LoggedTeacher(str(tmp_path / "log"), 1.0), []
     def kill():
         deadline = time.time() + 120
-        while time.time() < deadline:  # both machines have begun
-            if (tmp_path / "log").exists() and len(read_jsonl(tmp_path / "log")) == 2: break
+        while time.time() < deadline:  # both machines have begun, and something is done
+            if (tmp_path / "log").exists() and len(read_jsonl(tmp_path / "log")) == 2 and [*tmp_path.rglob("*.parquet")]: break
             time.sleep(.05)
         cluster.remove_node(second, allow_graceful=False)
         killed.append(time.time())
@@ -203,7 +216,9 @@ def test_a_lost_machine_leaves_no_gap(scenes, tmp_path, ray_env):
     try:
         config = Imagine(presets={"single": 2}, seed=4, workers=2, executor="ray")
         make_rollouts(config, teacher, scenes / "scenes", tmp_path / "rollouts")
+        ended = time.time()
         thread.join()
-        assert killed[0] < time.time() and bytes_of(tmp_path / "rollouts") == bytes_of(scenes / "rollouts")
+        assert killed[0] < ended, "the machine was lost before the end"
+        assert bytes_of(tmp_path / "rollouts") == bytes_of(scenes / "rollouts")
         assert validate_dataset("rollouts", tmp_path / "rollouts") == []
     finally: cluster.shutdown()

@@ -14,8 +14,8 @@ from world2vlm.evaluation.benchmarks.rooms import RoomsBenchmark, make_rooms_ben
 from world2vlm.evaluation.view_search import ViewSearch
 from world2vlm.report import comparison
 from world2vlm.report.comparison import (
-    COLUMNS, Comparison, _ask_column, _columns, _load_items, _order_runs, _PAPER, _result_cell, _seconds_per_question, _comparison_page,
-    benchmark_table, comparison_table, cost_figure, make_comparison, paper_table, summarise_runs)
+    COLUMNS, Comparison, _ask_column, _columns, _load_items, _seconds_per_question, _comparison_page, make_comparison, summarise_runs)
+from world2vlm.report.comparison_tables import _order_runs, _PAPER, _result_cell, benchmark_table, comparison_table, cost_figure, paper_table
 
 BASE = str(repo_root() / "data/base")
 SEARCH = "view search 1, reprojection"

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.distributed._tools.mem_tracker import MemTracker
 
+from world2vlm.report import plan
 from world2vlm.report.plan import _training_flops, _verdict, _Machine, _plan_run, _plan_table
 from world2vlm.students.grpo import GRPO
 from world2vlm.students.memory import _Batch, _count_parameters, _empty_student, _PAPER_STUDENT, _step_memory, _student_settings
@@ -62,6 +63,16 @@ def test_paper_is_planned_and_too_small_gpus_are_named():
     assert "too large" in _plan_table(list(stages.values()), small).markdown()
     hours = stages["imagine"].hours * stages["imagine"].gpus
     assert 5 < hours < 60  # 3,334 scenes with a window of 10 to 30 s each
+
+
+def test_photos_at_hand_are_counted(monkeypatch, tmp_path):
+    "Half of the scenes of `paper` are photos: four of them and four rooms."
+    disk = lambda: next(stage.disk for stage in _plan_run("paper") if stage.name == "imagine")
+    unknown = disk()
+    (tmp_path / "data/photos").mkdir(parents=True)
+    for i in range(4): (tmp_path / f"data/photos/{i}.jpg").touch()
+    monkeypatch.setattr(plan, "repo_root", lambda: tmp_path)
+    assert abs(disk() / unknown - 8 / 3334) < 1e-6
 
 
 def test_shared_states_fit_where_copies_do_not():

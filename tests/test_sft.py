@@ -11,6 +11,8 @@ from world2vlm.students.models import load_student
 from world2vlm.students.sft import _fit_sft, _sft_arguments, train_sft
 from world2vlm.students.training import training_row
 
+LORA = dict(lora_rank=2, lora_alpha=4, freeze_vision=True)
+
 
 def in_memory(rows):
     from datasets import Dataset
@@ -80,13 +82,13 @@ def test_only_the_answer_is_learned(home):
 
 
 def test_frozen_vision_and_lora(home):
-    config = replace(PLAIN, lora_rank=2, lora_alpha=4, freeze_vision=True)
+    config = replace(PLAIN, **LORA)
     before, after = weights(home / "start"), weights(train_sft(config, home / "start", home / "examples", home / "lora"))
     changed = {name for name in before if not (before[name] == after[name]).all()}
     assert set(before) == set(after) and changed and not any("visual" in name for name in changed)
 
 
-@pytest.mark.parametrize("lora", [{}, dict(lora_rank=2, lora_alpha=4, freeze_vision=True)], ids=["all weights", "lora"])
+@pytest.mark.parametrize("lora", [{}, LORA], ids=["all weights", "lora"])
 def test_to_watch_a_training_changes_nothing(home, tmp_path, lora):
     "Students of the way, curves for TensorBoard: the weights are those of a run without them, and each student opens."
     plain, watching = replace(PLAIN, validation=.25, **lora), dict(snapshot_every=2, tensorboard=True)
@@ -120,8 +122,9 @@ def test_fast_training_is_the_same_training(home):
     np.testing.assert_allclose(plain, fast, rtol=1e-3)
 
 
-@pytest.mark.parametrize("config", [PLAIN, pytest.param(replace(PLAIN, batch_size=4, processes=2), marks=pytest.mark.proof), pytest.param(replace(PLAIN, batch_size=4, processes=2, **FAST), marks=pytest.mark.proof)],
-                         ids=["one process", "two processes", "two fast processes"])
+@pytest.mark.parametrize("config", [PLAIN, *(pytest.param(replace(PLAIN, **other), marks=pytest.mark.proof) for other in (
+    dict(batch_size=4, processes=2), dict(batch_size=4, processes=2, **FAST), LORA, LORA | dict(batch_size=4, processes=2)))],
+                         ids=["one process", "two processes", "two fast processes", "lora", "lora in two processes"])
 def test_killed_and_resumed_is_undisturbed(home, tmp_path, one_thread, config):
     "kill -9 in the middle, run again: the same weights, log and curves as a run that nobody disturbed."
     arguments = config, str(home / "start"), str(home / "examples")

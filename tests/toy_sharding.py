@@ -21,7 +21,9 @@ RUNS = {  # name -> (trainer, settings, start)
     "killed": ("sft", SFT20, "start"),
     "lora": ("sft", replace(SFT20, lora_rank=2, lora_alpha=4, freeze_vision=True, bf16=True, gradient_checkpointing=True), "half"),
     "all": ("sft", replace(SFT20, epochs=.5, freeze_vision=True, bf16=True), "half"),
-    "grpo": ("grpo", replace(REINFORCE, **SHARDED, batch_size=8, limit=0, epochs=1.25), "sft"),  # 64 x 1.25 questions of 4 answers
+    "grpo": ("grpo", replace(REINFORCE, **SHARDED, batch_size=8, limit=0, epochs=1.25, save_every=4), "sft"),  # 64 x 1.25 questions of 4 answers
+    "lora_killed": ("sft", replace(SFT20, lora_rank=2, lora_alpha=4, freeze_vision=True, bf16=True, gradient_checkpointing=True), "half"),
+    "grpo_killed": ("grpo", replace(REINFORCE, **SHARDED, batch_size=8, limit=0, epochs=1.25, save_every=4), "sft"),
     "grpo_lora": ("grpo", replace(REINFORCE, **SHARDED, batch_size=8, limit=16, lora_rank=2, lora_alpha=4, freeze_vision=True), "lora"),
 }
 

@@ -42,6 +42,7 @@ class TeacherQuality(Settings):
     options: TeacherOptions = field(default_factory=dict)  # teacher -> its own settings
     filter: Filter = Filter()  # bounds of a good rollout
     poses: bool = True  # also find the pose whose true view fits best, which takes half a second a view
+    packing: Annotated[int, ">= 1", "<= 12"] = 12  # trajectories by which the saving of packed windows is timed
     seed: Seed = 0  # of the directions and of the teacher
     workers: Workers = 1  # processes
 

@@ -16,10 +16,9 @@ from typing import Any, NamedTuple
 from ..core.actions import PRESETS
 from ..core.config import Count, load_params, load_settings, Positive, repo_root, Settings, Share
 from ..core.plotting import canvas, RUN_COLOURS, styled
-from ..dataset.synthesis import Imagine, Scenes
+from ..dataset.synthesis import _parts, Imagine, Scenes
 from ..evaluation.held_out import Evaluate
 from .tables import Table
-from ..scenes.photos import count_photos
 from ..students.grpo import GRPO
 from ..students.memory import _Batch, _count_parameters, _empty_student, _student_settings, _step_memory
 from ..students.models import StudentConfig
@@ -82,7 +81,7 @@ def _imagine_stage(
     gpus = min(machine.gpus, config.workers)
     seconds = flops / (gpus * machine.teraflops * 1e12 * machine.teacher_share)
     parts = {"weights": float(_TEACHER_WEIGHTS), "activations": inside * _TEACHER_ACTIVATIONS * area}
-    remedies = {"activations": "imagine.options.svc.max_views", "weights": "imagine.options.svc.bf16"}
+    remedies = {"activations": "imagine.options.svc.max_views", "weights": "the GPUs"}
     return _Stage("imagine", gpus, parts, seconds / 3600, n * views * width * height * 1.8, remedies)
 
 # %% ../../nbs/83_plan.ipynb #21fb670d
@@ -203,9 +202,10 @@ def _plan_run(
     "What the stages of `profile` will need."
     load = lambda cls, name: load_settings(cls, name, profile, arm if name in ("sft", "grpo") else None)
     scenes, imagine, sft, grpo = load(Scenes, "scenes"), load(Imagine, "imagine"), load(SFT, "sft"), load(GRPO, "grpo")
-    folder = scenes.source == "photos" and (repo_root() / scenes.folder).is_dir()
+    folder = repo_root() / scenes.folder
     needed = math.ceil((sft.limit or _EXAMPLES) / machine.examples_per_scene)
-    n = scenes.n or (count_photos(scenes.folder) if folder else needed)
+    there = scenes.folder and folder.is_dir()
+    n = sum(source.n for source in _parts(replace(scenes, folder=str(folder)))) if there else scenes.n or needed
     settings = _student_settings(load(StudentConfig, "student").checkpoint)
     train = lambda name, config: _training_stage(name, config, settings, scenes.size, machine)
     stages = [train("sft", sft), train("grpo", grpo)]

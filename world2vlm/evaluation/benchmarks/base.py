@@ -25,7 +25,7 @@ import numpy as np
 from ...core.config import _check_value, import_named
 from ...core.records import Example, Scene
 from ...core.runs import Reject, write_text
-from ..answering import collect_answers
+from ..answering import _batches, collect_answers
 from .hub import fetch
 from ...scenes.photos import inside_folder
 from ...students.media import load_piece
@@ -329,6 +329,8 @@ def ask_benchmark(
     blind: bool = False,  # the shuffled-image control
     max_new_tokens: int = 0,  # longest answer; 0 for the benchmark's own
     choose: bool = False,  # take the likeliest of the choices in place of what the student writes
+    part: int = 0,  # index of the share that is asked now, of
+    parts: int = 1,  # shares: every `parts`-th batch
 ) -> list[dict]:  # rows of `Benchmark.row` with seconds and tokens
     "Ask a student a benchmark; a killed run resumes, and a question whose files cannot be read is left out and logged."
     benchmark, walks, rejects = open_benchmark(name), _walks(items), {}
@@ -349,8 +351,9 @@ def ask_benchmark(
     cost = lambda item: (-len(item.images) - bool(item.video), visit.get(item.place, 0), -len(item.question))
     settings = dict(benchmark=str(name), frames=frames, blind=blind, max_new_tokens=max_new_tokens)
     settings |= {"choose": True} if choose else {}
-    rows = collect_answers(respond, items, path, batch_size, student.key(settings), benchmark.row, cost)
-    if items and not rows:
+    own = sum(_batches(items, batch_size, cost)[part::parts], []) if parts > 1 else items
+    rows = collect_answers(respond, own, path, batch_size, student.key(settings), benchmark.row, cost)
+    if own and not rows and parts == 1:
         raise ValueError(f"none of {len(items)} questions can be asked: {next(iter(rejects.values()))}")
     _log_rejects(rejects, Path(path) if path else None)
     return rows
