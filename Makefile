@@ -1,6 +1,6 @@
 # The first use of any target makes .venv from requirements.lock. `profile` in params.yaml says how large a run is; targets that do not call dvc also take PROFILE=.
 .DEFAULT_GOAL := help
-.PHONY: help repro ablation arms comparison sweep benchmarks quality photos annotation-errors base teacher svc plan proofs rehearsal cluster-check release push gpu-check gpu-wheels test fuzz sync notebooks docs lab lock
+.PHONY: help repro ablation arms comparison sweep grpo-settings benchmarks quality photos annotation-errors base teacher svc plan proofs rehearsal cluster-check release push gpu-check gpu-wheels test fuzz sync notebooks docs lab lock
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export OMP_NUM_THREADS ?= 2
 # glibc gives large arrays back to the kernel and asks for them again at each step of a training, which costs more than the arithmetic; here it keeps them
@@ -25,6 +25,9 @@ comparison: .venv/installed  ## the main arm alone and against a world model at 
 
 sweep: .venv/installed  ## the students that a training kept on its way, each on the held-out questions: make sweep ARM=bidirectional (needs snapshot_every)
 	python -m world2vlm.report.sweep $(or $(ARM),bidirectional) --profile $(SIZE)
+
+grpo-settings: .venv/installed  ## other settings of GRPO from the SFT student of one arm, on rooms of their own: make grpo-settings ARM=bidirectional; figures in data/grpo_settings.json
+	python tests/grpo_settings.py $(or $(ARM),bidirectional) $(SIZE)
 
 benchmarks: .venv/installed  ## the students of the arms on every public benchmark whose folder is there
 	dvc repro benchmarks
@@ -78,7 +81,7 @@ proofs: .venv/installed  ## slow proofs: trainings that share a student, large a
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile -m proof
 
 rehearsal: .venv/installed  ## the paper's run with toys in place of its models, in a copy of the repository: does each setting work?
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 python -m pytest -s -m rehearsal tests/test_rehearsal.py
+	HF_HUB_OFFLINE=1 python -m pytest -s -m rehearsal tests/test_rehearsal.py
 
 cluster-check: .venv/installed  ## Ray on this machine (needs the extra `cluster`): a lost machine, equal bytes, and its rate beside that of processes; figures in tests/metrics/cluster.json
 	OMP_NUM_THREADS=1 python -m pytest tests/test_cluster.py

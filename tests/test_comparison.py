@@ -133,11 +133,20 @@ def test_parallel_parts_hand_their_seconds_back(config, rows, tmp_path):
     assert answers(parts) == answers(rows[SEARCH]) and all(row["seconds"] > 0 for row in parts)
 
 
+@pytest.mark.parametrize("run", ["base", "blind"])
+def test_parts_of_a_student_alone_are_the_whole(config, tmp_path, run):
+    "The same answers, and the same strangers' pictures for the blind control."
+    ask = lambda part, parts: comparison._alone_part(part, parts, "rooms", replace(config, batch_size=4), BASE, tmp_path / str(parts), run)
+    answers = lambda rows: {row["id"]: row["response"] for row in rows}
+    whole, parts = ask(0, 1), [ask(part, 2) for part in range(2)]
+    assert answers(whole) == answers(sum(parts, [])) and all(parts) and len(whole) == sum(map(len, parts))
+
+
 def test_goes_on_after_a_kill_with_the_same_files(config, tmp_path, monkeypatch):
     def dies(*_, **__): raise KeyboardInterrupt
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr(comparison, "parallel_map", dies)
+        patch.setattr(comparison, "_ask_searching", dies)
         with pytest.raises(KeyboardInterrupt): make_comparison(config, {"base": BASE}, out)
     kept = tmp_path / "out.partial/rooms/base.jsonl"
     lines = kept.read_text()

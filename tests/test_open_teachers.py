@@ -18,6 +18,7 @@ from world2vlm.scenes.room import room_scenes
 from world2vlm.teachers import cosmos3, sana_wm, worldplay
 from world2vlm.teachers.base import load_teacher
 from world2vlm.teachers.calibration import calibrate_teacher, Calibration
+from world2vlm.teachers.checkpoints import _place
 from world2vlm.teachers.svc.cameras import pluecker
 from world2vlm.teachers.video import _dense_path, _keyframe_views, _video_size
 
@@ -94,7 +95,7 @@ def test_an_installed_package_names_what_to_give(tmp_path):
     shutil.copytree(ROOT / "world2vlm", tmp_path / "site/world2vlm", ignore=shutil.ignore_patterns("__pycache__"))
     site = dict(PYTHONPATH=str(tmp_path / "site"))
     message = python(SHIPPED, tmp_path, **site).stderr.strip().splitlines()[-1]
-    assert all(word in message for word in ("ConfigError", "checkpoint=", "revision=", "stabilityai/stable-virtual-camera", "data/teacher"))
+    assert all(word in message for word in ("ConfigError", "checkpoint=", "revision=", "world2vlm_svc", "stabilityai/stable-virtual-camera", "data/teacher"))
     assert python(SHIPPED, ROOT / "nbs", **site).stdout.strip() == str(ROOT / "data/teacher")
 
 
@@ -152,6 +153,21 @@ def test_sana_receives_what_its_own_preprocessing_makes(sana, keys, text, size):
     np.testing.assert_allclose(ours["rays"], theirs["chunk_plucker"].numpy(), atol=1e-5)
     latents = np.cumsum([int(part.split("-")[1]) // 8 for part in keys.split(",")])  # at the end of each action
     np.testing.assert_allclose(ours["poses"].reshape(-1, 16), theirs["raymap"][latents, :16].numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("tiling", [True, False])
+def test_tiles_are_a_setting(sana, tiling):
+    vae = sana(tiling=tiling).pipeline.vae
+    assert (vae.use_tiling, vae.use_framewise_decoding) == (tiling, tiling)
+
+
+@pytest.mark.parametrize("device, offload, call", [("cuda", True, "offload to cuda"), ("cuda", False, "to cuda"), ("cpu", True, "to cpu")])
+def test_offload_is_for_gpus(device, offload, call):
+    calls = []
+    class Pipe:
+        def to(self, device): calls.append(f"to {device}")
+        def enable_model_cpu_offload(self, device): calls.append(f"offload to {device}")
+    assert _place(pipe := Pipe(), device, offload) is pipe and calls == [call]
 
 
 def test_sana_resizes_picture_and_camera_together(sana):

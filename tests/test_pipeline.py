@@ -220,8 +220,8 @@ def test_smoke_leaves_git_alone(clone):
     run(clone, "git", "add", "-A")
     data = run(clone, "git", "ls-files", "data").split()
     kept = ("/metrics/", "/costs/", "/headline/", "/pictures/")
-    figures = {f"data/{name}.json" for name in ("speed", "annotate", "annotator_costs", "annotation_errors", "hallucinations")}
-    assert all(d.startswith(("data/base/", "data/teacher/", "data/panoramas/")) or d in figures or any(k in d for k in kept) for d in data)
+    figures = {f"data/{name}.json" for name in ("speed", "annotate", "annotator_costs", "annotation_errors", "hallucinations", "grpo_settings")}
+    assert all(d.startswith(("data/base/", "data/teacher/", "data/panoramas/", "data/calibration/")) or d in figures or any(k in d for k in kept) for d in data)
     assert not any(d.startswith("data/smoke/") for d in data)
 
 

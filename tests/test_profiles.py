@@ -12,7 +12,7 @@ from world2vlm.core.config import _merged
 
 PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text())
 RUNS = ("smoke", "mini", "rehearsal")
-COUNTS = re.compile(r"(^|\.)(n|per_shard|steps|check_every|log_every|snapshot_every|workers|processes|limit|parts|anchors|turns|moves|questions|per_scene|transitions|batch_size|gradient_accumulation_steps|"
+COUNTS = re.compile(r"(^|\.)(n|per_shard|steps|check_every|log_every|snapshot_every|workers|processes|limit|parts|anchors|turns|moves|packing|questions|per_scene|transitions|batch_size|gradient_accumulation_steps|"
                     r"grpo_per_task|max_completion_length|max_new_tokens|curriculum|presets\.\w+|per_room)$")
 MODELS = re.compile(r"(^|\.)(checkpoint|masks|folder|device|sources\.\w+)$")  # and the device they run on
 GATE = re.compile(r"\.(filters\.svc|filter)\.(inliers|sharpness|agreement)$|^supervise\.hallucinations\.(confidence|min_iou)$")  # views of a toy are noise and pass no gate

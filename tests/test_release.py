@@ -15,7 +15,7 @@ from transformers import AutoModelForImageTextToText
 from world2vlm.core.config import repo_root
 from world2vlm.dataset.shards import write_shards
 from world2vlm.report import release
-from world2vlm.report.release import _build_part, _build_release, _dataset_part, _held_out_table, _push_release, _read_metrics, _student_part, _weights_licence
+from world2vlm.report.release import _build_part, _build_release, _build_wheel, _dataset_part, _held_out_table, _push_release, _read_metrics, _student_part, _weights_licence
 
 BLOCKED = """
 import sys
@@ -74,6 +74,17 @@ def test_the_example_of_the_teacher_needs_the_package_alone(built, tmp_path):
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n" + example_of(folder)
     run = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
     assert run.returncode == 0 and (folder / "imagined.png").is_file(), run.stderr[-2000:]
+
+
+def test_the_teacher_travels_as_a_wheel(built, tmp_path):
+    "Library and wheel beside each other, with no checkout around."
+    out = tmp_path / "release"
+    shutil.copytree(built[0] / "teacher", out / "teacher")
+    run(tmp_path, sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", "site", str(_build_wheel(out)))
+    shutil.copytree(repo_root() / "world2vlm", tmp_path / "site/world2vlm", ignore=shutil.ignore_patterns("__pycache__"))
+    code = "from world2vlm import load_teacher; pipe = load_teacher('svc').pipeline; from world2vlm.teachers.svc.teacher import _shipped_checkpoint; print(_shipped_checkpoint())"
+    assert run(tmp_path, sys.executable, "-c", code, PYTHONPATH=str(tmp_path / "site")).strip().endswith("site/world2vlm_svc")
+    with pytest.raises(ValueError, match="make release"): _build_wheel(tmp_path)
 
 
 def test_figures_are_those_of_the_metric_files(built):

@@ -181,7 +181,7 @@ def _evaluate_stage(
     size: tuple[int, int],  # width and height of the pictures
     machine: _Machine,  # GPUs and rates
     questions: int = 2000,  # in one run
-) -> _Stage:  # one GPU asks
+) -> _Stage:  # each worker asks on a GPU of its own
     "The stage `evaluate` of one arm: SFT, GRPO, and the shuffled-image control."
     text = settings.get_text_config()
     parameters = _count_parameters(_empty_student(settings, Training()))["trained"]
@@ -191,7 +191,8 @@ def _evaluate_stage(
              "activations": config.batch_size * tokens * (4 * text.hidden_size + 3 * text.intermediate_size) * 2.0}
     seconds = 3 * questions * (2 * tokens * parameters / (machine.teraflops * 1e12 * machine.training_share)
                                + _ANSWER_TOKENS / machine.tokens_per_second)
-    return _Stage("evaluate", 1, parts, seconds / 3600, 0.0, dict.fromkeys(parts, "evaluate.batch_size"))
+    gpus = min(machine.gpus, config.workers)
+    return _Stage("evaluate", gpus, parts, seconds / gpus / 3600, 0.0, dict.fromkeys(parts, "evaluate.batch_size"))
 
 # %% ../../nbs/83_plan.ipynb #d170a315
 def _plan_run(

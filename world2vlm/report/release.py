@@ -8,12 +8,16 @@ __all__ = []
 # %% ../../nbs/89_release.ipynb #53921989
 import json
 import shutil
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from .. import __version__
 from ..core.actions import plan
 from ..core.camera import Action
 from ..core.config import load_settings, repo_root
@@ -261,6 +265,31 @@ def _build_release(
         raise ValueError(f"data/{profile}: nothing to release; run `make repro` or `dvc pull` first")
     return {name: str(folder or "not there: run `make repro` or `dvc pull`") for name, folder in built.items()}
 
+# %% ../../nbs/89_release.ipynb #a99933cf
+_WHEEL = """[project]
+name = "world2vlm-svc"
+version = "{version}"
+description = "Weights of the small teacher svc of world2vlm"
+license = "Apache-2.0"
+[tool.setuptools]
+packages = ["world2vlm_svc"]
+[tool.setuptools.package-data]
+world2vlm_svc = ["**/*"]
+"""
+
+def _build_wheel(
+    out: Path | str,  # folder of the release, with `teacher` in it
+) -> Path:  # the wheel
+    "The released teacher as a wheel. ValueError where it is not there."
+    if not (teacher := Path(out) / "teacher").is_dir(): raise ValueError(f"{teacher}: no teacher; run `make release` first")
+    with tempfile.TemporaryDirectory() as home:
+        shutil.copytree(teacher, Path(home) / "world2vlm_svc", ignore=shutil.ignore_patterns("log.jsonl", "*.png"))
+        write_text(Path(home) / "world2vlm_svc/__init__.py", "")
+        write_text(Path(home) / "pyproject.toml", _WHEEL.format(version=__version__))
+        command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(out), home]
+        subprocess.run(command, check=True)
+    return next(Path(out).glob("world2vlm_svc-*.whl"))
+
 # %% ../../nbs/89_release.ipynb #be91baa2
 def _push_release(
     namespace: str,  # user or organisation on the hub
@@ -293,9 +322,8 @@ def _command(
     options = parser.parse_args(arguments)
     if options.push: return "\n".join(_push_release(options.push, options.out))
     built = _build_release(options.profile, options.arm, options.out)
+    if Path(built["teacher"]).is_dir(): built["wheel of the teacher"] = str(_build_wheel(options.out))
     return "\n".join(f"{name}: {place}" for name, place in built.items())
 
 # %% ../../nbs/89_release.ipynb #fe3f60e8
-if __name__ == "__main__" and "__file__" in globals():  # not in a notebook
-    import sys
-    print(_command(sys.argv[1:]))
+if __name__ == "__main__" and "__file__" in globals(): print(_command(sys.argv[1:]))  # not in a notebook

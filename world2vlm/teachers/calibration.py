@@ -156,7 +156,7 @@ def calibrate_teacher(
     teacher: WorldModel,  # ready to imagine
     scenes: Iterable[Scene],  # rooms, crops of panoramas, or large pictures for features
     config: Calibration = Calibration(),  # which motions, and how they are measured
-    path: str | Path = "",  # file to write; in the folder of the weights it stays with them
+    path: str | Path = "",  # file to write, for the option `calibration` of `load_teacher`
     folder: str = "data/panoramas",  # of the panoramas
 ) -> dict:  # yaw and scale, as far as measured: gain, interval, views; teacher, method, scenes
     "Measure the gains of `teacher`. ValueError where no view could be measured."

@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
 
@@ -63,14 +64,16 @@ def _resize(
 
 # %% ../../../nbs/35_svc_teacher.ipynb #0c50a679
 def _shipped_checkpoint() -> str:  # folder
-    "The small model of the repository, whatever the working directory. ConfigError where there is no checkout."
+    "The small model, whatever the working directory: of a checkout, or installed as `world2vlm_svc`. ConfigError without either."
     package = Path(str(files("world2vlm"))).parent  # a checkout, unless the package was installed from a wheel
     try: roots = [repo_root(), package]
     except ConfigError: roots = [package]
-    for folder in (root / "data/teacher" for root in roots):
+    installed = [Path(str(files("world2vlm_svc")))] if find_spec("world2vlm_svc") else []
+    for folder in (*(root / "data/teacher" for root in roots), *installed):
         if (folder / "model_index.json").is_file(): return str(folder)
     raise ConfigError("teacher 'svc': no checkpoint. The small model is data/teacher of a checkout of the repository: "
-                      "give its path as checkpoint=...; or the folder, or the name on the hub with its commit as "
+                      "give its path as checkpoint=...; or install the wheel world2vlm_svc, which `make release` writes "
+                      "into data/release; or give the folder, or the name on the hub with its commit as "
                       "revision=..., of a converted model: the released weights are stabilityai/stable-virtual-camera "
                       "(gated, not for commercial use), convert them as nbs/33_svc_convert.ipynb does")
 
