@@ -13,8 +13,10 @@ import pytest
 from world2vlm.core import runs
 from world2vlm.core.cluster import _ray_map
 from world2vlm.core.runs import append_jsonl, parallel_map, read_jsonl
+from world2vlm.dataset.annotation import make_annotations
 from world2vlm.dataset.shards import read_dataset, validate_dataset
 from world2vlm.dataset.synthesis import Imagine, Scenes, Supervise, make_questions, make_rollouts, make_scenes
+from world2vlm.scenes.annotate import Annotate
 from world2vlm.teachers.reprojection import Reprojection
 
 SCENES = Scenes(n=6, per_shard=1, size=(32, 32), seed=4)
@@ -129,8 +131,10 @@ def test_an_open_teacher_is_sent_as_its_settings():
 def test_an_object_store_holds_the_same_bytes(scenes, tmp_path):
     store = f"file://{tmp_path}/store"
     make_scenes(SCENES, f"{store}/scenes")
+    make_annotations(Annotate(), f"{store}/scenes", f"{store}/annotated")
+    assert bytes_of(tmp_path / "store" / "annotated") == bytes_of(tmp_path / "store" / "scenes")
     stats = make_rollouts(Imagine(presets={"single": 2}, seed=4, workers=2), LoggedTeacher(str(tmp_path / "log")),
-                          f"{store}/scenes", f"{store}/rollouts")
+                          f"{store}/annotated", f"{store}/rollouts")
     assert bytes_of(tmp_path / "store" / "rollouts") == bytes_of(scenes / "rollouts")
     assert stats["motion_sizes"] == json.loads((scenes / "rollouts/stats.json").read_text())["motion_sizes"]
     figures = [make_questions(Supervise(seed=4), f"{store}/scenes", f"{store}/rollouts", folder)["views"] for folder in (f"{store}/examples", tmp_path / "examples")]
@@ -149,6 +153,8 @@ def test_an_unfinished_result_in_a_store_is_not_mixed():
         raise KeyError
     assert not upath.UPath("memory://bucket/x/a.txt").exists()
     make_scenes(SCENES, "memory://bucket/scenes")
+    make_annotations(Annotate(), "memory://bucket/scenes", "memory://bucket/annotated")
+    assert next(read_dataset("scenes", "memory://bucket/annotated")).id == next(read_dataset("scenes", "memory://bucket/scenes")).id
     first = [scene.id for scene in read_dataset("scenes", "memory://bucket/scenes")]
     runs.write_text("memory://bucket/scenes/fingerprint", "of another run")
     with pytest.raises(RuntimeError, match="unfinished result of other settings"): make_scenes(SCENES, "memory://bucket/scenes")

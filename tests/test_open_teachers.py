@@ -483,14 +483,17 @@ def test_a_calibrated_teacher_shows_what_was_planned(tmp_path, monkeypatch):
     assert (applied.poses == turn.poses).all() and applied.fidelity["calibrated"] == 1 and reported.fidelity["calibrated"] == 0
     assert applied.fidelity["yaw_gain"] == reported.fidelity["yaw_gain"] == pytest.approx(.8, abs=.04)
     rejected, far = {}, plan(parse_actions("move forward 9 meters"))
+    with pytest.raises(ConfigError, match="measured with 'scaled', not with 'simulator'"): load_teacher("simulator", calibration=str(path))
+    path.write_text(path.read_text().replace("scaled", "simulator"))
     assert load_teacher("simulator", calibration=str(path)).imagine(ROOMS[0], [far], reject=rejected.__setitem__) == []
     assert list(rejected) == [f"{ROOMS[0].id}: {format_actions(far.actions)}"]
 
 
-def test_a_mirrored_teacher_is_no_matter_of_calibration(tmp_path):
+def test_a_mirrored_teacher_is_no_matter_of_calibration(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
     result = calibrate_teacher(Scaled(yaw=-1.0), ROOMS, replace(FEW, turns=(5,)), tmp_path / "mirrored.json")
     assert result["yaw"]["gain"] < 0
-    with pytest.raises(ConfigError, match="repair the adapter"): load_teacher("simulator", calibration=str(tmp_path / "mirrored.json"))
+    with pytest.raises(ConfigError, match="repair the adapter"): load_teacher("test_open_teachers:Scaled", calibration=str(tmp_path / "mirrored.json"))
     with pytest.raises(ConfigError, match="cannot be read"): load_teacher("simulator", calibration=str(tmp_path / "nothing.json"))
 
 

@@ -16,6 +16,7 @@ from ..core.config import import_named
 from ..core.records import Scene
 from ..core.runs import Reject
 from ..core.stages import atomic_dir, fingerprint, recipe_of
+from ..core.storage import _as_path
 from .shards import read_shard, shard_paths, write_shards
 from ..scenes.annotate import _annotate_scenes, _annotator_licences, Annotate, ANNOTATORS
 
@@ -47,10 +48,11 @@ def _pass_on(
     work: Path,  # folder of the new one
 ) -> dict:  # content of stats.json
     "Copy a data set, file by file."
-    for path in [*shard_paths("scenes", scenes), *Path(scenes).glob("*.*")]:
-        target = work / path.relative_to(scenes)
+    home = _as_path(scenes)
+    for path in [*shard_paths("scenes", scenes), *home.glob("*.*")]:
+        target = work / str(path.relative_to(home))
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
+        with path.open("rb") as source, target.open("wb") as copy: shutil.copyfileobj(source, copy)
     return json.loads((work / "stats.json").read_text(encoding="utf-8"))
 
 # %% ../../nbs/55_annotation.ipynb #0fa29c63

@@ -56,14 +56,17 @@ def collect_rollouts(
 # %% ../../nbs/20_base.ipynb #a54a8507
 def _read_gains(
     path: str,  # of `calibrate_teacher`
+    teacher: str = "",  # name of the teacher that will use them; "" for any
 ) -> dict[str, float]:  # yaw, scale: shown amount as a share of the requested; 1 where it was not measured
     "The gains in the file at `path`. ConfigError where there are none that can be undone."
     def wrong(reason): return ConfigError(f"calibration {path!r}: {reason}")
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
         gains = {kind: float(data[kind]["gain"]) if kind in data else 1.0 for kind in ("yaw", "scale")}
+        measured = data.get("teacher") or teacher
     except OSError as error: raise wrong(f"cannot be read ({error})") from None
     except (KeyError, TypeError, ValueError): raise wrong("no gains; write it with `calibrate_teacher`") from None
+    if teacher and measured != teacher: raise wrong(f"was measured with {measured!r}, not with {teacher!r}")
     for kind, gain in gains.items():
         if not 0.1 <= gain <= 10: raise wrong(f"a {kind} gain of {gain:g} is no error of size; repair the adapter")
     return gains
@@ -144,7 +147,7 @@ def load_teacher(
 ) -> WorldModel:  # ready to imagine
     "The teacher called `name` with `options`; ConfigError for a wrong name, a wrong option, or no teacher."
     teacher = _build_named(name, TEACHERS, "teacher", options, "name", "exact", "imagine")
-    return _Calibrated(teacher, _read_gains(calibration), calibrated) if calibration else teacher
+    return _Calibrated(teacher, _read_gains(calibration, teacher.name), calibrated) if calibration else teacher
 
 # %% ../../nbs/20_base.ipynb #2e830653
 def teacher_with_options(
