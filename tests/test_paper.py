@@ -13,6 +13,10 @@ RECIPE = [
     ("at most 0.2 m a frame", "imagine", "move_step", 0.2),
     ("at most 5 degrees a frame", "imagine", "turn_step", 5),
     ("single actions and presets of two and three", "imagine", "presets", {"single": 6, "forward_turn": 1, "turn_forward": 1, "shift_forward_turn": 1}),
+    ("real photos and simulated rooms", "scenes", "source", {"photos": 0.5, "rooms": 0.5}),
+    ("detector confidence >= 0.3", "annotate", "confidence", 0.3),
+    ("box area 1-60 % of the image", "annotate", "area", (0.01, 0.6)),
+    ("1 % away from the border", "annotate", "border", 0.01),
     ("box area 1-60 % of the image", "supervise", "rules.area", (0.01, 0.6)),
     ("metres of a false claim are those of the motions", "supervise", "rules.move", (0.1, 6)),
     ("degrees of a false claim are those of the motions", "supervise", "rules.turn", (10, 100)),
@@ -79,6 +83,16 @@ def value(settings, path):
 
 @pytest.mark.parametrize("line, section, path, expected", RECIPE, ids=lambda part: str(part)[:40])
 def test_line_of_the_recipe(paper, line, section, path, expected): assert value(paper[section], path) == expected
+
+
+def test_cosine_and_adapters_on_all_linear_layers_of_the_language_model(paper, tmp_path):
+    from torch import nn
+    from world2vlm.students.models import mini_student
+    from world2vlm.students.training import _lora_config, trainer_arguments
+    model, _ = mini_student(["yes"])
+    layers = {name for name, part in model.named_modules() if isinstance(part, nn.Linear) and ".layers." in name and "visual" not in name}
+    assert set(_lora_config(model, paper["sft"]).target_modules) == layers
+    for stage in ("sft", "grpo"): assert trainer_arguments(paper[stage], tmp_path)["lr_scheduler_type"] == "cosine"
 
 
 @pytest.mark.parametrize("path", DIFFERENT)
