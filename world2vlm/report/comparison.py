@@ -99,15 +99,18 @@ def _alone_part(
     parts: int,  # how many there are
     column: str,  # a key of `_columns`
     config: Comparison,  # settings
-    checkpoint: str,  # of the student
+    students: dict[str, str],  # run -> checkpoint, the final student last
     out: Path,  # folder of answer files
-    run: str,  # name of the answer file; "blind" for the shuffled-image control
-) -> list[dict]:  # rows of `ask_benchmark`
-    "Every `parts`-th batch of the questions, answered by a student alone."
-    student, name = _open_student(checkpoint, config), _columns(config)[column][0]
-    how = dict(batch_size=config.batch_size, frames=config.frames, blind=run == "blind", choose=name in config.chosen)
-    path = out / (f"{run}.jsonl" if parts == 1 else f"{run}-{part}.jsonl")
-    return ask_benchmark(student, name, _load_items(column, config)[0], path, **how, part=part, parts=parts)
+) -> dict[str, list[dict]]:  # run, "blind" -> rows of `ask_benchmark`
+    "Every `parts`-th batch of the questions, answered by each student alone, and with shuffled images by the last."
+    name, items, rows = _columns(config)[column][0], _load_items(column, config)[0], {}
+    how = dict(batch_size=config.batch_size, frames=config.frames, choose=name in config.chosen, part=part, parts=parts)
+    def ask(student, run):
+        path = out / (f"{run}.jsonl" if parts == 1 else f"{run}-{part}.jsonl")
+        rows[run] = ask_benchmark(student, name, items, path, blind=run == "blind", **how)
+    for run, checkpoint in students.items(): ask(student := _open_student(checkpoint, config), run)
+    ask(student, "blind")
+    return rows
 
 # %% ../../nbs/89_comparison.ipynb #35931c0e
 def _ask_alone(
@@ -117,15 +120,15 @@ def _ask_alone(
     items: list[Item],  # questions, whose order the rows have
     out: Path,  # folder of answer files
 ) -> dict[str, list[dict]]:  # run, "blind" -> rows of `ask_benchmark`
-    "The answers of each student, and those of the last one in the shuffled-image control."
+    "The answers of each student, and those of the last one in the shuffled-image control, by several processes."
     import torch
     device, place = "cuda" if torch.cuda.is_available() else "cpu", {item.id: i for i, item in enumerate(items)}
-    def ask(run, checkpoint):
-        part = partial(_alone_part, parts=config.workers, column=column, config=config, checkpoint=checkpoint, out=out, run=run)
-        rows = sum(parallel_map(part, config.workers, config.workers, run, device=device), [])
-        if items and not rows: raise ValueError(f"{run}: none of {len(items)} questions of {column} can be asked")
-        return sorted(rows, key=lambda row: place[row["id"]])
-    return {run: ask(run, checkpoint) for run, checkpoint in [*students.items(), ("blind", [*students.values()][-1])]}
+    ask = partial(_alone_part, parts=config.workers, column=column, config=config, students=students, out=out)
+    parts = parallel_map(ask, config.workers, config.workers, f"{column}: students alone", device=device)
+    runs = {run: sum((part[run] for part in parts), []) for run in parts[0]}
+    if items and (silent := [run for run, rows in runs.items() if not rows]):
+        raise ValueError(f"{silent[0]}: none of {len(items)} questions of {column} can be asked")
+    return {run: sorted(rows, key=lambda row: place[row["id"]]) for run, rows in runs.items()}
 
 # %% ../../nbs/89_comparison.ipynb #7d0e0822
 def _search_run(
