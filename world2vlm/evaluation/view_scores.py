@@ -49,8 +49,7 @@ def _nearest_surface(
     import cv2
     from scipy.spatial import cKDTree
     lab = lambda image: cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2LAB).reshape(-1, 3)
-    _, nearest = cKDTree(lab(truth)).query(lab(view), neighbours)  # [H W, neighbours]
-    surfaces = np.unique(ids)
+    (_, nearest), surfaces = cKDTree(lab(truth)).query(lab(view), neighbours), np.unique(ids)  # [H W, neighbours]
     votes = (ids.reshape(-1)[nearest][..., None] == surfaces).sum(1)  # [H W, surfaces]
     return surfaces[votes.argmax(1)].reshape(ids.shape)
 

@@ -21,6 +21,7 @@ from ..core.runs import parallel_map, rng_for, rounded, write_json
 from ..core.stages import atomic_dir, fingerprint
 from ..evaluation.benchmarks.base import (
     _prior_rows, ask_benchmark, Benchmark, BENCHMARKS, control_rows, CONTROLS, fetch, Item, open_benchmark)
+from ..evaluation.held_out import _part_file
 from ..evaluation.search_log import _calls_page
 from ..evaluation.statistics import paired_scores, score_with_interval
 from ..evaluation.view_search import ViewSearch, ask_with_search, search_cost
@@ -33,6 +34,7 @@ from ..teachers.base import load_teacher, TeacherName, TeacherOptions
 # %% ../../nbs/89_comparison.ipynb #5e3634b5
 _Sources = dict[Annotated[str, BENCHMARKS, "module:attribute"], str]
 
+# %% ../../nbs/89_comparison.ipynb #0b97bbc8
 @dataclass(frozen=True)
 class Comparison(Settings):
     "Which benchmarks are asked, and how."
@@ -103,14 +105,12 @@ def _alone_part(
     out: Path,  # folder of answer files
 ) -> dict[str, list[dict]]:  # run, "blind" -> rows of `ask_benchmark`
     "Every `parts`-th batch of the questions, answered by each student alone, and with shuffled images by the last."
-    name, items, rows = _columns(config)[column][0], _load_items(column, config)[0], {}
+    name, items = _columns(config)[column][0], _load_items(column, config)[0]
     how = dict(batch_size=config.batch_size, frames=config.frames, choose=name in config.chosen, part=part, parts=parts)
-    def ask(student, run):
-        path = out / (f"{run}.jsonl" if parts == 1 else f"{run}-{part}.jsonl")
-        rows[run] = ask_benchmark(student, name, items, path, blind=run == "blind", **how)
-    for run, checkpoint in students.items(): ask(student := _open_student(checkpoint, config), run)
-    ask(student, "blind")
-    return rows
+    def ask(run, checkpoint):
+        student, path = _open_student(checkpoint, config), _part_file(out, run, part, parts)
+        return ask_benchmark(student, name, items, path, blind=run == "blind", **how)
+    return {run: ask(run, checkpoint) for run, checkpoint in [*students.items(), ("blind", [*students.values()][-1])]}
 
 # %% ../../nbs/89_comparison.ipynb #35931c0e
 def _ask_alone(
@@ -121,13 +121,11 @@ def _ask_alone(
     out: Path,  # folder of answer files
 ) -> dict[str, list[dict]]:  # run, "blind" -> rows of `ask_benchmark`
     "The answers of each student, and those of the last one in the shuffled-image control, by several processes."
-    import torch
-    device, place = "cuda" if torch.cuda.is_available() else "cpu", {item.id: i for i, item in enumerate(items)}
+    place = {item.id: i for i, item in enumerate(items)}
     ask = partial(_alone_part, parts=config.workers, column=column, config=config, students=students, out=out)
-    parts = parallel_map(ask, config.workers, config.workers, f"{column}: students alone", device=device)
+    parts = parallel_map(ask, config.workers, config.workers, f"{column}: students alone", device="cuda")
     runs = {run: sum((part[run] for part in parts), []) for run in parts[0]}
-    if items and (silent := [run for run, rows in runs.items() if not rows]):
-        raise ValueError(f"{silent[0]}: none of {len(items)} questions of {column} can be asked")
+    if items and not all(runs.values()): raise ValueError(f"none of {len(items)} questions of {column} can be asked")
     return {run: sorted(rows, key=lambda row: place[row["id"]]) for run, rows in runs.items()}
 
 # %% ../../nbs/89_comparison.ipynb #7d0e0822
@@ -298,7 +296,7 @@ def _command(
     students = {Path(student).name: student for student in options.students}
     return benchmark_table(*make_comparison(config, students, options.out or f"data/answers/{options.name}")).markdown()
 
-
+# %% ../../nbs/89_comparison.ipynb #f6d3ae84
 if __name__ == "__main__" and "__file__" in globals():  # not in a notebook
     import sys
     from importlib import import_module

@@ -72,10 +72,9 @@ def _shipped_checkpoint() -> str:  # folder
     for folder in (*(root / "data/teacher" for root in roots), *installed):
         if (folder / "model_index.json").is_file(): return str(folder)
     raise ConfigError("teacher 'svc': no checkpoint. The small model is data/teacher of a checkout of the repository: "
-                      "give its path as checkpoint=...; or install the wheel world2vlm_svc, which `make release` writes "
-                      "into data/release; or give the folder, or the name on the hub with its commit as "
-                      "revision=..., of a converted model: the released weights are stabilityai/stable-virtual-camera "
-                      "(gated, not for commercial use), convert them as nbs/33_svc_convert.ipynb does")
+                      "give its path as checkpoint=..., or install the wheel world2vlm_svc of `make release`; or give the "
+                      "folder, or the name on the hub with its commit as revision=..., of the converted weights of "
+                      "stabilityai/stable-virtual-camera (gated, not for commercial use): nbs/33_svc_convert.ipynb")
 
 @dataclass(frozen=True)
 class SVC:
