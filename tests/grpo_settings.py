@@ -43,7 +43,7 @@ def measure(arm: str, profile: str = "mini") -> dict:
         log, rows = [line for line in read_training_log(out) if "reward" in line], ask(str(out), name)
         ends = {title: [sum(line.get(key, 0) for line in part) / len(part) for part in (log[:5], log[-5:])] for title, key in WATCHED.items()}
         over = {key: value for key, value in _paired_difference(rows, reference).items() if key != "tasks"}
-        found[name] = {"settings": other, "steps": log[-1]["step"], "tasks": by_task(rows), "over SFT": over, "first and last steps": ends}
+        found[name] = {"settings": {key: str(value) for key, value in other.items()}, "steps": log[-1]["step"], "tasks": by_task(rows), "over SFT": over, "first and last steps": ends}
         print(name, json.dumps(rounded(found[name])), flush=True)
         write_json("data/grpo_settings.json", rounded({"arm": arm, "first room": ROOMS, "SFT": by_task(reference), "variants": found}))
     return found
