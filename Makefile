@@ -1,6 +1,6 @@
 # The first use of any target makes .venv from requirements.lock. `profile` in params.yaml says how large a run is; targets that do not call dvc also take PROFILE=.
 .DEFAULT_GOAL := help
-.PHONY: help repro ablation arms comparison sweep grpo-settings benchmarks quality photos annotation-errors base teacher svc plan proofs rehearsal cluster-check release push gpu-check gpu-wheels test fuzz sync notebooks docs lab lock
+.PHONY: help repro ablation arms comparison sweep grpo-settings benchmarks quality photos annotation-errors base teacher svc plan proofs rehearsal repeats cluster-check release push gpu-check gpu-wheels test fuzz sync notebooks docs lab lock
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export OMP_NUM_THREADS ?= 2
 # glibc gives large arrays back to the kernel and asks for them again at each step of a training, which costs more than the arithmetic; here it keeps them
@@ -77,8 +77,9 @@ test: .venv/installed  ## all tests, then every notebook of the library
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 nbdev_test --n_workers 2
 
-proofs: .venv/installed  ## slow proofs: trainings that share a student, large adapters that are killed, all parts of the GPU check
+proofs: .venv/installed  ## slow proofs: trainings that share a student, large adapters that are killed, all parts of the GPU check, slow cells of notebooks
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile -m proof
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 nbdev_test --n_workers 2 --flags slow --skip_file_re '^([_.]|94)'  # which measures speed
 
 rehearsal: .venv/installed  ## the paper's run with toys in place of its models, in a copy of the repository: does each setting work?
 	HF_HUB_OFFLINE=1 python -m pytest -s -m rehearsal tests/test_rehearsal.py
@@ -86,6 +87,10 @@ rehearsal: .venv/installed  ## the paper's run with toys in place of its models,
 cluster-check: .venv/installed  ## Ray on this machine (needs the extra `cluster`): a lost machine, equal bytes, and its rate beside that of processes; figures in tests/metrics/cluster.json
 	OMP_NUM_THREADS=1 python -m pytest tests/test_cluster.py
 	OMP_NUM_THREADS=1 python tests/cluster_throughput.py
+
+RUNS ?= 3
+repeats: .venv/installed  ## the main arm from nothing, RUNS times: the same bytes? minutes, and seconds of a second `dvc repro`; figures in tests/metrics/repeats.json
+	HF_HUB_OFFLINE=1 python tests/repeats.py $(RUNS) $(SIZE)
 
 SEED ?= $(shell date +%s)
 fuzz: .venv/installed  ## 20,000 odd and damaged inputs, pairs of runs and a hundred kills; figures in tests/metrics

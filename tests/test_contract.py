@@ -103,12 +103,17 @@ class Lying:
         if self.lie == "floats": return replace(r, images=r.images / 255)
         if self.lie == "no ids": return replace(r, ids=None)
         if self.lie == "remembers": return replace(r, images=r.images + np.uint8(self.calls))
+        if self.lie == "knows the scene before":
+            before, self.last = getattr(self, "last", r.scene_id), r.scene_id
+            return replace(r, images=r.images + np.uint8(before != r.scene_id))
+        if self.lie == "differs between processes": return replace(r, images=r.images + np.uint8(os.getpid() % 251))
         if self.lie == "nan": return replace(r, fidelity={"unseen": float("nan")})
         return r
 
 
 LIES = {"mirrors turns": "signs", "mirrors moves": "signs", "hides rejections": "empty", "reverses": "order", "drops keyframes": "record",
-        "forgets the seed": "record", "other poses": "record", "floats": "record", "no ids": "record", "remembers": "seed", "nan": "record"}
+        "forgets the seed": "record", "other poses": "record", "floats": "record", "no ids": "record", "remembers": "seed", "nan": "record",
+        "knows the scene before": "state", "differs between processes": "kill"}
 
 
 @pytest.mark.parametrize("lie, check", LIES.items())

@@ -156,7 +156,7 @@ def test_the_stages_give_the_runs_of_a_report(folders, tmp_path):
     runs = base | arm(folders, tmp_path / "arm")
     assert list(runs) == ["base", "sft", "grpo", "blind", "majority", "random"]
     assert by_id(runs) == by_id(read_runs(tmp_path / "base", tmp_path / "arm"))
-    options = dict(box_format="pixels", attention="sdpa", max_pixels=0)
+    options = dict(box_format="pixels", attention="sdpa", max_pixels=0, dtype="auto")
     assert Colour.opened == [(name, options) for name in ("base", "sft", "grpo")]  # each once, in the order of training
     questions, training = (list(read_dataset("examples", folders / name)) for name in ("questions", "examples"))
     mean = lambda examples, name: [f"{name} {example.images[0].mean():.3f}" for example in examples]

@@ -267,6 +267,12 @@ def test_models_are_made_from_scratch(clone, name, result):
     assert json.loads((clone / out / "made.json").read_text())["command"] == f"make {name}" and (clone / out / result).exists()
 
 
+def test_outputs_that_differ_between_runs_are_named():
+    from repeats import differing
+    runs = [{"digests": {"a": "1", "b": "2"}}, {"digests": {"a": "1", "b": "3"}}, {"digests": {"a": "1", "b": "2", "c": "4"}}]
+    assert differing(runs) == ["b", "c"] and differing(runs[:1]) == []
+
+
 def test_second_repro_does_nothing(clone):
     start = time.perf_counter()
     out = run(clone, "dvc", "repro", *MAIN)
@@ -320,8 +326,8 @@ def test_the_arm_names_the_teacher():
 
 @pytest.mark.proof
 def test_smoke_judges_the_shipped_teacher(clone):
-    run(clone, "dvc", "repro", "teacher_quality")
-    found = figures(clone, "teacher_quality")
+    run(clone, "dvc", "repro", "teacher_quality@svc")
+    found = figures(clone, "teacher_quality-svc")
     assert found["views"] == sum(row["n"] for row in found["by size"] if row["amount"] is None) > 0
     assert found["packing"]["released"]["views"] > 10 * found["packing"]["packed"]["views"]
 

@@ -38,7 +38,7 @@ def test_from_sft_to_evaluation(examples, tmp_path, family):
     assert tower and all((before[name] == after[name]).all() for after in (first, second) for name in tower)
     for old, new in ((before, first), (first, second)): assert any((old[name] != new[name]).any() for name in before)
     assert np.isfinite(curve(tmp_path / "sft")).all() and np.isfinite(curve(tmp_path / "grpo", "reward")).all()
-    rows = evaluate_base(Evaluate(batch_size=8, max_new_tokens=4, attention="eager"), tmp_path / "grpo", examples, tmp_path / "answers")["base"]
+    rows = evaluate_base(Evaluate(batch_size=8, max_new_tokens=4, attention="eager", dtype="bfloat16"), tmp_path / "grpo", examples, tmp_path / "answers")["base"]
     assert len(rows) == 32 and all(isinstance(row["response"], str) for row in rows)
     views = [np.zeros((SIDE, SIDE, 3), np.uint8)] * 2
     assert len(HFStudent(*load_student(str(tmp_path / "grpo"))).reply([Prompt([*views[1:], "Is it red?"]), Prompt([*views, "Is it?"])], 4)) == 2

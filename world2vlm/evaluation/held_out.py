@@ -22,7 +22,7 @@ from ..core.stages import atomic_dir, fingerprint
 from ..dataset.columns import _read_texts
 from ..dataset.shards import read_dataset
 from .answering import _batches, answer_examples, collect_answers
-from ..students.models import Attention, BoxFormat, Engine, open_student, Student
+from ..students.models import Attention, BoxFormat, Engine, open_student, Precision, Student
 from ..tasks.tasks import open_task
 from .statistics import wilson_interval
 
@@ -36,17 +36,18 @@ class Evaluate(Settings):
     max_new_tokens: Count = 64  # longest answer
     max_pixels: Whole = 0  # largest picture, pixels; 0 leaves the student's own
     attention: Attention = "sdpa"  # "eager" | "sdpa"
+    dtype: Precision = "auto"  # of the weights: "auto" (as they are stored) | "float32" | "bfloat16"
     seed: Seed = 0  # of the shuffled images
     workers: Workers = 1  # processes that share the questions, on GPUs at most one for each
 
 # %% ../../nbs/72_held_out.ipynb #568c1539
 def _open_student(
-    config: Evaluate,  # engine, box format, attention, pixels
+    config: Evaluate,  # engine, box format, attention, pixels, dtype
     checkpoint: Path | str,  # a folder, or the name of a model on the hub
 ) -> Student:  # ready to answer
     "The student at `checkpoint`."
-    options = dict(box_format=config.box_format, attention=config.attention, max_pixels=config.max_pixels)
-    return open_student(checkpoint, config.engine, **options)
+    names = "box_format", "attention", "max_pixels", "dtype"
+    return open_student(checkpoint, config.engine, **{name: getattr(config, name) for name in names})
 
 # %% ../../nbs/72_held_out.ipynb #9691c3ae
 def _part_file(

@@ -28,7 +28,7 @@ from ..evaluation.view_search import ViewSearch, ask_with_search, search_cost
 from .comparison_tables import (
     _kind_table, _MORE_COLUMNS, benchmark_table, COLUMNS, comparison_table, cost_figure, paper_table)
 from .page import Picture, Section, render_page, write_page
-from ..students.models import Attention, BoxFormat, Engine, open_student, Student
+from ..students.models import Attention, BoxFormat, Engine, open_student, Precision, Student
 from ..teachers.base import load_teacher, TeacherName, TeacherOptions
 
 # %% ../../nbs/89_comparison.ipynb #5e3634b5
@@ -54,6 +54,7 @@ class Comparison(Settings):
     frames: Annotated[int, ">= 2"] = 32  # of a video
     attention: Attention = "sdpa"  # "eager" | "sdpa"
     max_pixels: Whole = 0  # largest picture, pixels; 0 leaves the student's own
+    dtype: Precision = "auto"  # of the weights: "auto" (as they are stored) | "float32" | "bfloat16"
     workers: Workers = 1  # processes of the view search
 
     def __post_init__(self):
@@ -63,12 +64,12 @@ class Comparison(Settings):
 # %% ../../nbs/89_comparison.ipynb #668ae61f
 def _open_student(
     checkpoint: Path | str,  # a folder, or the name of a model on the hub
-    config: Comparison,  # engine, box format, attention, pixels
+    config: Comparison,  # engine, box format, attention, pixels, dtype
     engine: str = "",  # another engine
 ) -> Student:  # ready to answer
     "The student at `checkpoint`."
-    options = dict(box_format=config.box_format, attention=config.attention, max_pixels=config.max_pixels)
-    return open_student(checkpoint, engine or config.engine, **options)
+    names = "box_format", "attention", "max_pixels", "dtype"
+    return open_student(checkpoint, engine or config.engine, **{name: getattr(config, name) for name in names})
 
 # %% ../../nbs/89_comparison.ipynb #373abf58
 def _columns(
@@ -283,7 +284,7 @@ def _command(
     parser.add_argument("--folder", help="of the benchmark; data/benchmarks/NAME without it")
     parser.add_argument("--split", help="subset of the benchmark; the first one without it")
     parser.add_argument("--out", help="folder of answers and tables; data/answers/NAME without it")
-    names = "engine", "box_format", "batch_size", "frames", "attention", "max_pixels"
+    names = "engine", "box_format", "batch_size", "frames", "attention", "max_pixels", "dtype"
     settings = {name: getattr(Comparison(), name) for name in names}
     for name, value in settings.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)

@@ -133,6 +133,7 @@ def _open_openai(
     checkpoint: str,  # name of the model, as the server has it
     box_format: str = "norm1000",  # how it reads and writes boxes
     attention: str = "",  # the server chooses its own
+    dtype: str = "auto",  # likewise
     max_pixels: int = 0,  # largest picture, pixels; 0 for any number
 ) -> _ServerStudent:  # at OPENAI_BASE_URL
     "A student of a server. ValueError without an address, or for boxes in pixels of pictures that the server resizes."

@@ -72,9 +72,10 @@ def _open_vllm(
     box_format: str = "norm1000",  # how it reads and writes boxes, or "pixels"
     attention: str = "",  # vLLM chooses its own
     max_pixels: int = 0,  # largest picture, pixels; 0 leaves the student's own
+    dtype: str = "auto",  # of the weights: "auto" | "float32" | "bfloat16"
 ) -> VLLMStudent:  # needs the extra "vllm"
     "A student of vLLM."
     from vllm import LLM
     limits = dict(max_pixels=max_pixels) if max_pixels else None
-    llm = LLM(checkpoint, limit_mm_per_prompt={"image": 64, "video": 1}, mm_processor_kwargs=limits)
+    llm = LLM(checkpoint, limit_mm_per_prompt={"image": 64, "video": 1}, mm_processor_kwargs=limits, dtype=dtype)
     return VLLMStudent(llm, _load_processor(checkpoint, max_pixels or None), checkpoint, box_format)
