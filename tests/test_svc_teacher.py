@@ -16,7 +16,7 @@ from world2vlm.core.actions import parse_actions, plan
 from world2vlm.core.camera import intrinsics
 from world2vlm.scenes.room import room_scenes
 from world2vlm.teachers.svc.cameras import pluecker
-from world2vlm.teachers.svc.teacher import _add_mirrored_detail, _model_size, _pack_windows, _rollout_seed, _units_per_metre, _warp_to_views
+from world2vlm.teachers.svc.teacher import _model_size, _pack_windows, _rollout_seed, _units_per_metre, _warp_to_views
 from world2vlm.teachers.svc.training import _Batch, _loss, _sample_scores, _small_heads, _small_pipeline, _small_scheduler, _small_unet, _to_tensors
 from world2vlm.teachers.svc.training import SVCTraining, _training_noise, _training_window, train_teacher, _WindowDataset
 from world2vlm.tasks.tasks import TASKS
@@ -113,7 +113,7 @@ def test_a_zero_output_returns_the_warped_anchor(tmp_path):
     torch.nn.init.zeros_(unet.conv_out.weight), torch.nn.init.zeros_(unet.conv_out.bias)
     _small_pipeline(unet, TOY).save_pretrained(tmp_path)
     scene, trajectories = next(room_scenes(1, seed=4)), [plan(parse_actions(text)) for text in ("turn left 20 degrees", "move forward 0.3 meters; turn right 20 degrees")]
-    rollouts = load_teacher("svc", checkpoint=str(tmp_path), detail_width=0.0).imagine(scene, trajectories)
+    rollouts = load_teacher("svc", checkpoint=str(tmp_path)).imagine(scene, trajectories)
     assert len(rollouts) == 2
     for rollout in rollouts:
         for pose, view in zip(keyframe_poses(rollout), rollout.images):
@@ -129,23 +129,10 @@ def test_the_shipped_teacher_is_better_than_the_baselines():
     "Rooms outside its training set; the full figures are those of the stage `teacher_quality`."
     from world2vlm.dataset.synthesis import Scenes
     from world2vlm.evaluation.teacher_quality import TeacherQuality, scores_by_motion_size, evaluate_teacher
-    for width in (0.0, 4.0):  # without and with mirrored detail
-        config = TeacherQuality(Scenes(first=710_000, n=6, seed=1, per_shard=6), turns=(30,), moves=(0.5,), poses=False, options={"svc": {"detail_width": width}})
-        for row in scores_by_motion_size(evaluate_teacher("svc", config)):
-            assert all(row["psnr teacher"] > row[f"psnr {name}"] for name in ("copy", "without depth"))
-            assert row["unseen teacher"] > row["unseen mirrored in"]
-
-
-def test_mirrored_detail_is_fine_and_only_in_the_unseen_region():
-    import cv2
-    scene = next(room_scenes(1, seed=4))
-    [warped], [unseen] = _warp_to_views(scene, plan(parse_actions("turn left 40 degrees")).poses[-1:], scene.size)
-    view = _add_mirrored_detail(warped, warped, unseen, 4.0)
-    assert (view == warped)[~unseen].all() and (view != warped)[unseen].any()
-    change, rim = abs(view.astype(int) - warped), unseen & (cv2.blur(unseen.astype(float), (3, 3)) < 1)
-    assert change[rim].mean() < change[unseen & ~rim].mean() / 2
-    coarse = [cv2.GaussianBlur(image.astype(float), (0, 0), 12) for image in (view, warped)]
-    assert abs(coarse[0] - coarse[1]).max() < 12 < change.max()
+    config = TeacherQuality(Scenes(first=710_000, n=6, seed=1, per_shard=6), turns=(30,), moves=(0.5,), poses=False)
+    for row in scores_by_motion_size(evaluate_teacher("svc", config)):
+        assert all(row["psnr teacher"] > row[f"psnr {name}"] for name in ("copy", "without depth"))
+        assert row["unseen teacher"] > row["unseen mirrored in"]
 
 
 def test_same_seed_same_views(trained):

@@ -244,16 +244,6 @@ def measures_table(
             lines.append([row["kind"], str(row["n"]), title, *cells])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
-# %% ../../nbs/74_teacher_quality.ipynb #340f4241
-def _with_own_guess(
-    rows: list[dict],  # of `scores_by_motion_size`
-    own: list[dict],  # of the same views without borrowed detail
-) -> list[dict]:  # the rows with "psnr own", ... beside "psnr teacher", ...
-    "Rows that hold the scores of both."
-    guesses = {(row["kind"], row["amount"]): row for row in own}
-    def scores(row): return {f"{name.removesuffix('teacher')}own": value for name, value in row.items() if name.endswith(" teacher")}
-    return [row | scores(guesses.get((row["kind"], row["amount"]), {})) for row in rows]
-
 # %% ../../nbs/74_teacher_quality.ipynb #f9fd30ea
 def _ranked_views(
     views: list[_EvaluatedView],  # of `evaluate_teacher`

@@ -23,7 +23,7 @@ from ...core.records import keyframe_poses, Rollout, Scene
 from ...core.runs import Reject
 from ..base import collect_rollouts
 from ..checkpoints import _open_checkpoint
-from ..reprojection import collision_in_depth, fill_mirror, fill_smooth, reproject
+from ..reprojection import collision_in_depth, fill_smooth, reproject
 
 # %% ../../../nbs/35_svc_teacher.ipynb #0841b78e
 def _units_per_metre(
@@ -89,7 +89,6 @@ class SVC:
     cfg: float | None = None  # largest guidance scale; None: the default of the checkpoint
     cfg_min: float = 1.2  # smallest guidance scale
     temperature: float | None = None  # factor on the initial noise; None: the default of the checkpoint
-    detail_width: float = 4.0  # blend width of mirrored detail, pixels; 0: none; see `_add_mirrored_detail`
     radius: float = 0.2  # smallest distance of the path from the surface, metres
     device: str = "cpu"  # or "cuda"
     bf16: bool = False  # autocast to bfloat16
@@ -138,22 +137,6 @@ def _warp_to_views(
     masks = [cv2.resize(mask.astype(np.uint8), size) > 0 for mask in unseen]
     return np.stack([_resize(view, size) for view in views]), np.stack(masks)
 
-# %% ../../../nbs/35_svc_teacher.ipynb #e1c5b4a5
-def _add_mirrored_detail(
-    view: np.ndarray,  # uint8 [H, W, 3]
-    warped: np.ndarray,  # uint8 [H, W, 3] the anchor warped there
-    unseen: np.ndarray,  # bool [H, W] where that is only filled in
-    width: float,  # of the blur and of the blend, pixels
-) -> np.ndarray:  # uint8 [H, W, 3]
-    "Add the fine detail of the mirrored anchor to the `unseen` part of `view`, in full from `width` pixels inside."
-    import cv2
-    if not unseen.any() or unseen.all(): return view
-    mirrored = fill_mirror(warped, unseen).astype(np.float32)
-    detail = mirrored - cv2.GaussianBlur(mirrored, (0, 0), width)
-    distance = cv2.distanceTransform(unseen.astype(np.uint8), cv2.DIST_L2, 5)  # [H, W], 0 where the anchor saw it
-    weight = np.minimum(distance / width, 1)[..., None]  # [H, W, 1]
-    return np.clip(view + weight * detail, 0, 255).astype(np.uint8)
-
 # %% ../../../nbs/35_svc_teacher.ipynb #f37dc232
 def _sample_window(
     teacher: SVC,  # the model
@@ -173,8 +156,6 @@ def _sample_window(
     with torch.autocast(teacher.device, torch.bfloat16, enabled=teacher.bf16):
         views = pipe(_resize(scene.image, size), scaled, K, seed=seed, warped=warped,
                      **{name: getattr(teacher, name) for name in options})
-    if residual and teacher.detail_width:
-        views = [_add_mirrored_detail(view, *warp, teacher.detail_width) for view, *warp in zip(views, *warped)]
     return np.stack([_resize(view, scene.size) for view in views])
 
 def views_at(
