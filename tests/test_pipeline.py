@@ -326,8 +326,8 @@ def test_the_arm_names_the_teacher():
 
 @pytest.mark.proof
 def test_smoke_judges_the_shipped_teacher(clone):
-    run(clone, "dvc", "repro", "teacher_quality@svc")
-    found = figures(clone, "teacher_quality-svc")
+    run(clone, "dvc", "repro", "teacher_quality")
+    found = figures(clone, "teacher_quality")
     assert found["views"] == sum(row["n"] for row in found["by size"] if row["amount"] is None) > 0
     assert found["packing"]["released"]["views"] > 10 * found["packing"]["packed"]["views"]
 

@@ -14,7 +14,7 @@ from smoke_tree import ROOT, copy_repository, run
 from world2vlm.core.runs import rounded, write_json
 
 ARM = "bidirectional"
-STAGES = [f"report@{ARM}", f"comparison@{ARM}", "teacher_quality@svc", "mix@mixed", "benchmarks"]  # and whatever they need
+STAGES = [f"report@{ARM}", f"comparison@{ARM}", "teacher_quality", "mix@mixed", "benchmarks"]  # and whatever they need
 pytestmark = pytest.mark.rehearsal
 
 

@@ -112,7 +112,7 @@ def test_few_unseen_pixels_are_not_scored_separately(scene):
 
 def test_tables_read_the_tracked_metrics():
     "The keys of a metrics file of the stage are those that the table reads."
-    rows = json.loads((repo_root() / "data/mini/metrics/teacher_quality-svc.json").read_text())["by size"]
+    rows = json.loads((repo_root() / "data/mini/metrics/teacher_quality.json").read_text())["by size"]
     lines = quality_table(rows).splitlines()
     assert len(lines) == len(rows) + 2 and {line.count("|") for line in lines} == {14}
     one_view = replace(CONFIG, scenes=replace(CONFIG.scenes, n=1, per_shard=1), turns=(), moves=(0.5,), poses=True)

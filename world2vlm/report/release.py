@@ -184,7 +184,7 @@ def _teacher_part(
 ) -> _Part:  # the small generative teacher
     "The teacher with its card."
     licence, sentence = _weights_licence("data/teacher")
-    by_size = [row for row in _read_metrics(profile, "teacher_quality-svc").get("by size", []) if row["amount"] is None]
+    by_size = [row for row in _read_metrics(profile, "teacher_quality").get("by size", []) if row["amount"] is None]
     rows = [[r["kind"], f"{r['n']:,}", f"{r['psnr teacher']:.1f}", f"{r['psnr copy']:.1f}"] for r in by_size]
     table = Table(["motion", "views", "PSNR, dB", "PSNR of the first view as it is, dB"], rows).markdown()
     lead = ("A small generative world model in the layout of Stable Virtual Camera, trained from scratch in simulated "
