@@ -18,7 +18,8 @@ from world2vlm.scenes.room import room_scenes
 from world2vlm.teachers.svc.cameras import pluecker
 from world2vlm.teachers.svc.teacher import _model_size, _pack_windows, _rollout_seed, _units_per_metre, _warp_to_views
 from world2vlm.teachers.svc.training import _Batch, _loss, _sample_scores, _small_heads, _small_pipeline, _small_scheduler, _small_unet, _to_tensors
-from world2vlm.teachers.svc.training import SVCTraining, _training_noise, _training_window, train_teacher, _WindowDataset
+from world2vlm.teachers.svc.training import SVCTraining, _training_noise, train_teacher, _WindowDataset
+from world2vlm.teachers.svc.windows import _place_window, _training_window
 from world2vlm.tasks.tasks import TASKS
 from world2vlm.core.records import keyframe_poses, transitions_of
 from world2vlm.teachers.base import load_teacher
@@ -159,6 +160,31 @@ def test_windows_depend_on_their_number():
     assert TOY.data_echo == 2 and all((a[0] == b[0]).all() for a, b in zip(steps[::2], steps[1::2]))
 
 
+@pytest.mark.parametrize("number", range(3))
+def test_a_window_of_a_real_place_is_a_turn_whose_objects_are_not_known(number):
+    "Where the anchor saw it, the turned view is the warped anchor; class and depth have no loss there."
+    import torch
+    from world2vlm.core.camera import is_pure_turn
+    from world2vlm.teachers.svc.dense import _dense_loss, _KINDS
+    window = _place_window(number, TOY)
+    assert all(is_pure_turn(pose) for pose in window["poses"]) and window["unseen"][1:].any()
+    gap = abs(window["images"].astype(float) - window["warped"])[~window["unseen"]]
+    assert gap.mean() < 5, "the wrong direction would be 10 or more"
+    targets = torch.from_numpy(window["targets"])
+    features = torch.randn(len(targets), len(_KINDS) + 1, 16, 16)
+    heads = torch.nn.Identity()
+    heads.read = torch.nn.Identity()
+    assert (_dense_loss(heads, features, targets) == 0).all()
+
+
+def test_windows_of_real_places_have_their_share():
+    from world2vlm.teachers.svc.windows import _room_window
+    places = [number for number in range(40) if (_training_window(number, replace(TOY, real_share=.3), 2)["targets"][:, 0] < 0).any()]
+    same = next(number for number in range(40) if number not in places)
+    assert 4 <= len(places) <= 20 and not (_training_window(places[0], TOY, 2)["targets"][:, 0] < 0).any()
+    assert (_training_window(same, replace(TOY, real_share=.3), 2)["images"] == _room_window(same, TOY, 2)["images"]).all()
+
+
 SCRIPT = """
 import ast, sys
 from world2vlm.teachers.svc.training import SVCTraining, train_teacher
@@ -166,6 +192,7 @@ train_teacher(SVCTraining(**ast.literal_eval(sys.argv[1])), sys.argv[2])
 """
 
 
+@pytest.mark.proof
 def test_a_killed_run_resumes_with_the_same_losses(trained, tmp_path):
     "kill -9 after a checkpoint, run again: the losses of an uninterrupted run."
     out = tmp_path / "killed"

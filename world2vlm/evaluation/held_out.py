@@ -42,12 +42,13 @@ class Evaluate(Settings):
 
 # %% ../../nbs/72_held_out.ipynb #568c1539
 def _open_student(
-    config: Evaluate,  # engine, box format, attention, pixels, dtype
+    config: Settings,  # of a stage that asks: engine, box format, attention, pixels, dtype
     checkpoint: Path | str,  # a folder, or the name of a model on the hub
+    engine: str = "",  # another engine
 ) -> Student:  # ready to answer
     "The student at `checkpoint`."
     names = "box_format", "attention", "max_pixels", "dtype"
-    return open_student(checkpoint, config.engine, **{name: getattr(config, name) for name in names})
+    return open_student(checkpoint, engine or config.engine, **{name: getattr(config, name) for name in names})
 
 # %% ../../nbs/72_held_out.ipynb #9691c3ae
 def _part_file(

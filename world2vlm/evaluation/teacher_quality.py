@@ -201,6 +201,14 @@ def scores_by_motion_size(
 # name in the scores -> title of a column
 _BASELINES = {"copy": "copy", "without depth": "no depth", "mirrored in": "mirrored", "smoothed in": "smoothed"}
 
+# %% ../../nbs/74_teacher_quality.ipynb #f06f1bc7
+def _as_markdown(
+    titles: list[str],  # of the columns
+    rows: list[list[str]],  # cells
+) -> str:
+    "A pipe table."
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (titles, ["---"] * len(titles), *rows))
+
 # %% ../../nbs/74_teacher_quality.ipynb #c0b55c81
 def _table_row(
     row: dict,  # of `scores_by_motion_size`
@@ -221,8 +229,7 @@ def quality_table(
     "PSNR / SSIM of the teacher and the baselines, PSNR of unseen pixels, pose errors, the share of good views."
     titles = ["motion", "views", "teacher", *_BASELINES.values(), "unseen: teacher", "unseen: mirrored",
               "unseen: smoothed", "rotation error, degrees", "length error", "kept"]
-    lines = [titles, ["---"] * len(titles), *map(_table_row, rows)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return _as_markdown(titles, [*map(_table_row, rows)])
 
 # %% ../../nbs/74_teacher_quality.ipynb #861559d7
 _MEASURES = {  # name in the scores -> title of a column, decimals
@@ -236,13 +243,13 @@ def measures_table(
     names: dict[str, str] = _COMPARED,  # name in the scores -> name in the table
 ) -> str:  # Markdown
     "Teacher and baselines by kind of motion: what is right on seen and on unseen pixels."
-    lines = [["motion", "views", "", *(title for title, _ in _MEASURES.values())], ["---"] * (3 + len(_MEASURES))]
+    lines = []
     for row in (r for r in rows if r["amount"] is None):
         for name, title in names.items():
             values = [(row.get(f"{key} {name}"), decimals) for key, (_, decimals) in _MEASURES.items()]
             cells = ["" if value is None else f"{value:.{decimals}f}" for value, decimals in values]
             lines.append([row["kind"], str(row["n"]), title, *cells])
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return _as_markdown(["motion", "views", "", *(title for title, _ in _MEASURES.values())], lines)
 
 # %% ../../nbs/74_teacher_quality.ipynb #f9fd30ea
 def _ranked_views(
@@ -281,5 +288,4 @@ def _real_turn_table(
         parts = [pair(row, part, name) for part in ("seen", "unseen") for name in ("teacher", "copy")]
         rotation = f"{row['rotation']:.1f}" if "rotation" in row else ""
         return [teacher, "all" if row["amount"] is None else f"{row['amount']:g}", str(row["n"]), *parts, rotation, f"{row['kept']:.0%}"]
-    lines = [titles, ["---"] * len(titles), *(cells(name, row) for name, of_teacher in rows.items() for row in of_teacher)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return _as_markdown(titles, [cells(name, row) for name, of_teacher in rows.items() for row in of_teacher])

@@ -21,14 +21,14 @@ from ..core.runs import parallel_map, rng_for, rounded, write_json
 from ..core.stages import atomic_dir, fingerprint
 from ..evaluation.benchmarks.base import (
     _prior_rows, ask_benchmark, Benchmark, BENCHMARKS, control_rows, CONTROLS, fetch, Item, open_benchmark)
-from ..evaluation.held_out import _part_file
+from ..evaluation.held_out import _open_student, _part_file
 from ..evaluation.search_log import _calls_page
 from ..evaluation.statistics import paired_scores, score_with_interval
 from ..evaluation.view_search import ViewSearch, ask_with_search, search_cost
 from .comparison_tables import (
     _kind_table, _MORE_COLUMNS, benchmark_table, COLUMNS, comparison_table, cost_figure, paper_table)
 from .page import Picture, Section, render_page, write_page
-from ..students.models import Attention, BoxFormat, Engine, open_student, Precision, Student
+from ..students.models import Attention, BoxFormat, Engine, Precision
 from ..teachers.base import load_teacher, TeacherName, TeacherOptions
 
 # %% ../../nbs/89_comparison.ipynb #5e3634b5
@@ -60,16 +60,6 @@ class Comparison(Settings):
     def __post_init__(self):
         super().__post_init__()
         for name in self.sources: open_benchmark(name)
-
-# %% ../../nbs/89_comparison.ipynb #668ae61f
-def _open_student(
-    checkpoint: Path | str,  # a folder, or the name of a model on the hub
-    config: Comparison,  # engine, box format, attention, pixels, dtype
-    engine: str = "",  # another engine
-) -> Student:  # ready to answer
-    "The student at `checkpoint`."
-    names = "box_format", "attention", "max_pixels", "dtype"
-    return open_student(checkpoint, engine or config.engine, **{name: getattr(config, name) for name in names})
 
 # %% ../../nbs/89_comparison.ipynb #373abf58
 def _columns(
@@ -109,7 +99,7 @@ def _alone_part(
     name, items = _columns(config)[column][0], _load_items(column, config)[0]
     how = dict(batch_size=config.batch_size, frames=config.frames, choose=name in config.chosen, part=part, parts=parts)
     def ask(run, checkpoint):
-        student, path = _open_student(checkpoint, config), _part_file(out, run, part, parts)
+        student, path = _open_student(config, checkpoint), _part_file(out, run, part, parts)
         return ask_benchmark(student, name, items, path, blind=run == "blind", **how)
     return {run: ask(run, checkpoint) for run, checkpoint in [*students.items(), ("blind", [*students.values()][-1])]}
 
@@ -149,8 +139,8 @@ def _search_part(
     out: Path,  # folder of answer files
 ) -> list[dict]:  # rows of `ask_with_search`
     "Every `parts`-th question, answered with the world model."
-    student, teacher = _open_student(checkpoint, config), load_teacher(worldmodel, **config.options.get(worldmodel, {}))
-    scorer = _open_student(config.scorer, config, config.scorer_engine) if config.scorer else None
+    student, teacher = _open_student(config, checkpoint), load_teacher(worldmodel, **config.options.get(worldmodel, {}))
+    scorer = _open_student(config, config.scorer, config.scorer_engine) if config.scorer else None
     name, search = _columns(config)[column][0], replace(config.view_search, depth=depth)
     items = open_benchmark(name).readable(_load_items(column, config)[0][part::parts], config.frames)
     run = _search_run(worldmodel, depth)

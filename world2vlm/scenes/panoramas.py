@@ -65,6 +65,27 @@ TRAINING_PLACES = (
     "apartment", "city", "esplanade", "forest_2", "hall", "lab", "studio", "sunrise", "sunset", "workshop")
 VALIDATION_PLACES = ("city_2", "forest", "interior")  # a town, a wood, a room
 
+# %% ../../nbs/16_panoramas.ipynb #95fdd890
+@lru_cache
+def _read_places(
+    names: tuple[str, ...],  # of panoramas
+    folder: str,  # where they are
+) -> list[np.ndarray]:  # uint8 [H, 2 H, 3], each as it is and mirrored
+    "The panoramas called `names`."
+    pictures = [read_panorama(Path(folder) / f"{name}.png") for name in names]
+    return [np.ascontiguousarray(picture[:, ::step]) for picture in pictures for step in (1, -1)]
+
+# %% ../../nbs/16_panoramas.ipynb #b04d61f5
+def _jitter_colours(
+    picture: np.ndarray,  # uint8 [H, W, 3]
+    rng: np.random.Generator,  # draws the change
+    strength: float = 1.0,  # 0 changes nothing
+) -> np.ndarray:  # uint8 [H, W, 3]
+    "Another gamma, brightness and tint."
+    gamma, brightness, tint = rng.normal(0, .2), rng.normal(0, .2), rng.normal(0, .08, 3)
+    bright = (picture / np.float32(255)) ** np.float32(np.exp(strength * gamma))
+    return (np.clip(bright * np.exp(strength * (brightness + tint)), 0, 1) * 255 + .5).astype(np.uint8)
+
 # %% ../../nbs/16_panoramas.ipynb #956256a7
 def _read_outlines(
     folder: str | Path,  # of the panoramas

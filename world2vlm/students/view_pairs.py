@@ -7,8 +7,6 @@ __all__ = ['PairStream']
 
 # %% ../../nbs/68_view_pairs.ipynb #70a86a3a
 from dataclasses import dataclass, field
-from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 
@@ -20,7 +18,7 @@ from .static_questions import _draw_question
 from ..core.camera import Action, ACTION_KINDS, intrinsics, TURNS, yaw
 from ..core.config import repo_root
 from ..core.runs import rng_for, seed_for
-from ..scenes.panoramas import crop_panorama, read_panorama
+from ..scenes.panoramas import crop_panorama, _jitter_colours, _read_places
 from ..scenes.room import nearby_pose, Room, start_pose
 
 # %% ../../nbs/68_view_pairs.ipynb #7e7ff0c2
@@ -69,27 +67,6 @@ def _sample_room(
         return _RoomViews(rendered, poses, [_view_targets(view, room.instances) for view in rendered],
                          [_objects_in_view(view, room.instances) for view in rendered], K)
     raise RuntimeError(f"room {seed}: none of {tries} rooms has a start pose; give a larger fov_deg")
-
-# %% ../../nbs/68_view_pairs.ipynb #b04d61f5
-def _jitter_colours(
-    picture: np.ndarray,  # uint8 [H, W, 3]
-    rng: np.random.Generator,  # draws the change
-    strength: float = 1.0,  # 0 changes nothing
-) -> np.ndarray:  # uint8 [H, W, 3]
-    "Another gamma, brightness and tint."
-    gamma, brightness, tint = rng.normal(0, .2), rng.normal(0, .2), rng.normal(0, .08, 3)
-    bright = (picture / np.float32(255)) ** np.float32(np.exp(strength * gamma))
-    return (np.clip(bright * np.exp(strength * (brightness + tint)), 0, 1) * 255 + .5).astype(np.uint8)
-
-# %% ../../nbs/68_view_pairs.ipynb #95fdd890
-@lru_cache
-def _places(
-    names: tuple[str, ...],  # of panoramas
-    folder: str,  # where they are
-) -> list[np.ndarray]:  # uint8 [H, 2 H, 3], each as it is and mirrored
-    "The panoramas called `names`."
-    pictures = [read_panorama(Path(folder) / f"{name}.png") for name in names]
-    return [np.ascontiguousarray(picture[:, ::step]) for picture in pictures for step in (1, -1)]
 
 # %% ../../nbs/68_view_pairs.ipynb #058edfeb
 def _panorama_pair(
@@ -196,7 +173,7 @@ def _turn_row(
 ) -> _PackedRow:
     "Two crops of a panorama, at times with a question."
     rng = rng_for(stream.seed, "turn", number)
-    places = _places(stream.places, str(repo_root() / stream.folder))
+    places = _read_places(stream.places, str(repo_root() / stream.folder))
     pictures, targets = _panorama_pair(places, rng, fov_deg=stream.fov_deg)
     return _PackedRow(pictures, [_same_place(True)] * bool(stream.mix.questions and rng.random() < .3), targets)
 

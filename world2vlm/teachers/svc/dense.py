@@ -50,12 +50,12 @@ def _output_and_features(
 def _dense_loss(
     heads: _DenseHeads,  # in training
     features: torch.Tensor,  # [N, C, h, w] before the last layer
-    targets: torch.Tensor,  # [N, 2, h, w] of `_dense_targets`
+    targets: torch.Tensor,  # [N, 2, h, w] of `_dense_targets`; class -1: not known
 ) -> torch.Tensor:  # [N]
     "Cross entropy of the classes, and mean error of the logarithm of the depth."
     output = heads.read(features).float()
-    kind = F.cross_entropy(output[:, :-1], targets[:, 0].long(), reduction="none").mean((1, 2))
-    return kind + (output[:, -1] - targets[:, 1]).abs().mean((1, 2))
+    kind = F.cross_entropy(output[:, :-1], targets[:, 0].long(), reduction="none", ignore_index=-1).mean((1, 2))
+    return kind + ((output[:, -1] - targets[:, 1]).abs() * (targets[:, 0] >= 0)).mean((1, 2))
 
 # %% ../../../nbs/36_svc_dense.ipynb #cdcc6ade
 def _detail_energy(

@@ -54,43 +54,9 @@ class SVCTraining(Settings):
     num_inference_steps: Count = 1  # of a sample
     cfg: NotNegative = 1.0  # guidance scale of a sample
     temperature: NotNegative = 0.0  # factor on the initial noise of a sample
-    seed: Seed = 0  # of weights, rooms and noise
-
-# %% ../../../nbs/36_svc_training.ipynb #e3936936
-def _draw_poses(
-    rng: np.random.Generator,  # source of randomness
-    K: np.ndarray,  # [3, 3] pixel intrinsics
-    config: SVCTraining,  # size, max_turn, max_move, views
-) -> tuple["Room", np.ndarray, np.ndarray]:  # room; [4, 4] input pose in it; [views, 4, 4] relative poses
-    "A room with a start pose and enough free poses around it."
-    from world2vlm.scenes.room import nearby_pose, Room, start_pose
-    while True:
-        room = Room(int(rng.integers(2**31)))
-        try: start = start_pose(room, rng, K, config.size)
-        except ValueError: continue
-        candidates = [nearby_pose(np.eye(4), rng, config.max_turn, config.max_move) for _ in range(4 * config.views)]
-        poses = [np.eye(4), *(pose for pose in candidates if room.clear(start @ pose))][:config.views]
-        if len(poses) == config.views: return room, start, np.stack(poses)
-
-# %% ../../../nbs/36_svc_training.ipynb #0cfd8875
-def _training_window(
-    number: int,  # of the window
-    config: SVCTraining,  # size, max_turn, max_move, views
-    views: int = 0,  # how many of its views; 0 for all
-) -> dict[str, np.ndarray]:  # uint8 images and warped [T, H, W, 3], bool unseen [T, H, W], poses [T, 4, 4], targets
-    "Views of a room, and the first view warped to each of them; poses are relative to the first."
-    from world2vlm.core.camera import intrinsics
-    from world2vlm.teachers.reprojection import reproject, fill_smooth
-    from world2vlm.teachers.svc.dense import _dense_targets
-    rng, K = rng_for(config.seed, number), intrinsics(*config.size, config.fov_deg)
-    room, start, poses = _draw_poses(rng, K, config)
-    poses = poses[:views or None]
-    renders = [room.render(start @ pose, K, config.size) for pose in poses]
-    anchor = renders[0]
-    warped, unseen = zip(*[reproject(anchor.image, K, pose, anchor.depth, fill_smooth) for pose in poses])
-    images = np.stack([render.image for render in renders])
-    targets = _dense_targets(renders, room.instances, config.patch_size)
-    return dict(images=images, warped=np.stack(warped), unseen=np.stack(unseen), poses=poses, targets=targets)
+    real_share: Share = 0.0  # share of the windows that show turns at real places
+    panoramas: str = "data/panoramas"  # folder of these places, from the root of the project
+    seed: Seed = 0  # of weights, windows and noise
 
 # %% ../../../nbs/36_svc_training.ipynb #50bcb669
 def _unit_intrinsics(
@@ -242,10 +208,11 @@ def _sample_windows(
     config: SVCTraining,  # rooms, steps and guidance of a sample
 ) -> tuple[np.ndarray, np.ndarray]:  # uint8 [rooms, 3, T, H, W, 3]; bool [rooms, T, H, W] unseen
     "Windows of validation rooms: truth, warped anchor, and the samples of `unet` from the first views."
+    from world2vlm.teachers.svc.windows import _room_window
     pipe, K, results, masks = _small_pipeline(unet, config), _unit_intrinsics(config), [], []
     scale = np.array([1, 1, 1, config.units_per_metre])
     for number in range(_FIRST_VALIDATION_WINDOW, _FIRST_VALIDATION_WINDOW + config.check_rooms):
-        truth, warped, unseen, poses, _ = _training_window(number, config).values()
+        truth, warped, unseen, poses, _ = _room_window(number, config).values()
         samples = pipe(truth[0], poses[1:] * scale, K, seed=number, warped=(warped[1:], unseen[1:]))
         results.append([truth, warped, np.concatenate([truth[:1], samples])])
         masks.append(unseen)
@@ -294,6 +261,7 @@ class _WindowDataset:
     def __len__(self) -> int: return self.config.steps
     def __getitem__(self, step: int) -> tuple:  # images, conditioning, rays, targets, and the seed of the step
         "Windows of equal size for number `step`, drawn anew every `data_echo` steps."
+        from world2vlm.teachers.svc.windows import _training_window
         config, number = self.config, step // self.config.data_echo
         if self.last[0] != number:
             views = int(rng_for(config.seed, number, 1).integers(2, config.views + 1))
