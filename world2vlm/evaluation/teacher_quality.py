@@ -112,6 +112,7 @@ class _EvaluatedView(NamedTuple):
     scores: dict[str, float]  # of `_view_scores` and `_pose_error`, and the share of unseen pixels
     rejection: str  # why the filter rejects it, or ""
     pictures: np.ndarray  # uint8 [3, H, W, 3] anchor, truth, imagined
+    place: str = ""  # name of the panorama; "" for a room
 
 # %% ../../nbs/74_teacher_quality.ipynb #ccd43237
 def _evaluate_view(
@@ -130,7 +131,8 @@ def _evaluate_view(
     scores["share unseen"] = float(unseen.mean())
     list(filter_rollouts(scene, [rollout], bounds, lambda _, reason: reasons.append(reason)))
     kind, pictures = "turn" if action.is_turn else "move", np.stack([scene.image, truth.images[0], image])
-    return _EvaluatedView(kind, action.amount, scores, "".join(reasons), pictures)
+    place, _ = _place_and_heading(scene) or ("", None)
+    return _EvaluatedView(kind, action.amount, scores, "".join(reasons), pictures, place)
 
 # %% ../../nbs/74_teacher_quality.ipynb #fa7e8dc8
 def _reference(

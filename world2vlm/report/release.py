@@ -188,7 +188,7 @@ def _teacher_part(
     rows = [[r["kind"], f"{r['n']:,}", f"{r['psnr teacher']:.1f}", f"{r['psnr copy']:.1f}"] for r in by_size]
     table = Table(["motion", "views", "PSNR, dB", "PSNR of the first view as it is, dB"], rows).markdown()
     lead = ("A small generative world model in the layout of Stable Virtual Camera, trained from scratch in simulated "
-            "rooms: from one picture and a camera motion it imagines the views that follow.")
+            "rooms and on turns at ten real places (panoramas of Poly Haven, CC0): from one picture and a camera motion it imagines the views that follow.")
     header = {"license": licence, "library_name": "diffusers"}
     parts = lead, "## Views against the truth", table, "## Load", _LOAD_TEACHER, "## Licences", sentence
     card = _card("world2vlm, teacher", header, *parts)
