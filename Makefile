@@ -77,7 +77,7 @@ test: .venv/installed  ## all tests, then every notebook of the library
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 nbdev_test --n_workers 2
 
-proofs: .venv/installed  ## slow proofs: trainings that share a student, large adapters that are killed, all parts of the GPU check, slow cells of notebooks
+proofs: .venv/installed  ## slow proofs: trainings that share a student, trainings and stages that are killed, large adapters that are killed, all parts of the GPU check, slow cells of notebooks
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile -m proof
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 nbdev_test --n_workers 2 --flags slow --skip_file_re '^([_.]|94)'  # which measures speed
 

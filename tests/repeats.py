@@ -1,4 +1,4 @@
-"""The main arm from nothing, several times: `python tests/repeats.py [RUNS] [PROFILE]`. Are all outputs the same bytes, how long does a run take, and a second `dvc repro`?
+"""The main arm from nothing, several times: `python tests/repeats.py [RUNS] [PROFILE]`. Are all outputs the same bytes, also those of dvc.lock, how long does a run take, and a second `dvc repro`?
 Figures in tests/metrics/repeats.json; runs of the same code and settings are added up over calls, so that a killed call loses one run at most."""
 import json
 import os
@@ -16,6 +16,12 @@ MAIN = ("report@bidirectional", "label_audit")  # as `make repro`
 FIGURES = ROOT / "tests/metrics/repeats.json"
 
 
+def output_digests(tree: Path) -> dict[str, str]:
+    "Path of each output that the lock of `tree` knows -> its digest."
+    stages = yaml.safe_load((tree / "dvc.lock").read_text())["stages"]
+    return {out["path"]: out["md5"] for stage in stages.values() for out in stage["outs"]}
+
+
 def one_run(profile: str) -> dict:
     "Minutes, CPU seconds, seconds of the second call, and the digest of each output."
     with tempfile.TemporaryDirectory() as folder:
@@ -27,7 +33,7 @@ def one_run(profile: str) -> dict:
             minutes.append((time.monotonic() - start) / 60)
         stages = yaml.safe_load((tree / "dvc.lock").read_text())["stages"]
         costs = [json.loads((tree / f"data/{profile}/costs/{name}.json").read_text()) for name in {name.replace("@", "-") for name in stages} - {"inputs"}]
-        digests = {out["path"]: out["md5"] for stage in stages.values() for out in stage["outs"]}
+        digests = output_digests(tree)
     return {"minutes": round(minutes[0], 1), "second call, seconds": round(60 * minutes[1], 1), "cpu seconds": round(sum(cost["cpu_seconds"] for cost in costs)),
             "cores": os.cpu_count(), "digests": digests}
 
@@ -45,7 +51,9 @@ def measure(count: int = 3, profile: str = "mini") -> dict:
     if found.get("state") != state: found = {"state": state, "runs": []}
     while len(found["runs"]) < count:
         found["runs"].append(one_run(profile))
-        found |= {"outputs": len(found["runs"][0]["digests"]), "different": differing(found["runs"])}
+        mine, locked = found["runs"][0]["digests"], output_digests(ROOT)
+        unlike = differing([{"digests": mine}, {"digests": {path: locked.get(path) for path in mine}}])
+        found |= {"outputs": len(mine), "different": differing(found["runs"]), "unlike the lock": unlike}
         write_json(FIGURES, found)
         print({name: value for name, value in found["runs"][-1].items() if name != "digests"}, f"different: {found['different']}", flush=True)
     return found

@@ -345,6 +345,7 @@ make_annotations(config_of(Path(sys.argv[1]), batch_size=1), sys.argv[1] + "/sce
 """
 
 
+@pytest.mark.proof
 def test_a_killed_stage_goes_on_where_it_was(photos, annotated, tmp_path):
     "The shards that were done are not made again, and the bytes are those of a run that nobody disturbed."
     out, partial = tmp_path / "out", tmp_path / "out.partial"

@@ -143,6 +143,7 @@ def test_parts_of_a_student_alone_are_the_whole(config, tmp_path):
         assert answers(whole[run]) == answers(sum((part[run] for part in parts), []))
 
 
+@pytest.mark.proof
 def test_goes_on_after_a_kill_with_the_same_files(config, tmp_path, monkeypatch):
     def dies(*_, **__): raise KeyboardInterrupt
     out = tmp_path / "out"

@@ -39,6 +39,7 @@ def test_one_process_where_several_gpus_are_visible_is_a_group(tmp_path, monkeyp
     assert [(g["RANK"], g["WORLD_SIZE"]) for g in groups(tmp_path)] == [("0", "1")]
 
 
+@pytest.mark.proof
 def test_two_machines(tmp_path):
     "Each starts one process; both meet in one group. The machines share no file but the results."
     command = f"{sys.executable} {TESTS / 'two_nodes.py'}"

@@ -152,7 +152,7 @@ def undisturbed(tmp_path_factory):
     return home
 
 
-@pytest.mark.parametrize("which", ["scenes", "imagine", "supervise"])
+@pytest.mark.parametrize("which", ["scenes", *(pytest.param(stage, marks=pytest.mark.proof) for stage in ("imagine", "supervise"))])
 def test_kill_and_resume(undisturbed, tmp_path, which):
     out, partial = tmp_path / which, tmp_path / f"{which}.partial"
     process = start(which, undisturbed, out)

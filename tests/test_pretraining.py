@@ -171,7 +171,8 @@ train_base(TOY, "{out}")
 """
 
 
-@pytest.mark.parametrize("phase, step", [pytest.param(0, 1, marks=pytest.mark.proof), (1, 1), pytest.param(1, 2, marks=pytest.mark.proof)])
+@pytest.mark.parametrize("phase, step", [(0, 1), (1, 1), (1, 2)])
+@pytest.mark.proof
 def test_a_killed_run_ends_with_the_same_weights(trained, tmp_path, one_thread, phase, step):
     "Killed -9 after a checkpoint of any phase, then run again."
     out = tmp_path / "base"

@@ -179,6 +179,7 @@ train_teacher(SVCTraining(**ast.literal_eval(sys.argv[1])), sys.argv[2])
 """
 
 
+@pytest.mark.proof
 def test_a_killed_run_resumes_with_the_same_losses(trained, tmp_path):
     "kill -9 after a checkpoint, run again: the losses of an uninterrupted run."
     out = tmp_path / "killed"

@@ -33,6 +33,7 @@ def test_the_benchmark_can_leave_the_eight_tasks_out(home):
     assert {item.kind for item in load_rooms(home / "rooms")} == {"camera", "consequence", "aim", "perspective"}
 
 
+@pytest.mark.proof
 def test_goes_on_after_a_kill_with_the_same_bytes(home, tmp_path, monkeypatch):
     def dies(*_, **__): raise KeyboardInterrupt
     students, config = dict.fromkeys(("base", "grpo"), home / "student"), Evaluate(batch_size=4, max_new_tokens=2)
