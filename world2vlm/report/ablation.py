@@ -110,12 +110,12 @@ def _share_of_gain(
 def _gains(
     base: list[dict],  # answers before training
     students: dict[str, list[dict]],  # "arm/stage" -> rows of one examination
-) -> dict[str, dict[str, float]]:  # arm -> `_share_of_gain`; {} where the exact teacher's student is not the best
+) -> dict[str, dict[str, float]]:  # arm -> `_share_of_gain`; {} where the exact teacher's student gains nothing that is clear of zero
     "How much of the oracle's gain the teachers reach: the generative one, and the one that imagines nothing."
     rows = {arm: students[f"{arm}/grpo"] for arm in (SEEDS[0], "smoothed_teacher") if f"{arm}/grpo" in students}
-    if not (oracle := students.get("oracle_teacher/grpo")): return {}
-    shares = {arm: _share_of_gain(base, own, oracle) for arm, own in rows.items()}
-    return shares if all(share["share"] <= 1 for share in shares.values()) else {}
+    oracle = students.get("oracle_teacher/grpo")
+    if not oracle or _paired_difference(oracle, base)["low"] <= 0: return {}
+    return {arm: _share_of_gain(base, own, oracle) for arm, own in rows.items()}
 
 # %% ../../nbs/88_ablation.ipynb #71cc779a
 def _contrast_results(
