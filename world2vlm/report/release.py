@@ -229,8 +229,7 @@ def _parts(
 ) -> Iterator[_Part]:  # whether they are there or not
     "What a release consists of."
     folder = repo_root() / "data" / profile
-    yield from (_student_part(run, profile, arm) for run in ("base", "sft", "grpo"))
-    yield _teacher_part(profile)
+    yield from (*(_student_part(run, profile, arm) for run in ("base", "sft", "grpo")), _teacher_part(profile))
     yield from (_dataset_part(f"examples-{path.name}", path, profile) for path in sorted(folder.glob("examples/*")))
     yield _dataset_part("examples-held-out", folder / "held_out", profile)
 
@@ -261,8 +260,7 @@ def _build_release(
 ) -> dict[str, str]:  # part -> its folder, or why it is left out
     "Build every part that is there. ValueError if there is none."
     built = {part.name: _build_part(part, Path(out)) for part in _parts(profile, arm)}
-    if not any(built.values()):
-        raise ValueError(f"data/{profile}: nothing to release; run `make repro` or `dvc pull` first")
+    if not any(built.values()): raise ValueError(f"data/{profile}: nothing to release; run `make repro` or `dvc pull` first")
     return {name: str(folder or "not there: run `make repro` or `dvc pull`") for name, folder in built.items()}
 
 # %% ../../nbs/89_release.ipynb #a99933cf
