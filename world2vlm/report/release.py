@@ -26,6 +26,7 @@ from ..core.runs import write_text
 from ..dataset.schema import dataset_card, to_png
 from ..dataset.synthesis import Imagine
 from .tables import format_interval, format_points, Table
+from ..scenes.panoramas import TRAINING_PLACES
 from ..scenes.room import room_scenes
 from ..students.models import StudentConfig
 from ..tasks.tasks import open_task
@@ -187,8 +188,11 @@ def _teacher_part(
     by_size = [row for row in _read_metrics(profile, "teacher_quality-svc").get("by size", []) if row["amount"] is None]
     rows = [[r["kind"], f"{r['n']:,}", f"{r['psnr teacher']:.1f}", f"{r['psnr copy']:.1f}"] for r in by_size]
     table = Table(["motion", "views", "PSNR, dB", "PSNR of the first view as it is, dB"], rows).markdown()
-    lead = ("A small generative world model in the layout of Stable Virtual Camera, trained from scratch in simulated "
-            "rooms and on turns at ten real places (panoramas of Poly Haven, CC0): from one picture and a camera motion it imagines the views that follow.")
+    made = repo_root() / "data/teacher/made.json"
+    real_share = json.loads(made.read_text(encoding="utf-8"))["config"].get("real_share") if made.is_file() else 0
+    places = f" and on turns at {len(TRAINING_PLACES)} real places (panoramas of Poly Haven, CC0)" if real_share else ""
+    lead = (f"A small generative world model in the layout of Stable Virtual Camera, trained from scratch in simulated rooms{places}: "
+            "from one picture and a camera motion it imagines the views that follow.")
     header = {"license": licence, "library_name": "diffusers"}
     parts = lead, "## Views against the truth", table, "## Load", _LOAD_TEACHER, "## Licences", sentence
     card = _card("world2vlm, teacher", header, *parts)
