@@ -19,7 +19,7 @@ from world2vlm.core.runs import append_jsonl, read_jsonl, write_json
 ARM, TRIALS = "bidirectional", 100
 STAGES = ["scenes", "annotate", "imagine@svc", "imagine@simulator", "imagine@smoothed", "supervise@svc", "supervise@simulator", "supervise@smoothed",
           "held_out", "rooms_benchmark", "real_turns", "mix@mixed", "label_audit", f"sft@{ARM}", f"grpo@{ARM}", "evaluate_base", f"evaluate@{ARM}", "transfer_base", f"transfer@{ARM}",
-          f"report@{ARM}", "ablation", f"comparison@{ARM}", "teacher_quality@svc", "base", "teacher"]
+          f"report@{ARM}", f"comparison@{ARM}", "ablation", "teacher_quality@svc", "base", "teacher"]
 MADE_BY_FILE = {f"report@{ARM}", "ablation", "base", "teacher"}  # their notebooks add files to a folder one by one
 DEAR = {f"comparison@{ARM}", "teacher_quality@svc", "base"}  # a minute each
 OTHER_ARMS = sorted(yaml.safe_load((ROOT / "params.yaml").read_text())["arms"].keys() - {ARM})

@@ -60,13 +60,13 @@ def test_every_number_has_a_range_settings(cls):
 
 
 @pytest.mark.parametrize("section, cls", SECTIONS.items())
-@pytest.mark.parametrize("profile", ["smoke", "mini", "gpu", "paper", "rehearsal"])
+@pytest.mark.parametrize("profile", ["smoke", "mini", "midi", "gpu", "paper", "rehearsal"])
 def test_all_profiles_and_arms_pass_settings(section, cls, profile):
     params = load_params()
     for arm in params["arms"]: assert isinstance(load_settings(cls, section, profile, arm, params), cls)
 
 
-@pytest.mark.parametrize("profile", ["smoke", "mini", "gpu", "paper", "rehearsal"])
+@pytest.mark.parametrize("profile", ["smoke", "mini", "midi", "gpu", "paper", "rehearsal"])
 def test_both_stages_agree_on_the_questions_of_grpo_settings(profile):
     for arm in load_params()["arms"]:
         assert load_settings(SFT, "sft", profile, arm).grpo_per_task == load_settings(GRPO, "grpo", profile, arm).grpo_per_task

@@ -14,27 +14,31 @@ import numpy as np
 
 from ..core.config import load_params
 from ..core.plotting import picture_html
-from ..core.runs import rounded, write_json
+from ..core.runs import read_jsonl, rounded, write_json
 from ..evaluation.held_out import read_runs
 from ..evaluation.statistics import (
     _bootstrap_means, _exact, _fold_by_scene, _paired_difference, _percentile_interval, score_runs)
-from ..evaluation.transfer import EXAMS, read_transfer, turns_by_place
+from ..evaluation.transfer import _as_task_row, EXAMS, read_transfer, turns_by_place
 from .figures import exactly_right, mean_figure
 from .page import Picture, Section, render_page
 from .tables import arm_table, format_interval, format_points, motion_table, Table
 
 # %% ../../nbs/88_ablation.ipynb #03f9811f
 SEEDS = "bidirectional", "bidirectional_1", "bidirectional_2"  # the main arm, which differs in its seeds only
+_SEARCH = "base with a world model at test time"
 
 # %% ../../nbs/88_ablation.ipynb #7ada715f
 class _Contrast(NamedTuple):
     "Two students that differ in one thing."
     question: str  # what the difference shows
     first: str  # "arm/stage", expected to be the better one
-    second: str  # "arm/stage"
+    second: str  # "arm/stage", "base" or `_SEARCH`
 
 # %% ../../nbs/88_ablation.ipynb #3bb65b1d
-_CONTRASTS = [_Contrast(question, *(name if "/" in name else f"{name}/grpo" for name in pair)) for question, *pair in (
+_CONTRASTS = [_Contrast(question, *(name if "/" in name or name in ("base", _SEARCH) else f"{name}/grpo" for name in pair))
+              for question, *pair in (
+    ("Does the training help?", "bidirectional", "base"),
+    ("Is the trained student better than a world model at test time?", "bidirectional", _SEARCH),
     ("Do questions in both directions help more than forward ones alone?", "bidirectional", "forward_only"),
     ("Do questions in both directions help more than inverse ones alone?", "bidirectional", "inverse_only"),
     ("Do both directions help more than as many forward questions?", "half_data", "forward_only"),
@@ -85,13 +89,27 @@ def _of_arms(
 def _students(
     answers: dict[str, dict[str, dict]],  # arm -> `_arm_answers`
     exam: str,  # one of _EXAMS
-) -> dict[str, list[dict]]:  # "arm/stage" -> rows; the main arm as the mean of its seeds
-    "The trained students of all arms."
-    students = _of_arms(answers, exam)
+) -> dict[str, list[dict]]:  # "arm/stage", "base" -> rows; the main arm as the mean of its seeds
+    "The base student and the trained students of all arms."
+    base = next(iter(answers.values()))[exam].get("base")
+    students = _of_arms(answers, exam) | ({"base": base} if base else {})
     for run in _STAGES:
         seeds = [students[f"{arm}/{run}"] for arm in SEEDS if f"{arm}/{run}" in students]
         if len(seeds) > 1: students[f"{SEEDS[0]}/{run}"] = _mean_run(seeds)
     return students
+
+# %% ../../nbs/88_ablation.ipynb #f8e7cc48
+def _search_answers(
+    data: Path | str,  # folder of a run: data/<profile>
+    arm: str,  # whose comparison is read
+) -> dict[str, list[dict]]:  # examination -> rows; {} where no search was run
+    "What the base student answered in the best of its searches."
+    runs: dict[str, list[dict]] = {}
+    for path in sorted(Path(data, "comparison", arm, "rooms").glob("view search *.jsonl")):
+        runs.setdefault(path.stem.rpartition("-")[0], []).extend(map(_as_task_row, read_jsonl(path)))
+    if not runs: return {}
+    best = max(runs.values(), key=lambda rows: np.mean([*map(_exact, rows)]))
+    return {"as SAT, likelier choice" if "probabilities" in best[0] else "as SAT": best}
 
 # %% ../../nbs/88_ablation.ipynb #03374a0e
 def _share_of_gain(
@@ -118,6 +136,16 @@ def _gains(
     return {arm: _share_of_gain(base, own, oracle) for arm, own in rows.items()}
 
 # %% ../../nbs/88_ablation.ipynb #71cc779a
+def _paired(
+    rows: list[dict],  # of the first student
+    others: list[dict],  # of the second one, perhaps about fewer questions
+) -> dict:  # n, difference, low, high
+    "Their difference on the questions that both were asked."
+    asked = {row["id"] for row in others}
+    pair = _paired_difference([row for row in rows if row["id"] in asked], others)
+    return {name: pair[name] for name in ("n", "difference", "low", "high")}
+
+
 def _contrast_results(
     students: dict[str, dict[str, list[dict]]],  # examination -> "arm/stage" -> rows
 ) -> list[dict]:  # question, first, second and, for each examination, n, difference, low, high
@@ -125,9 +153,8 @@ def _contrast_results(
     results = []
     for contrast in _CONTRASTS:
         both = {exam: runs for exam, runs in students.items() if {contrast.first, contrast.second} <= runs.keys()}
-        pairs = {exam: _paired_difference(runs[contrast.first], runs[contrast.second]) for exam, runs in both.items()}
-        kept = {exam: {name: pair[name] for name in ("n", "difference", "low", "high")} for exam, pair in pairs.items()}
-        if kept: results.append(contrast._asdict() | kept)
+        pairs = {exam: _paired(runs[contrast.first], runs[contrast.second]) for exam, runs in both.items()}
+        if pairs: results.append(contrast._asdict() | pairs)
     return results
 
 # %% ../../nbs/88_ablation.ipynb #0a60b003
@@ -159,6 +186,7 @@ def ablation_results(
     "The students of all arms with their controls."
     answers = {arm: _arm_answers(data, arm) for arm in arms}
     students, first, results, gains = {exam: _students(answers, exam) for exam in _EXAMS}, answers[arms[0]], {}, {}
+    for exam, rows in _search_answers(data, arms[0]).items(): students[exam][_SEARCH] = rows
     for exam in (exam for exam in _EXAMS if first[exam]):
         controls = {run: first[exam][run] for run in ("base", "majority", "random", "blind") if run in first[exam]}
         runs = _of_arms(answers, exam) | controls

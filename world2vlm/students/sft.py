@@ -16,6 +16,7 @@ from ..core.config import Count, Whole
 from .models import load_student
 from .training import _lora_config, live_callback, prepare_model, run_trainer
 from .training import trainer_arguments, Training, training_row, training_rows
+from ..tasks.rewards import BOX_PATTERN
 
 # %% ../../nbs/63_sft.ipynb #40bebc89
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class SFT(Training):
     freeze_vision: bool = True  # leave the vision tower as it is
     answers_alike: bool = False  # a letter weighs as much as a sentence; false: each token weighs the same, as in the paper
     option_text: bool = False  # an answer to lettered options is the text of the right one, which counts as its letter
+    option_boxes: bool = True  # with `option_text`: also where the options are boxes
 
 # %% ../../nbs/63_sft.ipynb #80e8b74a
 def _alike_trainer() -> type:  # of trainer
@@ -108,9 +110,11 @@ def _option_text_row(
     example: dict,  # as for `training_row`, with its options
     box_format: str = "norm1000",  # how boxes are written
     size: tuple[int, int] | None = None,  # of the first picture as the student sees it; None: as it is
+    boxes: bool = True,  # also where the options are boxes
 ) -> dict:  # as of `training_row`
     "The row of an `example` whose answer is the text of the right option."
     options = {option["letter"]: option["text"] for option in example["choices"] or []}
+    if not boxes and any(map(BOX_PATTERN.search, options.values())): options = {}
     return training_row({**example, "answer": options.get(example["answer"], example["answer"])}, box_format, size)
 
 # %% ../../nbs/63_sft.ipynb #b3aa7d24
@@ -124,6 +128,6 @@ def train_sft(
     arguments = _sft_arguments(config, out)
     model, processor = load_student(str(student), config.attention, max_pixels=config.max_pixels or None)
     step = config.batch_size, config.gradient_accumulation_steps, config.processes
-    to_row = _option_text_row if config.option_text else training_row
+    to_row = partial(_option_text_row, boxes=config.option_boxes) if config.option_text else training_row
     read = partial(training_rows, examples, config, processor, to_row, cache=str(Path(out) / "cache"), step=step)
     return _fit_sft(model, processor, read(), config, arguments, read(validation=True) if config.validation else None)
