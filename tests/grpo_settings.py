@@ -20,6 +20,7 @@ ROOMS = 850_000  # the first room of the questions
 VARIANTS = {  # name -> what differs from the section `grpo`
     "as set": {},
     "learning rate x 5": {"learning_rate": 1e-4},
+    "four times the questions": {"learning_rate": 4e-5, "limit": 3200},
     "exact answers rewarded": {"learning_rate": 4e-5, "exact_weight": 0.9},
     "exact answers of the tasks that vary": {"learning_rate": 4e-5, "exact_weight": 0.9, "tasks": ("A1", "A3", "D1", "D4")},
 }
@@ -45,7 +46,7 @@ def measure(arm: str, profile: str = "mini") -> dict:
         over = {key: value for key, value in _paired_difference(rows, reference).items() if key != "tasks"}
         found[name] = {"settings": {key: str(value) for key, value in other.items()}, "steps": log[-1]["step"], "tasks": by_task(rows), "over SFT": over, "first and last steps": ends}
         print(name, json.dumps(rounded(found[name])), flush=True)
-        write_json("data/grpo_settings.json", rounded({"arm": arm, "first room": ROOMS, "SFT": by_task(reference), "variants": found}))
+        write_json("data/grpo_settings.json", rounded({"arm": arm, "profile": profile, "first room": ROOMS, "SFT": by_task(reference), "variants": found}))
     return found
 
 
