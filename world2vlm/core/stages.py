@@ -278,16 +278,27 @@ def _record_inputs(
     return out
 
 # %% ../../nbs/06_stages.ipynb #1a730f3c
+_TIMES = re.compile(r"'(?:\w+_runtime|\w+_per_second|step_time)': '?[-+.\de]+'?(?:, )?")  # in the log of a trainer
+
+def _timeless(
+    outputs: list[dict],  # of a cell
+) -> list[dict]:  # without the error stream
+    "The `outputs` that do not depend on the time of the run."
+    kept = [output for output in outputs if output.get("name") != "stderr"]
+    lines = lambda text: [_TIMES.sub("", line) for line in ([text] if isinstance(text, str) else text)]
+    return [output | {"text": lines(output["text"])} if "text" in output else output for output in kept]
+
+
 def _strip_timings(
     path: str | Path,  # an executed notebook, changed in place
 ) -> None:
-    "Drop the metadata and the error stream of every cell: what remains does not depend on the time of the run."
+    "Drop the metadata, the error stream and the logged times of every cell: what remains does not depend on the time of the run."
     notebook = json.loads(Path(path).read_text(encoding="utf-8"))
     notebook["metadata"] = {"kernelspec": notebook["metadata"].get("kernelspec", {})}
     for cell in notebook["cells"]:
         cell["metadata"] = {"tags": cell["metadata"]["tags"]} if cell["metadata"].get("tags") else {}
         cell.pop("id", None)
-        if "outputs" in cell: cell["outputs"] = [output for output in cell["outputs"] if output.get("name") != "stderr"]
+        if "outputs" in cell: cell["outputs"] = _timeless(cell["outputs"])
     notebook["nbformat_minor"] = 4  # the last version whose cells have no random ids
     write_text(path, json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
 
