@@ -14,8 +14,7 @@ import numpy as np
 
 from ..core.config import Count, Whole
 from .models import load_student
-from .training import _lora_config, live_callback, prepare_model, run_trainer
-from .training import trainer_arguments, Training, training_row, training_rows
+from .training import _lora_config, live_callback, prepare_model, run_trainer, trainer_arguments, Training, training_row, training_rows
 from ..tasks.rewards import BOX_PATTERN
 
 # %% ../../nbs/63_sft.ipynb #40bebc89
@@ -105,6 +104,13 @@ def _fit_sft(
     trainer.model_accepts_loss_kwargs = True  # TRL divides by the tokens of the whole step, whatever Qwen2.5-VL says
     return run_trainer(trainer, processor, out, config)
 
+# %% ../../nbs/63_sft.ipynb #ad900c79
+def _are_boxes(
+    options: dict[str, str],  # letter -> text
+) -> bool:  # whether one of them is a box
+    "Tell boxes from words."
+    return any(map(BOX_PATTERN.search, options.values()))
+
 # %% ../../nbs/63_sft.ipynb #edb5a327
 def _option_text_row(
     example: dict,  # as for `training_row`, with its options
@@ -114,7 +120,7 @@ def _option_text_row(
 ) -> dict:  # as of `training_row`
     "The row of an `example` whose answer is the text of the right option."
     options = {option["letter"]: option["text"] for option in example["choices"] or []}
-    if not boxes and any(map(BOX_PATTERN.search, options.values())): options = {}
+    if not boxes and _are_boxes(options): options = {}
     return training_row({**example, "answer": options.get(example["answer"], example["answer"])}, box_format, size)
 
 # %% ../../nbs/63_sft.ipynb #b3aa7d24
