@@ -14,7 +14,7 @@ help:      ## this list
 repro: .venv/installed  ## the main arm, from scenes to its report
 	dvc repro report@bidirectional label_audit
 
-ablation: .venv/installed  ## every arm, and the table that compares them
+ablation: .venv/installed  ## every arm, the world model at test time, and the table that compares them
 	dvc repro ablation
 
 arms: .venv/installed  ## what the arms say that have been trained so far, without waiting for all of `ablation`

@@ -136,24 +136,18 @@ def _gains(
     return {arm: _share_of_gain(base, own, oracle) for arm, own in rows.items()}
 
 # %% ../../nbs/88_ablation.ipynb #71cc779a
-def _paired(
-    rows: list[dict],  # of the first student
-    others: list[dict],  # of the second one, perhaps about fewer questions
-) -> dict:  # n, difference, low, high
-    "Their difference on the questions that both were asked."
-    asked = {row["id"] for row in others}
-    pair = _paired_difference([row for row in rows if row["id"] in asked], others)
-    return {name: pair[name] for name in ("n", "difference", "low", "high")}
-
-
 def _contrast_results(
     students: dict[str, dict[str, list[dict]]],  # examination -> "arm/stage" -> rows
 ) -> list[dict]:  # question, first, second and, for each examination, n, difference, low, high
-    "Every comparison whose two students were measured."
+    "Every comparison whose two students were measured; a search was asked a part of the questions."
+    def difference(rows, others, searched):
+        asked = {row["id"] for row in others}
+        pair = _paired_difference([row for row in rows if row["id"] in asked] if searched else rows, others)
+        return {name: pair[name] for name in ("n", "difference", "low", "high")}
     results = []
     for contrast in _CONTRASTS:
         both = {exam: runs for exam, runs in students.items() if {contrast.first, contrast.second} <= runs.keys()}
-        pairs = {exam: _paired(runs[contrast.first], runs[contrast.second]) for exam, runs in both.items()}
+        pairs = {exam: difference(runs[contrast.first], runs[contrast.second], contrast.second == _SEARCH) for exam, runs in both.items()}
         if pairs: results.append(contrast._asdict() | pairs)
     return results
 
@@ -202,7 +196,7 @@ a fourth. The main arm stands for the mean of its trainings, every other arm was
 these students, to be held against the spread of the main arm's trainings, and of some thirty intervals one or two exclude zero by chance. One that includes
 zero shows no difference, which does not mean that there is none. An arm of one direction has half of the questions and half of the steps, and has met only
 half of the eight tasks; beside it stands `half_data`, with as many questions of both directions. An examination in which the trained student does worse
-than a random choice is left out."""  # of an ablation
+than a random choice is left out. Of the searches with a world model at test time the best one stands here, chosen by these answers themselves."""  # of an ablation
 
 # %% ../../nbs/88_ablation.ipynb #232b75bb
 def _shown(
