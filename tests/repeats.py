@@ -26,7 +26,6 @@ def one_run(profile: str) -> dict:
     "Minutes, CPU seconds, seconds of the second call, and the digest of each output."
     with tempfile.TemporaryDirectory() as folder:
         tree, minutes = copy_repository(Path(folder) / "world2vlm", profile), []
-        (tree / "dvc.lock").unlink(missing_ok=True)  # nothing is known
         for _ in range(2):
             start = time.monotonic()
             run(tree, "dvc", "repro", *MAIN)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Annotated
 
 from ..core.config import ConfigError, Count, Settings, _closest_name
-from ..core.runs import _end_with, count_cores
+from ..core.runs import _end_with, _visible_gpus, count_cores
 
 # %% ../../nbs/61_launch.ipynb #6a615461
 @dataclass(frozen=True, kw_only=True)
@@ -128,12 +128,12 @@ def launch_distributed(
     *arguments: object,  # that `pickle` can store
 ) -> None:
     "Call `train` in the processes of `config`, or here if one is enough. RuntimeError if one of several fails."
-    import torch
     if config.processes % config.nodes:
         raise ConfigError(f"processes: {config.processes} are not the same number on each of {config.nodes} nodes; "
                           "take a multiple")
-    if config.processes == 1 and config.launch == "ddp" and torch.cuda.device_count() < 2: train(config, *arguments)
-    else: _run_processes(_launch_command(config, _encode_call(train, config, *arguments)))
+    if config.processes > 1 or config.launch != "ddp" or len(_visible_gpus()) > 1:
+        _run_processes(_launch_command(config, _encode_call(train, config, *arguments)))
+    else: train(config, *arguments)
 
 
 if __name__ == "__main__" and sys.argv[1:2] == ["start"]: _start_processes(int(sys.argv[2]), *sys.argv[3:])  # launcher
