@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch.distributed._tools.mem_tracker import MemTracker
 
+from world2vlm.core.config import load_settings
+from world2vlm.dataset.synthesis import Scenes
 from world2vlm.report import plan
 from world2vlm.report.plan import _training_flops, _verdict, _Machine, _plan_run, _plan_table
 from world2vlm.students.grpo import GRPO
@@ -67,12 +69,12 @@ def test_paper_is_planned_and_too_small_gpus_are_named():
 
 def test_photos_at_hand_are_counted(monkeypatch, tmp_path):
     "Half of the scenes of `paper` are photos: four of them and four rooms."
-    disk = lambda: next(stage.disk for stage in _plan_run("paper") if stage.name == "imagine")
-    unknown = disk()
+    count = lambda: plan._scene_count(load_settings(Scenes, "scenes", "paper"), load_settings(SFT, "sft", "paper", "bidirectional"))
+    assert count() == 3334
     (tmp_path / "data/photos").mkdir(parents=True)
     for i in range(4): (tmp_path / f"data/photos/{i}.jpg").touch()
     monkeypatch.setattr(plan, "repo_root", lambda: tmp_path)
-    assert abs(disk() / unknown - 8 / 3334) < 1e-6
+    assert count() == 8
 
 
 def test_shared_states_fit_where_copies_do_not():

@@ -25,7 +25,7 @@ def home(tmp_path_factory):
     make_held_out(HeldOut(Scenes(n=4, first=970_000), Imagine(presets={"single": 3}), Supervise(per_scene=1)), home / "held_out")
     make_held_out(HeldOut(Scenes(n=4, first=970_000), Imagine(presets={"single": 3}), Supervise(tasks=("A2",), per_scene=1)), home / "turns")
     make_rooms_benchmark(RoomsBenchmark(Scenes(n=4, first=970_000), Imagine(presets={"single": 4}), Supervise(tasks=())), home / "rooms")
-    for part in mini_student(["one text"]): part.save_pretrained(home / "student")
+    for part in mini_student([item.question for item in load_rooms(home / "rooms")]): part.save_pretrained(home / "student")
     return home
 
 

@@ -194,6 +194,17 @@ def _evaluate_stage(
     gpus = min(machine.gpus, config.workers)
     return _Stage("evaluate", gpus, parts, seconds / gpus / 3600, 0.0, dict.fromkeys(parts, "evaluate.batch_size"))
 
+# %% ../../nbs/83_plan.ipynb #e4aeda42
+def _scene_count(
+    scenes: Scenes,  # which anchor views
+    sft: SFT,  # how many examples it reads
+    machine: _Machine = _Machine(),  # examples of one scene
+) -> int:
+    "How many scenes there will be: of photos those that are at hand, else as many as are asked for or needed."
+    folder = repo_root() / scenes.folder
+    if scenes.folder and folder.is_dir(): return sum(source.n for source in _parts(replace(scenes, folder=str(folder))))
+    return scenes.n or math.ceil((sft.limit or _EXAMPLES) / machine.examples_per_scene)
+
 # %% ../../nbs/83_plan.ipynb #d170a315
 def _plan_run(
     profile: str,  # a key of `profiles` in params.yaml
@@ -203,16 +214,12 @@ def _plan_run(
     "What the stages of `profile` will need."
     load = lambda cls, name: load_settings(cls, name, profile, arm if name in ("sft", "grpo") else None)
     scenes, imagine, sft, grpo = load(Scenes, "scenes"), load(Imagine, "imagine"), load(SFT, "sft"), load(GRPO, "grpo")
-    folder = repo_root() / scenes.folder
-    needed = math.ceil((sft.limit or _EXAMPLES) / machine.examples_per_scene)
-    there = scenes.folder and folder.is_dir()
-    n = sum(source.n for source in _parts(replace(scenes, folder=str(folder)))) if there else scenes.n or needed
     settings = _student_settings(load(StudentConfig, "student").checkpoint)
     train = lambda name, config: _training_stage(name, config, settings, scenes.size, machine)
     stages = [train("sft", sft), train("grpo", grpo)]
     stages.append(_evaluate_stage(load(Evaluate, "evaluate"), settings, scenes.size, machine))
     if imagine.options.get("svc", {}).get("device") != "cuda": return stages
-    return [_imagine_stage(scenes, imagine, n, machine), *stages]
+    return [_imagine_stage(scenes, imagine, _scene_count(scenes, sft, machine), machine), *stages]
 
 # %% ../../nbs/83_plan.ipynb #5fa36105
 def _verdict(
