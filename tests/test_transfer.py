@@ -1,5 +1,6 @@
-"Questions unlike those of the training: asked once, read back as tasks, the same bytes after a kill; arms compared on the same questions."
+"Questions unlike those of the training: asked once, read back as tasks, the same bytes after a kill or from two processes; arms compared on the same questions."
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -42,7 +43,8 @@ def test_goes_on_after_a_kill_with_the_same_bytes(home, tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt): ask_transfer(config, students, home / "rooms", home / "turns", tmp_path / "killed")
     kept = tmp_path / "killed.partial/as_sat/base.jsonl"
     answered = kept.read_bytes()
-    for out in ("killed", "whole"): ask_transfer(config, students, home / "rooms", home / "turns", tmp_path / out)
+    for out, workers in (("killed", 1), ("whole", 2)):
+        ask_transfer(replace(config, workers=workers), students, home / "rooms", home / "turns", tmp_path / out)
     files = {path.relative_to(tmp_path / "whole"): path.read_bytes() for path in (tmp_path / "whole").rglob("*.jsonl")}
     assert files == {path.relative_to(tmp_path / "killed"): path.read_bytes() for path in (tmp_path / "killed").rglob("*.jsonl")}
     assert len(files) == 13 and (tmp_path / "killed/as_sat/base.jsonl").read_bytes() == answered

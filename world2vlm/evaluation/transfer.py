@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from ..core.records import Example
-from ..core.runs import read_jsonl, write_text
+from ..core.runs import parallel_map, read_jsonl, write_text
 from ..core.stages import atomic_dir, fingerprint
 from ..dataset.shards import read_dataset
 from .answering import answer_examples
@@ -21,7 +21,6 @@ from .benchmarks.rooms import load_rooms
 from .held_out import (
     _majority_rows, _open_student, _random_rows, _shuffle_images, _training_groups, Evaluate, motion_errors)
 from .statistics import score_rows
-from ..students.models import Student
 
 # %% ../../nbs/81_transfer.ipynb #e6312445
 def _as_task_row(
@@ -33,21 +32,49 @@ def _as_task_row(
     return row | dict(task=row["kind"], direction=direction, phrasing="two choices", parsed=row["response"], score=scores)
 
 # %% ../../nbs/81_transfer.ipynb #d0c8cffa
-def _ask_all(
-    student: Student,  # to be asked
-    items: list[Item],  # of the benchmark `rooms`
-    turns: list[Example],  # real turns
+EXAMS = {"as SAT": "as_sat", "as SAT, likelier choice": "as_sat_chosen", "real turns": "real_turns"}  # and their folders
+
+
+def _ask_exam(
+    exam: str,  # a folder of EXAMS
+    run: str,  # name of the answer file; "blind" for the shuffled-image control
+    checkpoint: Path | str,  # of the student
     config: Evaluate,  # how it is asked
-    folder: Path,  # gets as_sat, as_sat_chosen and real_turns, each with `run`.jsonl
-    run: str,  # "blind" for the shuffled-image control
+    rooms: Path | str,  # folder of the benchmark `rooms`
+    turns: Path | str,  # data set of questions about real turns
+    folder: Path,  # of the answer files
 ) -> None:
-    "Put the examinations to one student; what was answered before a kill is not asked again."
-    blind, size, tokens = run == "blind", config.batch_size, config.max_new_tokens
-    ask = partial(ask_benchmark, student, "rooms", items, batch_size=size, blind=blind)
-    ask(path=folder / f"as_sat/{run}.jsonl", max_new_tokens=tokens)
-    if hasattr(student, "choose"): ask(path=folder / f"as_sat_chosen/{run}.jsonl", choose=True)
-    asked = _shuffle_images(turns, config.seed) if blind else turns
-    answer_examples(student, asked, folder / f"real_turns/{run}.jsonl", size, tokens)
+    "Put one examination to one student; what was answered before a kill is not asked again."
+    student, blind, size = _open_student(config, checkpoint), run == "blind", config.batch_size
+    path = folder / exam / f"{run}.jsonl"
+    if exam == "real_turns":
+        questions = list(read_dataset("examples", turns))
+        asked = _shuffle_images(questions, config.seed) if blind else questions
+        answer_examples(student, asked, path, size, config.max_new_tokens)
+        return
+    ask = partial(ask_benchmark, student, "rooms", load_rooms(rooms), path, size, blind=blind)
+    if exam == "as_sat": ask(max_new_tokens=config.max_new_tokens)
+    elif hasattr(student, "choose"): ask(choose=True)
+
+# %% ../../nbs/81_transfer.ipynb #ad482f88
+def _ask_numbered(
+    number: int,  # of an examination
+    exams: list[tuple],  # folder, run and checkpoint of each
+    **where,  # the rest of `_ask_exam`
+) -> None:
+    "One examination of several."
+    _ask_exam(*exams[number], **where)
+
+
+def _ask_all(
+    runs: dict[str, Path | str],  # run -> checkpoint
+    config: Evaluate,  # how they are asked, and by how many processes
+    **where,  # the rest of `_ask_exam`
+) -> None:
+    "Put all examinations to all students."
+    exams = [(exam, run, checkpoint) for run, checkpoint in runs.items() for exam in EXAMS.values()]
+    ask = partial(_ask_numbered, exams=exams, config=config, **where)
+    parallel_map(ask, len(exams), config.workers, "examinations", device="cuda")
 
 # %% ../../nbs/81_transfer.ipynb #1f5cc3fc
 def _write_baselines(
@@ -73,19 +100,13 @@ def ask_transfer(
     controls: bool = True,  # shuffled images for the final student, and baselines without pictures
 ) -> Path:  # `out`
     "The stages `transfer_base` and `transfer`: students on questions unlike those of the training."
-    items, questions, final = load_rooms(rooms), list(read_dataset("examples", turns)), [*checkpoints][-1]
+    runs = checkpoints | ({"blind": [*checkpoints.values()][-1]} if controls else {})
     with atomic_dir(out, fingerprint(config, rooms, turns, *checkpoints.values(), stage=ask_transfer)) as work:
-        for name, checkpoint in checkpoints.items():
-            student = _open_student(config, checkpoint)
-            runs = (name, "blind") if controls and name == final else (name,)
-            for run in runs: _ask_all(student, items, questions, config, work, run)
-        if controls: _write_baselines(items, questions, config.seed, work)
+        _ask_all(runs, config, rooms=rooms, turns=turns, folder=work)
+        if controls: _write_baselines(load_rooms(rooms), list(read_dataset("examples", turns)), config.seed, work)
     return Path(out)
 
 # %% ../../nbs/81_transfer.ipynb #78a09d8e
-EXAMS = {"as SAT": "as_sat", "as SAT, likelier choice": "as_sat_chosen", "real turns": "real_turns"}  # and their folders
-
-
 def read_transfer(
     *folders: Path | str,  # outputs of `ask_transfer`
 ) -> dict[str, dict[str, list[dict]]]:  # a key of EXAMS -> run -> rows for `score_runs`

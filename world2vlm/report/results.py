@@ -89,11 +89,12 @@ def _pick_questions(
     after: str = "grpo",  # the same student after it
     errors: bool = False,  # show where `after` is furthest from right, not where it gained most
 ) -> list[AnsweredQuestion]:  # one for each task
-    "For each task the question on which the run `after` gained most over the run `before`, or its worst error."
+    "For each task the largest gain without letters (they may be guessed) from `before` to `after`; or its worst error."
     rows = {run: {row["id"]: row for row in of_run} for run, of_run in runs.items()}
     score = lambda run, example: rows[run][example.id]["score"]["overall"] if run in rows else 0.0
     rank = lambda example: -score(after, example) if errors else score(after, example) - score(before, example)
-    best = {e.task: e for e in sorted(examples, key=lambda e: (rank(e), e.phrasing == "direct", e.id))}
+    telling = lambda example: errors or not example.choices
+    best = {e.task: e for e in sorted(examples, key=lambda e: (telling(e), rank(e), e.phrasing == "direct", e.id))}
     def answered(example):
         answers = {run: by_id[example.id] for run, by_id in rows.items()}
         return answered_question(example, answers, (before, after), _true_view_after(example, scenes))
@@ -253,9 +254,9 @@ LEADS = {  # id of a section -> title, first sentence
         The student learns from these pictures; it never gets the truth beside them. The tables count what was left out:
         motions refused before anything was imagined, views that the filter dropped or that share too little with the
         first view to be tested, and views about which nothing could be asked."""),
-    "questions": ("Questions", """Held-out questions with their answers, for each task the one on which the training
-        changed most. Orange is stated in the question, green is right, and the other colours are the students'. From
-        above: the field of view before the motion in grey, after it in colour."""),
+    "questions": ("Questions", """Held-out questions with their answers, for each task the one without letters
+        on which the training changed most. Orange is stated in the question, green is right, and the other colours are
+        the students'. From above: the field of view before the motion in grey, after it in colour."""),
     "balance": ("Balance of answers", """How often each answer is right in the training questions. With even bars,
         always giving the most frequent answer gains little."""),
     "curves": ("Training curves", "Thin lines as logged, thick lines smoothed."),
